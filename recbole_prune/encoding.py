@@ -1,0 +1,346 @@
+"""A masked table as bytes: the live values, and where they stand, in the smallest of three exact encodings.
+
+A tensor is read as a table of ``shape[0]`` rows; a tensor of one dimension is one row. Live values follow each other
+row by row. Their positions are stored as
+
+``bitmap``  one bit per entry;
+``rows``    the number of live entries of each row and their column numbers, both in the fewest bits that hold them;
+``dense``   not at all: every entry is stored. Used where nothing is pruned, or where the pruned entries are exactly
+            the zeros of the table.
+
+Positions are never guessed from values: a live entry that is 0.0, or becomes 0 in ``int8``, stays live.
+
+Values are stored exactly (``fp32``), or as ``fp16`` or ``int8`` where the tensor is floating and has at least two
+dimensions (biases, norms and running statistics are small and sensitive, so they stay exact). ``int8`` is symmetric,
+value = code * scale with codes from -127 to 127, one float16 scale for each row that has a live entry. The scale is
+rounded up, so no value is clipped; a scale for the whole table would save 2 bytes a row and cost the quiet rows most
+of their precision. All bits are in little-endian order. Only numpy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_prune.bit_packing import pack_bits, unpack_bits
+from recbole_prune.errors import ArtifactError
+
+VALUE_TYPES = ("fp32", "fp16", "int8")
+ENCODINGS = ("dense", "bitmap", "rows")
+
+Array = NDArray[Any]
+
+_PARTS = {"dense": {"values"}, "bitmap": {"values", "bitmap"}, "rows": {"values", "counts", "columns"}}
+
+
+def information_bound_bits(entries: int, kept: int, value_bits: int) -> float:
+    """Fewest bits for a random mask and its values: ``entries * (H2(s) + value_bits * (1 - s))``.
+
+    Args:
+        entries: entries of the table, live and pruned.
+        kept: live entries; ``s = 1 - kept / entries`` is the sparsity, ``H2`` the binary entropy in bits.
+        value_bits: bits of one value.
+    """
+    if entries == 0:
+        return 0.0
+    shares = (kept / entries, 1 - kept / entries)
+    entropy = -sum(share * math.log2(share) for share in shares if share > 0)
+    return entries * entropy + value_bits * kept
+
+
+@dataclass(frozen=True)
+class EncodedTensor:
+    """One tensor in its encoding; make it with :func:`encode`, get the tensor back with :meth:`decode`.
+
+    Attributes:
+        shape: shape of the tensor.
+        dtype: numpy name of the decoded dtype.
+        encoding: ``dense``, ``bitmap`` or ``rows``.
+        kept: live entries.
+        parts: ``values`` and what the encoding needs beside them: ``bitmap`` (uint8), or ``counts`` and ``columns``
+            (packed, uint8), and for int8 values ``scales`` (float16, one for each row with a live entry).
+        count_base: smallest number of live entries in a row; ``counts`` holds what comes on top (``rows`` only).
+        count_bits: bits of one of ``counts`` (``rows`` only).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    encoding: str
+    kept: int
+    parts: Mapping[str, Array]
+    count_base: int = 0
+    count_bits: int = 0
+
+    @property
+    def entries(self) -> int:
+        """Entries of the tensor, live and pruned."""
+        return math.prod(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table that the tensor is read as."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of the table that the tensor is read as."""
+        return math.prod(self.shape[1:]) if len(self.shape) > 1 else self.entries
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values, positions and scales."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    @property
+    def bound_bytes(self) -> float:
+        """:func:`information_bound_bits` in bytes."""
+        return information_bound_bits(self.entries, self.kept, 8 * self.parts["values"].itemsize) / 8
+
+    def describe(self) -> dict[str, Any]:
+        """All that :meth:`from_description` needs beside the parts, as JSON; with sizes in bytes for a reader."""
+        description: dict[str, Any] = {
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "encoding": self.encoding,
+            "values": self.parts["values"].dtype.name,
+            "entries": self.entries,
+            "kept": self.kept,
+            "bytes": self.nbytes,
+        }
+        if self.encoding == "rows":
+            description.update(count_base=self.count_base, count_bits=self.count_bits)
+        return description
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], parts: Mapping[str, Array]) -> EncodedTensor:
+        """Put a tensor together again.
+
+        Raises:
+            ArtifactError: description and parts contradict each other.
+        """
+        try:
+            encoded = cls(
+                shape=tuple(int(size) for size in description["shape"]),
+                dtype=np.dtype(description["dtype"]).name,
+                encoding=str(description["encoding"]),
+                kept=int(description["kept"]),
+                parts=dict(parts),
+                count_base=int(description.get("count_base", 0)),
+                count_bits=int(description.get("count_bits", 0)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"not a description of an encoded tensor: {error}") from error
+        encoded._check()
+        return encoded
+
+    def _check(self) -> None:
+        """Refuse parts whose sizes do not fit, before numpy fails on them in its own words."""
+        expected = _PARTS.get(self.encoding)
+        if expected is None:
+            raise ArtifactError(f"unknown encoding {self.encoding!r}; this version knows {', '.join(ENCODINGS)}")
+        if set(self.parts) - {"scales"} != expected:
+            raise ArtifactError(f"encoding {self.encoding} needs {sorted(expected)}, found {sorted(self.parts)}")
+        if np.dtype(self.dtype).kind not in "biufc":
+            raise ArtifactError(f"a tensor of dtype {self.dtype} cannot be stored")
+        if min(self.shape, default=0) < 0 or not 0 <= self.kept <= self.entries or not 0 <= self.count_bits <= 63:
+            raise ArtifactError(f"shape {list(self.shape)} cannot have {self.kept} live entries")
+        sizes = {
+            "values": self.entries if self.encoding == "dense" else self.kept,
+            "bitmap": _bytes_of(self.entries),
+            "counts": _bytes_of(self.rows * self.count_bits),
+            "columns": _bytes_of(self.kept * _column_bits(self.columns)),
+        }
+        for part in expected:
+            if self.parts[part].size != sizes[part]:
+                raise ArtifactError(f"{part} has {self.parts[part].size} elements where {sizes[part]} are needed")
+
+    def _row_counts(self) -> NDArray[np.int64]:
+        """Live entries of every row, shape ``[rows]``."""
+        if self.encoding == "rows":
+            return self.count_base + unpack_bits(self.parts["counts"], self.count_bits, self.rows)
+        return np.count_nonzero(self._live_table(), axis=1).astype(np.int64)
+
+    def _live_table(self) -> NDArray[np.bool_]:
+        if self.encoding == "bitmap":
+            bits = np.unpackbits(self.parts["bitmap"], count=self.entries, bitorder="little")
+            return bits.astype(bool).reshape(self.rows, self.columns)
+        if self.encoding == "dense":
+            everything = self.kept == self.entries
+            flat = np.ones(self.entries, dtype=bool) if everything else self.parts["values"].reshape(-1) != 0
+            return flat.reshape(self.rows, self.columns)
+        live = np.zeros((self.rows, self.columns), dtype=bool)
+        counts, columns = self._counts_and_columns()
+        live[np.repeat(np.arange(self.rows), counts), columns] = True
+        return live
+
+    def _counts_and_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.encoding == "rows":
+            counts = self._row_counts()
+            columns = unpack_bits(self.parts["columns"], _column_bits(self.columns), self.kept)
+        else:
+            live = self._live_table()
+            counts, columns = np.count_nonzero(live, axis=1).astype(np.int64), np.nonzero(live)[1]
+        if counts.sum() != self.kept or (columns.size and columns.max() >= self.columns):
+            raise ArtifactError(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
+        return counts, columns
+
+    def live(self) -> NDArray[np.bool_]:
+        """Which entries are live, in the tensor's shape."""
+        return self._live_table().reshape(self.shape)
+
+    def csr(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+        """The live entries as compressed sparse rows, without a dense table of values in between.
+
+        Returns:
+            ``indptr`` of shape ``[rows + 1]``, ``columns`` and decoded values of shape ``[kept]``.
+        """
+        counts, columns = self._counts_and_columns()
+        stored = self.parts["values"].reshape(-1)
+        if self.encoding == "dense":
+            stored = stored[self._live_table().reshape(-1)]
+        return np.concatenate([[0], np.cumsum(counts)]), columns, self._restore(stored, counts)
+
+    def decode(self) -> Array:
+        """The tensor in its shape and dtype; pruned entries are +0.0."""
+        if self.encoding == "dense" and "scales" not in self.parts:
+            return self.parts["values"].astype(self.dtype).reshape(self.shape)
+        indptr, columns, values = self.csr()
+        table = np.zeros((self.rows, self.columns), dtype=self.dtype)
+        table[np.repeat(np.arange(self.rows), np.diff(indptr)), columns] = values
+        return table.reshape(self.shape)
+
+    def _restore(self, stored: Array, counts: NDArray[np.int64]) -> Array:
+        """Stored live values in the decoded dtype; ``counts`` are the live entries of each row."""
+        if "scales" not in self.parts:
+            return stored.astype(self.dtype)
+        occupied = counts[counts > 0]
+        if occupied.size != self.parts["scales"].size:
+            raise ArtifactError(f"{self.parts['scales'].size} scales for {occupied.size} rows with live entries")
+        scales = np.repeat(self.parts["scales"].astype(np.float32), occupied)
+        return (stored.astype(np.float32) * scales).astype(self.dtype)
+
+    def rounding_error(self) -> Array:
+        """Largest distance of a decoded entry from the value that was encoded, in the tensor's shape; 0 where exact.
+
+        float16: half a unit in the last place; int8: half a step of the row's scale, and a little for float32
+        arithmetic.
+        """
+        stored = self.parts["values"].dtype
+        error = np.zeros((self.rows, self.columns), dtype=np.float64)
+        if stored.name == self.dtype:
+            return error.reshape(self.shape)
+        live = self._live_table()
+        if "scales" in self.parts:
+            steps = np.zeros(self.rows)
+            steps[live.any(axis=1)] = self.parts["scales"].astype(np.float64)
+            error[live] = np.broadcast_to(0.5001 * steps[:, None], live.shape)[live]
+        else:
+            values = np.abs(self.decode().reshape(live.shape).astype(np.float64))
+            error[live] = np.maximum(values * 2.0**-11, 2.0**-25)[live] * 1.001
+        return error.reshape(self.shape)
+
+
+def _bytes_of(bits: int) -> int:
+    return (bits + 7) // 8
+
+
+def _column_bits(columns: int) -> int:
+    return max(columns - 1, 0).bit_length()
+
+
+def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "fp32") -> EncodedTensor:
+    """Encode one tensor.
+
+    Args:
+        tensor: any shape and dtype.
+        live: which entries are live, in the tensor's shape; None: all.
+        values: ``fp32`` stores exactly what is given, in whatever dtype; ``fp16`` and ``int8`` round floating tensors
+            of at least two dimensions.
+
+    Raises:
+        ArtifactError: a pruned entry is not 0, or a value does not fit into ``values``.
+        ValueError: ``values`` is none of :data:`VALUE_TYPES`, or the shapes differ.
+    """
+    if values not in VALUE_TYPES:
+        raise ValueError(f"values={values!r} is not one of {', '.join(VALUE_TYPES)}")
+    tensor = np.asarray(tensor)
+    mask = np.ones(tensor.shape, dtype=bool) if live is None else np.asarray(live, dtype=bool)
+    if mask.shape != tensor.shape:
+        raise ValueError(f"mask of shape {mask.shape} for a tensor of shape {tensor.shape}")
+    rows = tensor.shape[0] if tensor.ndim > 1 else 1
+    columns = math.prod(tensor.shape[1:]) if tensor.ndim > 1 else tensor.size
+    table, mask = tensor.reshape(rows, columns), mask.reshape(rows, columns)
+    counts = np.count_nonzero(mask, axis=1).astype(np.int64)
+    kept = table[mask]
+    stray = int(np.count_nonzero(table)) - int(np.count_nonzero(kept))
+    if stray:
+        raise ArtifactError(f"{stray} pruned entries are not 0")
+    rounded = tensor.ndim > 1 and tensor.dtype.name in ("float32", "float64")
+    parts = _store(kept, counts, values if rounded else "fp32")
+    encoding, extra, base, bits = _choose_positions(mask, counts, parts["values"])
+    if encoding == "dense":
+        # all live: the row-major live values are the table
+        filled = np.zeros(mask.shape, dtype=parts["values"].dtype)
+        filled[mask] = parts["values"]
+        parts["values"] = filled.reshape(-1)
+    return EncodedTensor(tensor.shape, tensor.dtype.name, encoding, int(kept.size), {**parts, **extra}, base, bits)
+
+
+def _store(kept: Array, counts: NDArray[np.int64], values: str) -> dict[str, Array]:
+    """The live values as they are stored, and their scales."""
+    if values == "fp32":
+        return {"values": kept}
+    if not np.isfinite(kept).all():
+        raise ArtifactError(f"a value is not finite, so it cannot be stored as {values}: use fp32")
+    if values == "fp16":
+        largest = float(np.abs(kept).max(initial=0.0))
+        with np.errstate(over="ignore"):
+            stored = kept.astype(np.float16)
+        if not np.isfinite(stored).all():
+            raise ArtifactError(f"the largest value is {largest:g}, more than fp16 holds (65504): use fp32")
+        return {"values": stored}
+    return _store_int8(kept.astype(np.float32), counts[counts > 0])
+
+
+def _store_int8(kept: NDArray[np.float32], occupied: NDArray[np.int64]) -> dict[str, Array]:
+    if not kept.size:
+        return {"values": kept.astype(np.int8), "scales": np.zeros(0, dtype=np.float16)}
+    starts = np.concatenate([[0], np.cumsum(occupied)[:-1]])
+    wanted = np.maximum.reduceat(np.abs(kept), starts) / np.float32(127)
+    with np.errstate(over="ignore"):
+        scales = wanted.astype(np.float16)
+        # a scale rounded down would clip the row's largest value
+        scales = np.where(scales.astype(np.float32) < wanted, np.nextafter(scales, np.float16(np.inf)), scales)
+    if not np.isfinite(scales).all():
+        raise ArtifactError(f"the largest value is {float(np.abs(kept).max()):g}, too large for int8: use fp32")
+    divisors = np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
+    codes = np.rint(kept / np.repeat(divisors, occupied))
+    return {"values": codes.astype(np.int8), "scales": scales}
+
+
+def _choose_positions(
+    mask: NDArray[np.bool_], counts: NDArray[np.int64], stored: Array
+) -> tuple[str, dict[str, Array], int, int]:
+    """The smallest encoding: its name, its parts beside the values, count base and count bits."""
+    base = int(counts.min(initial=mask.shape[1]))
+    bits = int(counts.max(initial=base) - base).bit_length()
+    column_bits = _column_bits(mask.shape[1])
+    sizes = {
+        "bitmap": _bytes_of(mask.size),
+        "rows": _bytes_of(mask.shape[0] * bits) + _bytes_of(stored.size * column_bits),
+    }
+    # zeros that are live could not be told from pruned ones
+    if stored.size == mask.size or bool((stored != 0).all()):
+        sizes["dense"] = (mask.size - stored.size) * stored.itemsize
+    encoding = "dense" if stored.size == mask.size else min(sorted(sizes), key=lambda name: sizes[name])
+    if encoding == "bitmap":
+        return encoding, {"bitmap": np.packbits(mask.reshape(-1), bitorder="little")}, 0, 0
+    if encoding == "dense":
+        return encoding, {}, 0, 0
+    packed = {"counts": pack_bits(counts - base, bits), "columns": pack_bits(np.nonzero(mask)[1], column_bits)}
+    return encoding, packed, base, bits

@@ -1,0 +1,104 @@
+"""What the installed RecBole knows by name: models, datasets, settings. Read from its files; no model is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+from recbole_prune.errors import ConfigError
+
+# settings of RecBole's launchers that its package never reads from a Config, or writes there itself
+_LAUNCHER = {"model", "dataset", "config_files", "config_file_list", "params_file", "saved", "verbose", "model_list",
+             "nproc", "ip", "port", "world_size", "group_offset", "offset", "local_rank"}  # fmt: skip
+_READS = re.compile(
+    r"""(?:config|cfg|config_dict|config_settings)(?:\.get\(|\.setdefault\(|\[)\s*["'](\w+)["']"""
+    r"""|["'](\w+)["']\s+(?:not\s+)?in\s+(?:self\.)?config"""
+    r"""|\bconfig\.(\w+)"""
+)
+_BUNDLED_DATASET = "ml-100k"
+
+
+@lru_cache(maxsize=1)
+def recbole_folder() -> Path:
+    """Folder of the installed RecBole package.
+
+    Raises:
+        ConfigError: RecBole is not installed.
+    """
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("RecBole is not installed: pip install 'recbole>=1.2.0,<1.3'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@lru_cache(maxsize=1)
+def model_names() -> list[str]:
+    """Sorted class names of RecBole's models, as ``--model`` takes them."""
+    names = []
+    for file in recbole_folder().glob("model/*_recommender/*.py"):
+        classes = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+        # RecBole finds a model by the module that bears its name in lower case
+        names += [name for name in classes if name.lower() == file.stem]
+    return sorted(names)
+
+
+@lru_cache(maxsize=1)
+def dataset_names() -> list[str]:
+    """Sorted names of the datasets that RecBole brings along or can download."""
+    urls = yaml.safe_load((recbole_folder() / "properties/dataset/url.yaml").read_text(encoding="utf-8"))
+    return sorted({_BUNDLED_DATASET, *urls})
+
+
+def is_known_setting(name: str, model: type | str | None = None) -> bool:
+    """Whether RecBole, or a model class from elsewhere, reads a setting of this name.
+
+    Args:
+        name: key of a setting.
+        model: model class whose own source file is searched too; a name stands for a model of RecBole.
+    """
+    if name in _settings_in_properties() or name in _settings_in_source():
+        return True
+    return isinstance(model, type) and name in _settings_read_by(model)
+
+
+def setting_names() -> set[str]:
+    """Names that RecBole lists in its property files: the ones worth suggesting."""
+    return _settings_in_properties()
+
+
+@lru_cache(maxsize=1)
+def _settings_in_properties() -> set[str]:
+    found = set(_LAUNCHER)
+    for file in (recbole_folder() / "properties").rglob("*.yaml"):
+        if not file.stem.endswith("url"):
+            # keys only, since RecBole's values need its own loader
+            found |= set(re.findall(r"^(\w+)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
+    return found
+
+
+@lru_cache(maxsize=1)
+def _settings_in_source() -> set[str]:
+    found: set[str] = set()
+    for file in recbole_folder().rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        found |= _settings_in(text)
+        if file.name == "argument_list.py":
+            found |= set(re.findall(r"'(\w+)'", text))
+    return found
+
+
+@lru_cache(maxsize=None)
+def _settings_read_by(model: type) -> set[str]:
+    try:
+        return _settings_in(inspect.getsource(inspect.getmodule(model)))  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return set()
+
+
+def _settings_in(source: str) -> set[str]:
+    return {name for groups in _READS.findall(source) for name in groups if name}

@@ -1,0 +1,125 @@
+"""What every pruner is: it decides masks and asks an experiment for training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from recbole_prune.errors import ConfigError
+from recbole_prune.masks import MaskSet
+from recbole_prune.schedule import kept_counts
+from recbole_prune.scope import Scope
+from recbole_prune.ticket import Plan, Ticket
+
+if TYPE_CHECKING:
+    from recbole_prune.experiment import Experiment
+
+
+class Pruner(ABC):
+    """Yields tickets, the dense one first.
+
+    Args:
+        experiment: trains what the pruner plans; its ``settings`` hold the keys of the pruner's property file.
+
+    Attributes:
+        iterative: whether a ticket is made from the one before; others reach a target in one step.
+    """
+
+    iterative: ClassVar[bool] = False
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.settings = experiment.settings
+
+    @property
+    def scope(self) -> Scope:
+        """The targets; ticket 0 may shrink it, so it is read when needed."""
+        return self.experiment.scope
+
+    def counts(self) -> list[int]:
+        """Live entries of each ticket, ticket 0 first; for a tie rule that may remove more, the most it keeps.
+
+        Raises:
+            ConfigError: the schedule is impossible for this scope.
+        """
+        return kept_counts(
+            self.scope.prunable,
+            rate=self.settings.prune_rate,
+            rounds=self.rounds(),
+            target=self.settings.prune_target_sparsity,
+            official=getattr(self.settings, "prune_parity", "exact") == "official",
+        )
+
+    def rounds(self) -> int | None:
+        """Number of prunes; None where steps of ``prune_rate`` lead to the target.
+
+        The target alone takes the default rounds in an iterative method and one step in the others.
+        """
+        settings = self.settings
+        if settings.prune_target_sparsity is None or "prune_rounds" in settings.explicit:
+            return int(settings.prune_rounds)
+        if "prune_rate" in settings.explicit:
+            return None
+        return int(settings.prune_rounds) if self.iterative else 1
+
+    def check(self) -> None:
+        """Raise ConfigError before any training if the settings cannot work for this model."""
+        counts = self.counts()
+        minimum = getattr(self.settings, "prune_min_per_row", None)
+        if minimum:
+            protected = sum(target.rows * min(minimum, target.width) for target in self.scope)
+            if protected > counts[-1]:
+                raise ConfigError(
+                    f"prune_min_per_row={minimum} protects {protected} entries, but the last ticket keeps only "
+                    f"{counts[-1]}: lower prune_min_per_row or the final sparsity"
+                )
+
+    @abstractmethod
+    def tickets(self) -> Iterator[Ticket]:
+        """Train and yield tickets in order."""
+
+
+class MaskPruner(Pruner):
+    """A method whose tickets are masks on a schedule, each trained on its own."""
+
+    def tickets(self) -> Iterator[Ticket]:
+        """Ticket 0, then one ticket per entry of :meth:`Pruner.counts`, until ``prune_stop_below`` ends the search."""
+        dense = previous = self.experiment.dense()
+        yield dense
+        for number, keep in enumerate(self.counts()[1:], 1):
+
+            def plan(number: int = number, keep: int = keep, previous: Ticket = previous) -> Plan:
+                return self.plan(number, keep, previous, dense)
+
+            previous = self.experiment.obtain(number, plan)
+            yield previous
+            if self.is_too_low(previous, dense):
+                self.experiment.logger.info(
+                    f"ticket {number} fell below prune_stop_below={self.settings.prune_stop_below} of dense: stopping"
+                )
+                return
+
+    def is_too_low(self, ticket: Ticket, dense: Ticket) -> bool:
+        """Whether validation fell below the fraction ``prune_stop_below`` of dense."""
+        fraction = getattr(self.settings, "prune_stop_below", None)
+        if not fraction:
+            return False
+        if self.experiment.bigger:
+            return ticket.valid_score < fraction * dense.valid_score
+        return ticket.valid_score > dense.valid_score / fraction
+
+    def plan(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> Plan:
+        """The training of ticket ``number``: masks, and weights as ``prune_rewind`` says."""
+        rewind = self.settings.prune_rewind
+        source = self.source(previous, dense)
+        weights = self.experiment.weights_of(source) if rewind in ("none", "lr") else None
+        return Plan(number, self.masks(number, keep, previous, dense), rewind=rewind, weights=weights)
+
+    def source(self, previous: Ticket, dense: Ticket) -> Ticket:
+        """The ticket whose weights a training without rewinding continues."""
+        return previous
+
+    @abstractmethod
+    def masks(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> MaskSet:
+        """The masks of ticket ``number``."""

@@ -1,0 +1,28 @@
+"""Random masks of exact size: the control that shows what choosing entries is worth."""
+
+from __future__ import annotations
+
+from recbole_prune.allocate import select
+from recbole_prune.masks import MaskSet
+from recbole_prune.pruners.base import MaskPruner
+from recbole_prune.scores import uniform
+from recbole_prune.ticket import Ticket
+
+
+class RandomPruning(MaskPruner):
+    """RP: entries are removed uniformly at random (Wang et al., arXiv 2108.00944, section 4.3).
+
+    One random order of all entries decides every ticket, so each mask is uniform for its size and they are nested.
+    """
+
+    def masks(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> MaskSet:
+        """The first ``keep`` entries of the random order."""
+        seed = self.experiment.config["seed"]
+        return select(
+            uniform(self.scope, seed),
+            MaskSet.dense(self.scope),
+            keep,
+            allocation=self.settings.prune_allocation,
+            min_per_row=self.settings.prune_min_per_row or 0,
+            seed=seed,
+        )

@@ -1,0 +1,172 @@
+"""Baselines of equal stored size that are dense: narrower tables, trained anew or as a linear map of wide ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from recbole_prune.encoding import information_bound_bits
+from recbole_prune.errors import ConfigError
+from recbole_prune.pruners.base import Pruner
+from recbole_prune.scope import PaddingRule, find_scope
+from recbole_prune.ticket import Plan, Ticket
+from recbole_prune.training.model import padding_rule
+
+WIDTH_KEYS = ("embedding_size", "mf_embedding_size", "mlp_embedding_size", "hidden_size")
+
+
+class SmallerDenseTables(Pruner):
+    """The same model with narrower tables of the bytes that a pruned table would take.
+
+    The honest question to every sparse table: would a smaller dense one have done? A ticket of sparsity s is charged
+    its information bound, N*D*(H2(s) + 32*(1-s)) bits, and the width is rounded up, so the baseline is never smaller.
+    """
+
+    def tickets(self) -> Iterator[Ticket]:
+        """Ticket 0, then one narrower model per sparsity of the schedule."""
+        dense = self.experiment.dense()
+        yield dense
+        for number, keep in enumerate(self.counts()[1:], 1):
+            yield self.experiment.obtain(number, lambda number=number, keep=keep: self.plan(number, keep, dense))
+
+    def check(self) -> None:
+        """The model needs a width setting."""
+        super().check()
+        self.widths()
+
+    def widths(self) -> dict[str, int]:
+        """Width settings of the model by key.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        config = self.experiment.config
+        widths = {key: config[key] for key in WIDTH_KEYS if isinstance(config[key], int)}
+        if not widths:
+            raise ConfigError(
+                f"pruner={self.settings.pruner}: {config['model']} has none of the settings {', '.join(WIDTH_KEYS)}, "
+                "so it has no narrower form"
+            )
+        return widths
+
+    def fraction(self, keep: int) -> float:
+        """Fraction of the dense width that takes the bytes of ``keep`` live entries."""
+        prunable = self.scope.prunable
+        return min(1.0, information_bound_bits(prunable, keep, 32) / (32 * prunable))
+
+    def plan(self, number: int, keep: int, dense: Ticket) -> Plan:
+        """Train the narrower model from its own initialisation."""
+        changes, kept = self.narrow(self.fraction(keep))
+        return Plan(number, None, changes=changes, kept=kept, method={"equal_to_kept": keep})
+
+    def narrow(self, fraction: float) -> tuple[dict[str, int], int]:
+        """The narrowest settings of at least ``fraction`` of the width that the model can be built with.
+
+        Returns:
+            the changed settings, and the entries of the tables (padding rows not counted).
+        """
+        widths = self.widths()
+        widest = max(widths.values())
+        for width in range(max(1, -int(-fraction * widest // 1)), widest + 1):
+            changes = {key: max(1, -(-value * width // widest)) for key, value in widths.items()}
+            kept = self._table_entries(changes)
+            if kept is not None:
+                return changes, kept
+        raise ConfigError(f"pruner={self.settings.pruner}: no narrower form of {widths} can be built")
+
+    def _table_entries(self, changes: dict[str, int]) -> int | None:
+        """Entries of the narrower tables, or None if the model rejects the settings (heads that do not divide)."""
+        try:
+            model = self.experiment.build_model(self.experiment.config.with_changes(**changes))
+        except (ValueError, AssertionError, RuntimeError):
+            return None
+        names = [target.name for target in self.scope]
+        rule: PaddingRule = padding_rule(model, self.experiment.train_data._dataset)
+        return find_scope(model, scope="all", include=names, padding=rule).prunable
+
+
+class LinearCompression(SmallerDenseTables):
+    """LCM: narrow tables that are an affine map of the trained wide ones; only the maps are trained.
+
+    Wang et al., arXiv 2108.00944, section 4.4, after ``LightEmb`` of KD_on_Ranking: x = W t + b per table, no
+    activation. The width is the kept fraction of the wide one.
+    """
+
+    def fraction(self, keep: int) -> float:
+        """The kept fraction itself, as in the paper."""
+        return keep / self.scope.prunable
+
+    def plan(self, number: int, keep: int, dense: Ticket) -> Plan:
+        """Train affine maps of the dense ticket's tables."""
+        changes, kept = self.narrow(self.fraction(keep))
+        teacher = self.experiment.weights_of(dense)
+        names = [target.name for target in self.scope if target.kind == "embedding"]
+        if not names:
+            raise ConfigError(f"pruner=lcm: {self.experiment.config['model']} has no embedding table to map")
+
+        def prepare(model: Any) -> None:
+            map_tables(model, {name: teacher[name] for name in names})
+
+        return Plan(number, None, changes=changes, kept=kept, prepare=prepare, method={"equal_to_kept": keep})
+
+
+class AffineOfTeacher(nn.Module):
+    """A table as ``[teacher, 1] @ affine``; ``affine`` has shape [teacher width + 1, table width].
+
+    Args:
+        teacher: the trained wide table, shape [rows, teacher width]; it stays fixed.
+    """
+
+    teacher: torch.Tensor
+
+    def __init__(self, teacher: torch.Tensor) -> None:
+        super().__init__()
+        ones = torch.ones(len(teacher), 1, dtype=teacher.dtype)
+        self.register_buffer("teacher", torch.cat([teacher, ones], dim=1), persistent=False)
+
+    def forward(self, affine: torch.Tensor) -> torch.Tensor:
+        """The narrow table."""
+        return self.teacher @ affine
+
+    def right_inverse(self, table: torch.Tensor) -> torch.Tensor:
+        """An initial map: Xavier-normal weights, zero shift."""
+        affine = torch.zeros(self.teacher.shape[1], table.shape[1], dtype=table.dtype, device=table.device)
+        nn.init.xavier_normal_(affine[:-1])
+        return affine
+
+
+def map_tables(model: nn.Module, teacher: dict[str, torch.Tensor]) -> None:
+    """Turn tables of ``model`` into trainable affine maps of the teacher's.
+
+    ``state_dict`` keeps giving dense tables under RecBole's keys; loading one makes the tables dense again.
+
+    Args:
+        model: the narrow model.
+        teacher: wide tables by parameter name (``<module>.weight``).
+    """
+    modules = dict(model.named_modules())
+    mapped = {name: modules[name.rpartition(".")[0]] for name in teacher}
+    for name, module in mapped.items():
+        wide = teacher[name].to(next(model.parameters()).device)
+        parametrize.register_parametrization(module, "weight", AffineOfTeacher(wide))
+
+    def densify(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+        for name, module in mapped.items():
+            inner = f"{prefix}{name.rpartition('.')[0]}.parametrizations."
+            for key in [key for key in state if key.startswith(inner)]:
+                del state[key]
+            state[prefix + name] = module.weight.detach().clone()  # type: ignore[union-attr,operator]
+
+    def make_dense(*_: Any) -> None:
+        for module in mapped.values():
+            if parametrize.is_parametrized(module, "weight"):
+                dense = module.weight.detach().clone()  # type: ignore[union-attr,operator]
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+                module.weight = nn.Parameter(dense)
+
+    model._register_state_dict_hook(densify)
+    model._register_load_state_dict_pre_hook(make_dense)

@@ -1,0 +1,73 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.ticket import Ticket
+
+_MOST_METRICS = 6
+
+
+def shown_metrics(metrics: Sequence[str], valid_metric: str) -> list[str]:
+    """The validation metric first, then the others as far as a terminal is wide."""
+    first = valid_metric.lower()
+    return [first, *[name for name in metrics if name != first]][:_MOST_METRICS]
+
+
+def ticket_table(
+    tickets: Sequence[Ticket],
+    valid_metric: str,
+    *,
+    chosen: Ticket,
+    reason: str,
+    others: Sequence[tuple[str, dict[str, Any]]] = (),
+    folder: Path | None = None,
+) -> str:
+    """One row per ticket, the baselines that were run at about the same sparsities, the choice and the folder.
+
+    Args:
+        tickets: ticket 0 first.
+        valid_metric: RecBole's setting, for example ``MRR@10``.
+        chosen: the exported ticket and ``reason`` why.
+        others: (pruner, ticket summary) of other runs over the same settings.
+        folder: where everything lies.
+    """
+    names = shown_metrics(list(tickets[0].valid), valid_metric)
+    header = ["ticket", "sparsity", "kept", *[f"valid {n}" for n in names], *[f"test {n}" for n in names]]
+    header += ["epochs", "best", "wins"]
+    rows = [_row(str(t.ticket) + ("*" if t is chosen else ""), t.to_record(), names) for t in tickets]
+    for pruner, summary in sorted(others, key=lambda item: (item[1]["sparsity"], item[0])):
+        rows.append(_row(pruner, summary, names))
+    lines = ["", format_rows(header, rows)]
+    lines.append("wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse")
+    lines.append(f"* chosen: ticket {chosen.ticket}, {reason}")
+    winner = max((t.sparsity for t in tickets if t.wins_metric), default=None)
+    if len(tickets) > 1:
+        lines.append(f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}")
+    if folder is not None:
+        lines.append(f"folder: {folder}")
+    return "\n".join(lines)
+
+
+def _row(label: str, record: dict[str, Any], names: list[str]) -> list[str]:
+    cells = [label, f"{100 * record['sparsity']:.2f} %", str(record["kept"])]
+    for part in ("valid", "test"):
+        cells += [f"{record[part][name]:.4f}" if name in record[part] else "-" for name in names]
+    cells += [str(record.get("epochs", "-")), str(record.get("best_epoch", "-"))]
+    return [*cells, _verdict(record)]
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    if record["wins"] is None:
+        return "dense"
+    return "yes" if record["wins"] else ("metric" if record["wins_metric"] else "no")
+
+
+def format_rows(header: list[str], rows: list[list[str]]) -> str:
+    """Right-aligned columns under their header."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in [header, *rows]]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,98 @@
+"""Sparsity schedules: how many entries stay live after each round."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor
+
+from recbole_prune.errors import ConfigError
+
+DEFAULT_ROUNDS = 10
+
+
+def removed_exact(rate: float, live: int) -> int:
+    """floor(rate * live), with the rate read as the decimal number the user wrote (0.29 of 100 is 29)."""
+    return floor(Fraction(repr(rate)) * live)
+
+
+def removed_official(rate: float, live: int) -> int:
+    """floor(rate * live) + 1 with a truncated double product, as in the LTH-MRS code (ties come on top)."""
+    return int(rate * live) + 1
+
+
+def kept_counts(
+    prunable: int,
+    *,
+    rate: float,
+    rounds: int | None = None,
+    target: float | None = None,
+    current: int | None = None,
+    official: bool = False,
+) -> list[int]:
+    """Live entries of ticket 0, 1, 2, ...
+
+    Without a target every round removes ``rate`` of what is live. A target with ``rounds`` takes geometric
+    steps that end exactly there, ``prunable - floor(target * prunable)``; a target without ``rounds`` takes
+    steps of ``rate`` and shortens the last one.
+
+    Args:
+        prunable: entries that count.
+        rate: fraction of the live entries removed per round, in (0, 1).
+        rounds: number of prunes.
+        target: sparsity in (0, 1) to end at.
+        current: live entries before the first round, ``prunable`` by default.
+        official: the count rule of the LTH-MRS code; without ties this is what its rule keeps.
+
+    Raises:
+        ConfigError: the target is not above the current sparsity, or nothing is left to remove.
+    """
+    counts = [prunable if current is None else current]
+    if target is None:
+        for _ in range(rounds or DEFAULT_ROUNDS):
+            live = counts[-1]
+            counts.append(live - (removed_official(rate, live) if official else removed_exact(rate, live)))
+    else:
+        if official:
+            raise ConfigError("prune_parity=official has no exact end: leave prune_target_sparsity out, set prune_rate")
+        goal = prunable - removed_exact(target, prunable)
+        if goal >= counts[0]:
+            raise ConfigError(
+                f"prune_target_sparsity={target} keeps {goal} entries, but only {counts[0]} are live now "
+                f"(sparsity {1 - counts[0] / prunable:.4f}): choose a higher target"
+            )
+        counts += _geometric(counts[0], goal, rounds) if rounds else _stepwise(counts[0], goal, rate)
+    if any(after >= before for before, after in zip(counts, counts[1:])) or counts[-1] < 1:
+        raise ConfigError(
+            f"the schedule {', '.join(map(str, counts))} does not remove at least one entry per round "
+            f"or leaves none: change prune_rate, prune_rounds or prune_target_sparsity"
+        )
+    return counts
+
+
+def _geometric(live: int, goal: int, rounds: int) -> list[int]:
+    ratio = goal / live
+    return [round(live * ratio ** (step / rounds)) for step in range(1, rounds)] + [goal]
+
+
+def _stepwise(live: int, goal: int, rate: float) -> list[int]:
+    counts = []
+    while live > goal:
+        step = removed_exact(rate, live)
+        live = max(goal, live - step) if step else goal
+        counts.append(live)
+    return counts
+
+
+def learning_rate_factor(schedule: str, epoch: int, epochs: int, warmup: int) -> float:
+    """Factor on the learning rate in ``epoch`` (from 0) of ``epochs``.
+
+    Linear warm-up over ``warmup`` epochs, then constant, linear or cosine decay towards zero.
+    """
+    from math import cos, pi
+
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    progress = (epoch - warmup) / max(1, epochs - warmup)
+    if schedule == "cosine":
+        return 0.5 * (1 + cos(pi * progress))
+    return 1.0 - progress if schedule == "linear" else 1.0

@@ -1,0 +1,222 @@
+"""The run folder: atomic writes, the journal of tickets, hashes, the lock, resume points.
+
+Only this module writes there. Every file is written beside its place, synced and renamed; everything that is read back
+is checked against a sha256 first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.errors import StoreError
+
+JOURNAL = "tickets.jsonl"
+RESUME = "resume"
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(record: dict[str, Any]) -> bytes:
+    """One line of JSON with sorted keys."""
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old or the new content, never a mixture.
+
+    Raises:
+        StoreError: the folder is not writable or the disk is full; the old file stays.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the system lets a folder be synced."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class RunFolder:
+    """One run on disk (DESIGN section 5)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: Any = None
+
+    def open(self, *, fresh: bool = False) -> None:
+        """Create and lock the folder; with ``fresh`` an older one is moved aside to ``<name>.old-N``.
+
+        Raises:
+            StoreError: it is not writable or another process works in it.
+        """
+        with _explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        if fresh and any(child.name != ".lock" for child in self.path.iterdir()):
+            self.close()
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+                number += 1
+            with _explained(aside):
+                os.rename(self.path, aside)
+                self.path.mkdir()
+            self._acquire()
+        self._sweep()
+
+    def _acquire(self) -> None:
+        with _explained(self.path / ".lock"):
+            handle = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # a system without flock runs without the lock
+            pass
+        except OSError:
+            handle.close()
+            raise StoreError(f"another process is working in {self.path}; wait for it or stop it") from None
+        self._lock = handle
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _sweep(self) -> None:
+        """Remove temporary files that a killed process left."""
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
+
+    def write(self, name: str, data: bytes) -> str:
+        """Write a file of the folder; returns its sha256."""
+        write_atomic(self.path / name, data)
+        return sha256(data)
+
+    def write_json(self, name: str, record: Any) -> str:
+        """Write indented JSON."""
+        return self.write(name, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    def read(self, name: str, digest: str) -> bytes:
+        """Read a file and check its hash.
+
+        Raises:
+            StoreError: the file is missing or differs from what was written.
+        """
+        path = self.path / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; {_WAY_OUT}") from error
+        if sha256(data) != digest:
+            raise StoreError(f"{path} is corrupt: its sha256 is not {digest}; {_WAY_OUT}")
+        return data
+
+    def tickets(self) -> list[dict[str, Any]]:
+        """The journal, every line checked.
+
+        Raises:
+            StoreError: a line is damaged; the message names it and nothing is changed on disk.
+        """
+        path = self.path / JOURNAL
+        if not path.exists():
+            return []
+        records = []
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line:
+                continue
+            try:
+                record = json.loads(line)
+                digest = record.pop("sha256")
+                intact = sha256(canonical(record)) == digest
+            except (ValueError, KeyError, AttributeError):
+                intact = False
+            if not intact:
+                raise StoreError(f"{path} line {number} is corrupt; {_WAY_OUT}")
+            records.append(record)
+        return records
+
+    def append_ticket(self, record: dict[str, Any]) -> None:
+        """Add a line to the journal, sealed with its own sha256."""
+        path = self.path / JOURNAL
+        before = path.read_bytes() if path.exists() else b""
+        sealed = {**record, "sha256": sha256(canonical(record))}
+        line = json.dumps(sealed, ensure_ascii=False, allow_nan=False).encode()
+        write_atomic(path, before + line + b"\n")
+
+    def save_resume(self, ticket: int, epoch: int, data: bytes, extra: dict[str, Any]) -> None:
+        """Store the resume point of a ticket; the older one goes once the new one is complete."""
+        name = f"{RESUME}/ticket-{ticket:03d}-epoch-{epoch:05d}.safetensors"
+        digest = self.write(name, data)
+        pointer = {"ticket": ticket, "epoch": epoch, "file": name, "digest": digest, **extra}
+        self.write_json(f"{RESUME}/point.json", {**pointer, "sha256": sha256(canonical(pointer))})
+        for other in (self.path / RESUME).glob("*.safetensors"):
+            if other != self.path / name:
+                other.unlink()
+
+    def load_resume(self, ticket: int) -> tuple[dict[str, Any], bytes] | None:
+        """The resume point of a ticket: (its description, its data), or None.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        path = self.path / RESUME / "point.json"
+        if not path.exists():
+            return None
+        try:
+            pointer = json.loads(path.read_bytes())
+            digest = pointer.pop("sha256")
+            intact = sha256(canonical(pointer)) == digest
+        except (ValueError, KeyError, AttributeError):
+            intact = False
+        if not intact:
+            raise StoreError(f"{path} is corrupt; remove the folder {path.parent} to train this ticket from its start")
+        if pointer["ticket"] != ticket:
+            return None
+        return pointer, self.read(pointer["file"], pointer["digest"])
+
+    def drop_resume(self) -> None:
+        """Remove the resume point of a finished ticket."""
+        folder = self.path / RESUME
+        if folder.exists():
+            for file in sorted(folder.iterdir(), key=lambda f: f.name != "point.json"):
+                file.unlink()
+            folder.rmdir()
+
+
+_WAY_OUT = "restore it from a copy, or start over with --fresh=True (the folder is kept aside)"

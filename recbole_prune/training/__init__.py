@@ -1,0 +1,1 @@
+"""Mask-aware model and trainer subclasses, and everything a resume point holds."""

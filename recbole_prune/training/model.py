@@ -1,0 +1,135 @@
+"""A mask-aware subclass of any RecBole model, made on the fly."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from recbole_prune.errors import ConfigError
+from recbole_prune.masks import MaskSet
+from recbole_prune.scope import PaddingRule
+from recbole_prune.training.state import forget_caches
+
+
+class MaskAware:
+    """What :func:`mask_aware` adds to a model: masks on weights and gradients, an optional L2 term.
+
+    Masks live outside the module (no buffers, no renamed parameters), so ``state_dict`` keeps RecBole's keys.
+    """
+
+    masks: MaskSet | None = None
+    l2_weight: float = 0.0
+
+    def set_masks(self, masks: MaskSet | None) -> None:
+        """Wear masks: gradients of pruned entries become 0 and :meth:`apply_masks` zeroes them.
+
+        Gradients are masked where they arrive, so clipping never sees those of pruned entries.
+        """
+        for handle in getattr(self, "_mask_handles", ()):
+            handle.remove()
+        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        self.masks = masks
+        self._masked: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._mask_handles: list[Any] = []
+        if masks is not None and not masks.is_dense:
+            for name, mask in masks.items():
+                parameter = parameters[name]
+                pruned = ~mask.to(parameter.device)
+                self._masked.append((parameter, pruned))
+                if parameter.requires_grad:
+                    self._mask_handles.append(parameter.register_hook(_gradient_mask(pruned)))
+        self.apply_masks()
+        forget_caches(self)  # type: ignore[arg-type]
+
+    def watch_gradients(self, names: list[str]) -> set[str]:
+        """A set that fills with those of ``names`` that receive a gradient from now on."""
+        received: set[str] = set()
+        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        for name in names:
+            parameters[name].register_hook(lambda _, name=name: received.add(name))
+        return received
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Set pruned entries to exactly 0.0."""
+        for parameter, pruned in getattr(self, "_masked", ()):
+            parameter.masked_fill_(pruned, 0.0)
+
+    def load_other_parameter(self, para: Any) -> None:
+        """RecBole's loading; it may replace whole modules, so the masks are put on again."""
+        super().load_other_parameter(para)  # type: ignore[misc]
+        caches = {name: getattr(self, name, None) for name in para or {} if name.startswith("restore_")}
+        self.set_masks(self.masks)
+        for name, value in caches.items():
+            setattr(self, name, value)
+
+    def calculate_loss(self, interaction: Any, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's loss, plus the L2 term if one is asked for."""
+        losses = super().calculate_loss(interaction, *args, **kwargs)  # type: ignore[misc]
+        if not self.l2_weight:
+            return losses
+        penalty = self.l2_weight * batch_l2(self, interaction)
+        return (*losses, penalty) if isinstance(losses, tuple) else losses + penalty
+
+
+def batch_l2(model: Any, interaction: Any) -> torch.Tensor:
+    """Half the squared norm of the batch's user, positive and negative rows over the batch size.
+
+    Source: the official LTH-MRS code (methods/lottery_ticket.md, section 1).
+    """
+    users, items = _user_and_item_table(model)
+    rows = [users(interaction[model.USER_ID]), items(interaction[model.ITEM_ID])]
+    if model.NEG_ITEM_ID in interaction.interaction:
+        rows.append(items(interaction[model.NEG_ITEM_ID]))
+    return sum(row.pow(2).sum() for row in rows) / (2 * len(rows[0]))  # type: ignore[return-value]
+
+
+def _user_and_item_table(model: Any) -> tuple[nn.Embedding, nn.Embedding]:
+    tables = []
+    for name in ("user_embedding", "item_embedding"):
+        table = getattr(model, name, None)
+        if not isinstance(table, nn.Embedding):
+            raise ConfigError(
+                f"prune_l2_weight={model.l2_weight} needs a model with the tables user_embedding and item_embedding; "
+                f"{type(model).__name__} has no {name}: leave prune_l2_weight out"
+            )
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _gradient_mask(pruned: torch.Tensor) -> Any:
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        if gradient.is_sparse:
+            rows = gradient.coalesce()
+            values = rows.values().masked_fill(pruned[rows.indices()[0]], 0.0)
+            return torch.sparse_coo_tensor(rows.indices(), values, rows.shape)
+        return gradient.masked_fill(pruned, 0.0)
+
+    return hook
+
+
+@lru_cache(maxsize=None)
+def mask_aware(model_class: type) -> type:
+    """The mask-aware subclass of a RecBole model class; it keeps the class's name."""
+    return type(model_class.__name__, (MaskAware, model_class), {"__doc__": model_class.__doc__})
+
+
+def padding_rule(model: nn.Module, dataset: Any) -> PaddingRule:
+    """RecBole's [PAD] rows: row 0 of every table that is looked up by a token field.
+
+    Args:
+        model: a RecBole model; context-aware ones stack the fields of ``token_field_dims`` in one table.
+        dataset: the RecBole dataset whose fields the tables stand for.
+    """
+    token_fields = [field for field, ids in dataset.field2id_token.items() if ids is not None and len(ids)]
+    sizes = {dataset.num(field) for field in token_fields}
+    stacked = set()
+    for module in model.modules():
+        dims = getattr(module, "token_field_dims", None)
+        for fields in dims.values() if isinstance(dims, dict) else [dims]:
+            if fields:
+                stacked.add(tuple(fields))
+    return PaddingRule(frozenset(sizes), tuple(sorted(stacked)))

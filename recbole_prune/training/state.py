@@ -1,0 +1,155 @@
+"""What must be remembered to continue a training at an epoch as if it had never stopped.
+
+Parameters, buffers and optimizers are not enough: RecBole models keep counters and tables in plain attributes
+(MultiVAE's annealing step, KGAT's attention matrix, NCL's centroids), its dataloaders own generators, and one epoch
+draws from Python's, numpy's and torch's random streams.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from torch import nn
+
+from recbole_prune.training.codec import is_supported
+
+# propagated tables that a model computes from its weights and clears at the next loss
+CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e", "i_embedding")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random stream."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every global random stream back."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def dataloaders(loaders: Iterable[Any]) -> Iterator[AbstractDataLoader]:
+    """All RecBole dataloaders in a stable order, those inside others (knowledge graph) included."""
+    for loader in loaders:
+        if isinstance(loader, AbstractDataLoader):
+            yield loader
+        if loader is not None:
+            inner = [value for _, value in sorted(vars(loader).items()) if isinstance(value, AbstractDataLoader)]
+            yield from dataloaders(inner)
+
+
+def reseed(loaders: Iterable[Any], seed: int) -> None:
+    """Give every dataloader the data order of a newly built one."""
+    for loader in dataloaders(loaders):
+        loader.generator.manual_seed(seed)
+
+
+class AttributeWatch:
+    """Finds the plain attributes of a model that changed since it was built."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = {path: _fingerprint(value) for path, value in self._attributes()}
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        for prefix, module in self._model.named_modules():
+            for name, value in vars(module).items():
+                if not name.startswith("_") and name not in CACHES and name != "training":
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    def changed(self) -> dict[str, Any]:
+        """Path -> current value of every changed attribute that can be stored."""
+        return {
+            path: value
+            for path, value in self._attributes()
+            if (path not in self._before or self._before[path] != _fingerprint(value)) and is_supported(value)
+        }
+
+    def restore(self, attributes: dict[str, Any]) -> None:
+        """Set attributes as :meth:`changed` reported them."""
+        modules = dict(self._model.named_modules())
+        for path, value in attributes.items():
+            prefix, _, name = path.rpartition(".")
+            module = modules[prefix]
+            present = vars(module).get(name)
+            if isinstance(value, torch.Tensor) and isinstance(present, torch.Tensor):
+                value = value.to(present.device)
+            elif isinstance(value, torch.Tensor):
+                value = value.to(next(self._model.parameters()).device)
+            setattr(module, name, value)
+
+
+def _fingerprint(value: Any) -> Any:
+    """Something that differs when a value has changed."""
+    if isinstance(value, torch.Tensor):
+        return id(value), value._version
+    if isinstance(value, np.ndarray):
+        return value.shape, zlib.crc32(np.ascontiguousarray(value).tobytes())
+    if isinstance(value, (list, tuple)) and len(value) <= 1000:
+        return [_fingerprint(item) for item in value]
+    if isinstance(value, dict) and len(value) <= 1000:
+        return {key: _fingerprint(item) for key, item in value.items()}
+    return value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
+
+
+def forget_caches(model: nn.Module) -> None:
+    """Drop propagated tables, so that the next evaluation computes them from the current weights."""
+    for name in CACHES:
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, as they are, not as ``state_dict`` may present them."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy values into the parameters and buffers of a model."""
+    own = weights_of(model)
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
+
+
+def optimizers_of(trainer: Any) -> dict[str, torch.optim.Optimizer]:
+    """Every optimizer that is an attribute of a trainer, by attribute name."""
+    return {name: value for name, value in sorted(vars(trainer).items()) if isinstance(value, torch.optim.Optimizer)}
+
+
+def optimizer_state(trainer: Any) -> dict[str, Any]:
+    """State of every optimizer; an attribute that repeats another one is stored as that name."""
+    named = optimizers_of(trainer)
+    # the generic attribute is the alias: RecVAE points it at its encoder's or decoder's optimizer
+    order = sorted(named, key=lambda name: name == "optimizer")
+    first: dict[int, str] = {}
+    state: dict[str, Any] = {}
+    for name in order:
+        key = first.setdefault(id(named[name]), name)
+        state[name] = named[name].state_dict() if key == name else key
+    return state
+
+
+def set_optimizer_state(trainer: Any, state: dict[str, Any]) -> None:
+    """Undo :func:`optimizer_state` on a newly built trainer."""
+    for name, value in state.items():
+        if isinstance(value, str):
+            setattr(trainer, name, getattr(trainer, value))
+        else:
+            getattr(trainer, name).load_state_dict(value)
