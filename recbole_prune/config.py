@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
-from enum import Enum
 from logging import getLogger
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
-from recbole_prune import compat, host, schema
+from recbole_prune import compat, fingerprint, host, schema
 from recbole_prune.errors import ConfigError
 from recbole_prune.host import dataset_names, model_names
 from recbole_prune.paths import property_file
-from recbole_prune.settings import Host, Settings, defaults, is_used, settle
+from recbole_prune.settings import Host, Settings, defaults, settle
 
 compat.apply()
 
 from recbole.config import Config  # noqa: E402 - RecBole's import needs the patches
-from recbole.utils import ModelType  # noqa: E402
 
 __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
 
-# settings that say where this process runs and what it prints; they do not belong to what is trained
-_OF_THE_PROCESS = {"config_files", "config_file_list", "local_rank", "offset", "group_offset", "ip", "port"}
-_WITHOUT_EFFECT = _OF_THE_PROCESS | {
-    "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress", "verbose", "saved",
-    "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path", "save_dataloaders",
-    "dataloaders_save_path", "valid_metric_bigger",
-}  # fmt: skip
+# our settings that ask for something once and are no part of what a config describes
+_ONE_SHOT = ("fresh", "dry_run")
 
 
 class PruneConfig(Config):  # type: ignore[misc]
@@ -87,7 +77,7 @@ class PruneConfig(Config):  # type: ignore[misc]
             raise
         except Exception as error:  # whatever fails in there, RecBole refuses what the user wrote
             raise ConfigError(f"RecBole refuses the settings: {_sentence(error)}") from error
-        private.differences = self._differences()
+        private.differences = fingerprint.differences(self, private.settings)
         for warning in private.warnings:
             getLogger().warning(warning)
 
@@ -176,6 +166,7 @@ class PruneConfig(Config):  # type: ignore[misc]
         for warning in warnings:
             self._warn(warning)
         merged.update(self._private.settings)
+        self.external_config_dict.update({name: merged[name] for name in {*user, *recipe}})
         self._check_dataset(merged)
         return merged
 
@@ -213,19 +204,12 @@ class PruneConfig(Config):  # type: ignore[misc]
         Not in it: the names of model, dataset and methods, which stand in the run folder's path, and settings that
         change no result.
         """
-        return _digest(self._private.differences)
+        return fingerprint.digest(self._private.differences)
 
     @property
     def base_hash(self) -> str:
         """The run hash without what only concerns pruning: equal where the dense training is equal."""
-        keys = schema.keys()
-        return _digest(
-            {
-                name: value
-                for name, value in self._private.differences.items()
-                if name not in keys or keys[name].changes == "every training"
-            }
-        )
+        return fingerprint.digest(fingerprint.of_every_training(self._private.differences))
 
     def plain_settings(self) -> dict[str, Any]:
         """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.
@@ -234,11 +218,14 @@ class PruneConfig(Config):  # type: ignore[misc]
         its config file, they rebuild RecBole's own Config too.
         """
         ours, base = self.settings, defaults(self.settings.pruner, self.settings.distiller)
-        plain = {name: _plain(value) for name, value in self.external_config_dict.items() if name not in ours}
-        plain = {name: value for name, value in plain.items() if name not in _OF_THE_PROCESS}
+        theirs = {
+            name: fingerprint.to_json(value)
+            for name, value in self.external_config_dict.items()
+            if name not in ours and name not in fingerprint.OF_THE_PROCESS
+        }
         methods = {kind: ours[kind] for kind in schema.METHOD_KINDS if ours[kind] is not None}
-        changed = {name: ours[name] for name in ours if ours[name] != base[name]}
-        return {"model": self.model, "dataset": self.dataset, **plain, **methods, **changed}
+        changed = {name: ours[name] for name in ours if ours[name] != base[name] and name not in _ONE_SHOT}
+        return {**theirs, "model": self.model, "dataset": self.dataset, **methods, **changed}
 
     def with_changes(self, **changes: Any) -> PruneConfig:
         """Return a copy with other values for RecBole's settings, taken as they are (a smaller ``embedding_size``).
@@ -253,40 +240,8 @@ class PruneConfig(Config):  # type: ignore[misc]
         new.final_config_dict = {**copy.deepcopy(self.final_config_dict), **changes}
         new.external_config_dict = {**copy.deepcopy(self.external_config_dict), **changes}
         new._private = copy.copy(self._private)
-        new._private.differences = new._differences()
+        new._private.differences = fingerprint.differences(new, new.settings)
         return new
-
-    # ---- hash --------------------------------------------------------------------------------------------------------
-
-    def _differences(self) -> dict[str, Any]:
-        """Settings that differ from their defaults and matter to the result, in JSON's types."""
-        usual = self._usual_values()
-        found = {}
-        for name in self.external_config_dict:
-            if name in schema.keys() or name in _WITHOUT_EFFECT:
-                continue
-            value = _plain(self.final_config_dict[name])
-            if _canonical(value) != _canonical(_plain(usual.get(name))):
-                found[name] = value
-        base = defaults(self.settings.pruner, self.settings.distiller)
-        for name, key in schema.keys().items():
-            if key.changes != "nothing" and is_used(name, self.settings) and self.settings[name] != base[name]:
-                found[name] = self.settings[name]
-        return found
-
-    def _usual_values(self) -> dict[str, Any]:
-        """RecBole's defaults for this model and dataset in the form into which RecBole completes them."""
-        probe = Config.__new__(Config)
-        # a general model with an input type of its own passes RecBole's checks of combinations, which are not asked here
-        probe.__dict__.update(
-            model=self.model,
-            dataset=self.dataset,
-            model_class=SimpleNamespace(input_type=None),
-            final_config_dict={**copy.deepcopy(self.internal_config_dict), "MODEL_TYPE": ModelType.GENERAL},
-        )
-        probe._set_default_parameters()
-        probe._set_train_neg_sample_args()
-        return probe.final_config_dict  # type: ignore[no-any-return]
 
     # ---- copies and pickles ------------------------------------------------------------------------------------------
 
@@ -361,31 +316,3 @@ def _sentence(error: Exception) -> str:
     if "should be None when the loss_type is CE" in text:
         text += " Pass --train_neg_sample_args=None."
     return text
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's types."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.name
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _canonical(value: Any) -> str:
-    """JSON text that is equal for equal values: sorted names, 1.0 as 1."""
-    return json.dumps(_whole(value), sort_keys=True, separators=(",", ":"))
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _whole(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(_canonical(values).encode()).hexdigest()[:10]

@@ -90,8 +90,9 @@ class MaskSet(Mapping[str, torch.Tensor]):
     def to_bytes(self) -> bytes:
         """A safetensors file: one bit per entry, shapes and counts in its metadata."""
         packed = {name: np.packbits(mask.cpu().numpy().reshape(-1)) for name, mask in self.items()}
-        shapes = json.dumps({name: list(mask.shape) for name, mask in self.items()})
-        return save_safetensors(packed, metadata={"shapes": shapes, "kept": str(self.kept)})
+        facts = {"kept": self.kept, "shapes": {name: list(mask.shape) for name, mask in self.items()}}
+        # one key only: safetensors writes several in an order that changes from process to process
+        return save_safetensors(packed, metadata={"masks": json.dumps(facts)})
 
     @classmethod
     def from_bytes(cls, data: bytes, scope: Scope) -> MaskSet:

@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config_files", default=None)
     known, rest = parser.parse_known_args(argv)
     # RecBole's Config reads sys.argv itself and knows only --key=value
-    sys.argv = [sys.argv[0] if sys.argv else "recbole-prune", *rest]
+    named = [f"--{name}={value}" for name, value in vars(known).items() if value is not None]
+    sys.argv = [sys.argv[0] if sys.argv else "recbole-prune", *named, *rest]
     from recbole_prune.quick_start import run_recbole_prune
 
     result = run_recbole_prune(

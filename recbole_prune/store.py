@@ -19,6 +19,8 @@ from recbole_prune.errors import StoreError
 
 JOURNAL = "tickets.jsonl"
 RESUME = "resume"
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def sha256(data: bytes) -> str:
@@ -53,6 +55,7 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_UMASK)
             os.replace(temporary, path)
         except BaseException:
             if os.path.exists(temporary):
