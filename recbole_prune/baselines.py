@@ -42,7 +42,7 @@ def adopt_dense(experiment: Experiment) -> None:
     from recbole_prune.experiment import REWIND_FILE
 
     folder, settings = experiment.folder, experiment.settings
-    if experiment.tickets or folder.load_resume(0) is not None:
+    if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:
         return
     scope = read_record(folder.path)["scope"]
     for other in _others(folder.path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from recbole.config import Config
 
 from recbole_prune import compat, fingerprint, host, schema
 from recbole_prune.errors import ConfigError
@@ -17,11 +18,11 @@ from recbole_prune.host import dataset_names, model_names
 from recbole_prune.paths import property_file
 from recbole_prune.settings import Host, Settings, defaults, settle
 
-compat.apply()
-
-from recbole.config import Config  # noqa: E402 - RecBole's import needs the patches
 
 __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
+
+# no Config can be built unpatched on current libraries; what is imported already is patched too
+compat.apply()
 
 # our settings that ask for something once and are no part of what a config describes
 _ONE_SHOT = ("fresh", "dry_run")
@@ -87,7 +88,7 @@ class PruneConfig(Config):  # type: ignore[misc]
         """Leave our values to the schema, which needs no ``eval``; RecBole converts its own."""
         if self._private.replayed:
             return config_dict
-        ours = {name: value for name, value in config_dict.items() if name in schema.keys()}
+        ours = {name: value for name, value in config_dict.items() if name in schema.known_keys()}
         theirs = {name: value for name, value in config_dict.items() if name not in ours}
         return {**super()._convert_config_dict(theirs), **ours}
 
@@ -131,7 +132,7 @@ class PruneConfig(Config):  # type: ignore[misc]
             self._check_name(str(name))
 
     def _check_name(self, name: str) -> None:
-        if name in schema.keys() or host.is_known_setting(name, self._private.model):
+        if name in schema.known_keys() or host.is_known_setting(name, self._private.model):
             return
         if schema.in_name_space(name) or schema.suggest(name):
             raise ConfigError(schema.unknown_key(name))
@@ -159,8 +160,8 @@ class PruneConfig(Config):  # type: ignore[misc]
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         merged: dict[str, Any] = super()._get_final_config_dict()
-        user = {name: merged[name] for name in schema.keys() if name in self._private.user}
-        recipe = {name: value for name, value in self._private.recipe.items() if name in schema.keys()}
+        user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
+        recipe = {name: value for name, value in self._private.recipe.items() if name in schema.known_keys()}
         facts = Host(merged["epochs"], self.model, self._private.own_l2)
         self._private.settings, warnings = settle(user, recipe, facts)
         for warning in warnings:
@@ -191,6 +192,11 @@ class PruneConfig(Config):  # type: ignore[misc]
     def settings(self) -> Settings:
         """The settings of this package in force."""
         return self._private.settings
+
+    @property
+    def has_own_l2(self) -> bool:
+        """Whether RecBole's settings of the model hold an L2 weight, so that prune_l2_weight does not apply."""
+        return self._private.own_l2
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -298,14 +304,14 @@ def _check_words(argv: list[str]) -> None:
         if (word.startswith("--") and word.count("=") == 1) or not (word.startswith("-") or "=" in word):
             continue
         name, _, value = word.lstrip("-").partition("=")
-        if name not in schema.keys():
+        if name not in schema.known_keys():
             if schema.in_name_space(name) or (schema.suggest(name) and not host.is_known_setting(name)):
                 raise ConfigError(schema.unknown_key(name))
             continue
         if "=" in value and word.startswith("--"):
             raise ConfigError(f"{word} cannot be read: RecBole's command line takes no value with '=' in it")
         follower = "".join(argv[index + 1 : index + 2])
-        example = "True" if schema.keys()[name].type == "bool" else "VALUE"
+        example = "True" if schema.known_keys()[name].type == "bool" else "VALUE"
         value = value or (follower if follower and not follower.startswith("-") else example)
         raise ConfigError(f"{word} cannot be read: write --{name}={value}")
 

@@ -97,6 +97,11 @@ class EncodedTensor:
         return sum(part.nbytes for part in self.parts.values())
 
     @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the decoded tensor."""
+        return self.entries * np.dtype(self.dtype).itemsize
+
+    @property
     def bound_bytes(self) -> float:
         """:func:`information_bound_bits` in bytes."""
         return information_bound_bits(self.entries, self.kept, 8 * self.parts["values"].itemsize) / 8

@@ -6,7 +6,8 @@ in the journal, or continues it where a killed process left it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from logging import getLogger
 from math import isfinite
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import calculate_valid_score, get_model, get_trainer, init_seed
+from recbole.utils import ModelType, calculate_valid_score, get_model, get_trainer, init_seed
 
-from recbole_prune.errors import ConfigError, StoreError, TrainingError
+from recbole_prune.errors import ConfigError, NothingToPrune, PruneError, StoreError, TrainingError
 from recbole_prune.masks import MaskSet
 from recbole_prune.progress import Progress
 from recbole_prune.scope import Scope, find_scope
@@ -47,10 +48,13 @@ class Experiment:
         self.settings = config.settings
         self.folder = folder
         self.logger = getLogger()
+        if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
+            raise NothingToPrune(f"{config['model']} is not trained by gradient: it has no weights to prune")
         init_seed(config["seed"], config["reproducibility"])
-        self.dataset = create_dataset(config)
-        self.logger.info(self.dataset)
-        self.train_data, self.valid_data, self.test_data = data_preparation(config, self.dataset)
+        with _recbole_says(f"load the dataset {config['dataset']}"):
+            self.dataset = create_dataset(config)
+            self.logger.info(self.dataset)
+            self.train_data, self.valid_data, self.test_data = data_preparation(config, self.dataset)
         self.select_data = self.test_data if self.settings.prune_select == "test" else self.valid_data
         if self.settings.prune_user_uniform:
             sample_users_uniformly(self.train_data, config)
@@ -69,7 +73,8 @@ class Experiment:
         return [self.train_data, self.valid_data, self.test_data]
 
     def _find_scope(self) -> Scope:
-        model = self.build_model()
+        with _recbole_says(f"build {self.config['model']}"):
+            model = self.build_model()
         scope = find_scope(
             model,
             scope=self.settings.prune_scope,
@@ -77,12 +82,9 @@ class Experiment:
             exclude=self.settings.prune_exclude,
             padding=padding_rule(model, self.train_data._dataset),
         ).require_targets(self.config["model"])
-        if self.settings.prune_l2_weight and not self._has_own_l2():
+        if model.l2_weight:
             batch_l2(model, next(iter(self.train_data)))
         return scope
-
-    def _has_own_l2(self) -> bool:
-        return "reg_weight" in self.config.internal_config_dict
 
     def build_model(self, config: Any = None) -> Any:
         """RecBole's model as a mask-aware subclass, built under the run's seed with everything reset.
@@ -95,7 +97,7 @@ class Experiment:
         states.reseed(self._loaders(), config["seed"])
         init_seed(seed, config["reproducibility"])
         model = mask_aware(get_model(config["model"]))(config, self.train_data._dataset).to(config["device"])
-        if self.settings.prune_l2_weight and not self._has_own_l2():
+        if not self.config.has_own_l2:
             model.l2_weight = self.settings.prune_l2_weight
         return model
 
@@ -340,6 +342,19 @@ class Experiment:
         self.folder.append_ticket(ticket.to_record())
         self.folder.drop_resume()
         return ticket
+
+
+@contextmanager
+def _recbole_says(what: str) -> Iterator[None]:
+    """Turn RecBole's refusal of data or a model into one message, before any training."""
+    try:
+        yield
+    except (PruneError, MemoryError):
+        raise
+    except Exception as error:
+        getLogger().debug("cause", exc_info=True)
+        text = " ".join(str(error).split()) or "no reason given"
+        raise ConfigError(f"RecBole cannot {what}: {type(error).__name__}: {text}") from error
 
 
 def _finite(metrics: Any, plan: Plan) -> dict[str, float]:

@@ -37,7 +37,7 @@ def differences(config: Any, settings: Settings) -> dict[str, Any]:
             if _canonical(value) != _canonical(to_json(usual.get(name))):
                 found[name] = value
     base = defaults(settings.pruner, settings.distiller)
-    for name, key in schema.keys().items():
+    for name, key in schema.known_keys().items():
         if key.changes != "nothing" and is_used(name, settings) and settings[name] != base[name]:
             found[name] = settings[name]
     return found
@@ -45,7 +45,7 @@ def differences(config: Any, settings: Settings) -> dict[str, Any]:
 
 def of_every_training(found: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the :func:`differences` that matter to a dense training."""
-    keys = schema.keys()
+    keys = schema.known_keys()
     return {name: value for name, value in found.items() if name not in keys or keys[name].changes == "every training"}
 
 

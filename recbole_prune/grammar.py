@@ -217,9 +217,12 @@ def _build_key(raw: dict[str, Any], source: str) -> Key:
     if type_name not in _TYPES or text is None:
         raise ConfigError(f"{source}: type ({raw['type']}) or text of {name} is outside the grammar")
     value_range = text["range"] or ""
-    if value_range and " | " not in value_range and not _FILE.fullmatch(value_range):
-        if not _BOUNDS.fullmatch(value_range):
-            raise ConfigError(f"{source}: the range [{value_range}] of {name} is outside the grammar")
+    if (
+        value_range
+        and " | " not in value_range
+        and not (_FILE.fullmatch(value_range) or _BOUNDS.fullmatch(value_range))
+    ):
+        raise ConfigError(f"{source}: the range [{value_range}] of {name} is outside the grammar")
     key = Key(name, None, type_name, optional, value_range, text["meaning"], raw["section"], raw["listed"],
               raw["changes"])  # fmt: skip
     return replace(key, default=key.check(yaml.safe_load(raw["default"])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import yaml
@@ -92,7 +92,7 @@ def _settings_in_source() -> set[str]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _settings_read_by(model: type) -> set[str]:
     try:
         return _settings_in(inspect.getsource(inspect.getmodule(model)))  # type: ignore[arg-type]

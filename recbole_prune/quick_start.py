@@ -60,6 +60,8 @@ def run_path(config: PruneConfig) -> Path:
 def _run(config: PruneConfig, folder: RunFolder) -> dict[str, Any]:
     logger = _start_log(config, folder)
     notice = config.settings.recipe_notice
+    if config.settings.prune_select == "test" and not notice:
+        notice = "prune_select=test picks epochs and tickets on the test set: the test figures below are optimistic"
     if notice:
         logger.warning(notice)
     provenance.record(config, folder)
@@ -76,7 +78,7 @@ def _run(config: PruneConfig, folder: RunFolder) -> dict[str, Any]:
         experiment.progress.close()
     chosen, reason = choose_ticket(experiment, tickets)
     artifact = export_chosen(experiment, tickets, folder.path / "artifact")
-    _summarise(config, folder, tickets, chosen, reason)
+    _summarise(config, folder, tickets, chosen, reason, notice)
     rows = baselines.rows_of_others(config, folder)
     print(ticket_table(tickets, config["valid_metric"], chosen=chosen, reason=reason, others=rows, folder=folder.path))
     if notice:
@@ -147,7 +149,7 @@ def export_chosen(experiment: Experiment, tickets: list[Ticket], folder: Path) -
 
 
 def _summarise(
-    config: PruneConfig, folder: RunFolder, tickets: list[Ticket], chosen: Ticket, reason: str
+    config: PruneConfig, folder: RunFolder, tickets: list[Ticket], chosen: Ticket, reason: str, notice: str | None
 ) -> None:
     """Write ``summary.json``."""
     dense = tickets[0]
@@ -160,7 +162,7 @@ def _summarise(
             "base_hash": config.base_hash,
             "valid_metric": config["valid_metric"],
             "selected_on": config.settings.prune_select,
-            "notice": config.settings.recipe_notice,
+            "notice": notice,
             "dense": {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
             "chosen": chosen.ticket,
             "reason": reason,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import floor
+from math import cos, floor, pi
 
 from recbole_prune.errors import ConfigError
 
@@ -88,11 +88,9 @@ def learning_rate_factor(schedule: str, epoch: int, epochs: int, warmup: int) ->
 
     Linear warm-up over ``warmup`` epochs, then constant, linear or cosine decay towards zero.
     """
-    from math import cos, pi
-
     if epoch < warmup:
         return (epoch + 1) / (warmup + 1)
-    progress = (epoch - warmup) / max(1, epochs - warmup)
+    progress = min(1.0, (epoch - warmup) / max(1, epochs - warmup))
     if schedule == "cosine":
         return 0.5 * (1 + cos(pi * progress))
     return 1.0 - progress if schedule == "linear" else 1.0

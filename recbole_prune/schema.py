@@ -24,7 +24,7 @@ METHOD_KINDS = ("pruner", "distiller")
 
 
 @lru_cache(maxsize=1)
-def keys() -> Mapping[str, Key]:
+def known_keys() -> Mapping[str, Key]:
     """Every setting of this package by name, in the order of ``overall.yaml``, with the methods that use it.
 
     Raises:
@@ -63,19 +63,19 @@ def check(name: str, value: Any) -> Any:
     Raises:
         ConfigError: there is no such key, or the value has the wrong type or is out of range.
     """
-    if name not in keys():
+    if name not in known_keys():
         raise ConfigError(unknown_key(name))
-    return keys()[name].check(value)
+    return known_keys()[name].check(value)
 
 
 def in_name_space(name: str) -> bool:
     """Whether the name can only be meant for this package."""
-    return name in keys() or _plain(name).startswith(PREFIXES)
+    return name in known_keys() or _plain(name).startswith(PREFIXES)
 
 
 def suggest(name: str) -> list[str]:
     """Keys of this package that a misspelt name may stand for, best first."""
-    return near_names(name, keys(), cutoff=0.8)
+    return near_names(name, known_keys(), cutoff=0.8)
 
 
 def near_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
@@ -91,7 +91,8 @@ def did_you_mean(names: list[str]) -> str:
 
 def unknown_key(name: str) -> str:
     """Message for a name in our name space, or near one of our keys, that is not a key."""
-    hint = did_you_mean([f"--{near}" for near in near_names(name, keys(), cutoff=0.7)[:1]])
+    begun = [key for key in known_keys() if len(name) > 7 and key.startswith(_plain(name))]
+    hint = did_you_mean([f"--{near}" for near in (near_names(name, known_keys(), cutoff=0.75) or begun)[:1]])
     return f"{name} is not a setting of recbole_prune{hint or ' (--help lists them)'}"
 
 
@@ -104,8 +105,8 @@ def help_text() -> str:
     lines = [
         "Settings of recbole_prune, as --key=value, in a dict or in a yaml file; RecBole's own settings work as ever."
     ]
-    for section in dict.fromkeys(key.section for key in keys().values()):
-        members = [key for key in keys().values() if key.section == section]
+    for section in dict.fromkeys(key.section for key in known_keys().values()):
+        members = [key for key in known_keys().values() if key.section == section]
         note = " (only with the methods below that list the key)" if members[0].listed else ""
         lines += ["", f"{section}{note}"]
         for key in members:
@@ -113,7 +114,9 @@ def help_text() -> str:
     for kind in METHOD_KINDS:
         for method in method_names(kind):
             lines += ["", f"--{kind}={method}", *_wrap(describe_method(kind, method), 4)]
-            used = [f"{key.name}={_show(key.methods[method])}" for key in keys().values() if method in key.methods]
+            used = [
+                f"{key.name}={_show(key.methods[method])}" for key in known_keys().values() if method in key.methods
+            ]
             lines += _wrap("  ".join(used), 4)
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: Host) -> tu
 
 def defaults(pruner: str | None = None, distiller: str | None = None) -> dict[str, Any]:
     """Defaults of every key, below them those of the pruner and the distiller (None: the default ones)."""
-    keys = schema.keys()
+    keys = schema.known_keys()
     names = {"pruner": pruner or keys["pruner"].default, "distiller": distiller or keys["distiller"].default}
     found = {name: key.default for name, key in keys.items()}
     for method in names.values():
@@ -109,7 +109,7 @@ def defaults(pruner: str | None = None, distiller: str | None = None) -> dict[st
 
 def is_used(name: str, values: Mapping[str, Any]) -> bool:
     """Whether the selected pruner or distiller has a use for the key."""
-    key = schema.keys()[name]
+    key = schema.known_keys()[name]
     return key.used_by(values["pruner"]) or key.used_by(values["distiller"])
 
 
@@ -153,7 +153,7 @@ def _settle_schedule(
 
 def _check_official(values: Mapping[str, Any]) -> None:
     for name in ("prune_target_sparsity", "prune_min_per_row"):
-        if values[name] is not None:
+        if values[name]:
             raise ConfigError(
                 f"prune_parity=official and {name}={values[name]} cannot go together: the official rule removes "
                 f"floor(rate * live) + 1 entries and all ties, so it meets neither a target nor a minimum per row "
@@ -191,12 +191,11 @@ def _settle_training(values: dict[str, Any], said: Mapping[str, Any], host: Host
     warnings = []
     if values["prune_lr_warmup"]:
         _check_below_epochs("prune_lr_warmup", values["prune_lr_warmup"], host)
-    elif is_used("prune_rewind", values) and values["prune_rewind"] == "lr":
-        if values["prune_lr_schedule"] == "constant":
-            warnings.append(
-                "prune_rewind=lr equals prune_rewind=none while the learning rate is constant: "
-                "set prune_lr_schedule or prune_lr_warmup"
-            )
+    elif values["prune_rewind"] == "lr" and values["prune_lr_schedule"] == "constant":
+        warnings.append(
+            "prune_rewind=lr equals prune_rewind=none while the learning rate is constant: "
+            "set prune_lr_schedule or prune_lr_warmup"
+        )
     if values["prune_l2_weight"] and host.own_l2:
         values["prune_l2_weight"] = 0.0
         if "prune_l2_weight" in said:

@@ -1,0 +1,288 @@
+"""Export: a trained, masked RecBole model becomes an artifact that was proved to score like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recbole_prune.artifact import Artifact, PathLike, write_artifact
+from recbole_prune.artifact_files import Seen
+from recbole_prune.encoding import Array, EncodedTensor, encode
+from recbole_prune.errors import ArtifactError
+from recbole_prune.probe import Probe, Scores, disagreement, effect, load_state, refresh, undisturbed
+from recbole_prune.serving.recommend import score_users
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """The scores are ``scale * user_vectors @ item_vectors.T``.
+
+    Attributes:
+        user: name of the user vectors, in the model's ``state_dict`` or among its attributes.
+        item: name of the item vectors, likewise.
+        scale: constant factor.
+        stored: whether the names are those of weights; else they are propagated tables.
+    """
+
+    user: str
+    item: str
+    scale: float
+    stored: bool
+
+
+def export_ticket(
+    folder: PathLike,
+    *,
+    model: Any,
+    masks: Mapping[str, torch.Tensor],
+    config: Any,
+    dataset: Any,
+    info: Mapping[str, Any],
+    values: str = "fp32",
+    vectors: bool = False,
+) -> dict[str, Any]:
+    """Write the artifact of a trained ticket.
+
+    Before the folder appears, the artifact as it stands on disk is decoded and scores a probe of users; it must agree
+    with the model (``fp32``) or with the model under the rounded values (``fp16``, ``int8``). The model, its caches
+    and the random streams are left as they were.
+
+    Args:
+        folder: where to; an older artifact there is replaced.
+        model: trained RecBole model with its masks applied.
+        masks: name of a weight -> boolean mask of its shape, True is live; other weights are stored whole.
+        config: the RecBole Config that built the model.
+        dataset: the RecBole dataset with all interactions; they become what each user has consumed.
+        info: facts of the run, JSON only; must have ``model``, ``dataset`` and ``settings``, the latter as
+            ``PruneConfig.plain_settings`` gives them.
+        values: ``fp32``, ``fp16`` or ``int8``.
+        vectors: also store the propagated user and item vectors, where the scores are their dot product.
+
+    Returns:
+        the content of ticket.json.
+
+    Raises:
+        ArtifactError: the artifact would disagree with the model, or cannot be written.
+        ValueError: ``info`` lacks a fact, or ``values`` is unknown.
+    """
+    missing = {"model", "dataset", "settings"} - set(info)
+    if missing:
+        raise ValueError(f"info lacks {sorted(missing)}")
+    with undisturbed(model):
+        refresh(model)
+        probe = Probe(model, config, dataset)
+        reference = probe.scores(model)
+        tensors, shared = _encode_weights(model, masks, values)
+        decoded = {name: encoded.decode() for name, encoded in tensors.items()}
+        load_state(model, {**decoded, **{name: decoded[owner] for name, owner in shared.items()}})
+        rounded = probe.scores(model)
+        if values == "fp32":
+            _require(disagreement(rounded, reference), "the decoded weights")
+        dot, reason = _find_dot_product(model, probe, rounded, decoded, dataset)
+        extra = _encode_vectors(model, dot, values, dataset.item_num) if dot and vectors and not dot.stored else {}
+        if dot and not dot.stored and not extra:
+            dot, reason = None, _say_not_stored(dot)
+        serving = None if dot is None else {"user": dot.user, "item": dot.item, "scale": dot.scale}
+        served = rounded if dot is None else _serve({**tensors, **extra}, dot, probe)
+        return write_artifact(
+            folder,
+            tensors=tensors,
+            shared=shared,
+            vectors=extra,
+            users=_tokens(dataset, dataset.uid_field),
+            items=_tokens(dataset, dataset.iid_field),
+            seen=_seen(dataset, config),
+            tables=[name for name in tensors if name in {_owner(mask, shared) for mask in masks}],
+            document={
+                **_plain(info),
+                "values": values,
+                "effect": effect(served, reference),
+                "serving": serving,
+                "serving_reason": reason,
+            },
+            check=lambda artifact: _check(artifact, decoded, dot, probe, rounded),
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types; a number that JSON does not know becomes null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _encode_weights(
+    model: Any, masks: Mapping[str, torch.Tensor], values: str
+) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
+    """Encode the ``state_dict``; a tensor with two names is stored under the first that has a mask, else the first."""
+    state = model.state_dict()
+    unknown = sorted(set(masks) - set(state))
+    if unknown:
+        raise ArtifactError(f"mask {unknown[0]!r} fits no weight of {type(model).__name__}; it has {', '.join(state)}")
+    if not state:
+        raise ArtifactError(f"{type(model).__name__} has no weights to export")
+    owners: dict[Any, str] = {}
+    tensors: dict[str, EncodedTensor] = {}
+    shared: dict[str, str] = {}
+    for name in sorted(state, key=lambda name: name not in masks):
+        tensor = state[name].detach()
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else name
+        owner = owners.setdefault(place, name)
+        if owner != name:
+            shared[name] = owner
+            continue
+        live = masks[name].cpu().numpy() if name in masks else None
+        try:
+            tensors[name] = encode(_numpy(tensor), live, values)
+        except (ArtifactError, ValueError) as error:
+            raise ArtifactError(f"{name} cannot be exported: {error}") from error
+    return tensors, shared
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    # numpy has no bfloat16; float32 holds it exactly
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return np.asarray(tensor.cpu().numpy())
+
+
+def _owner(name: str, shared: Mapping[str, str]) -> str:
+    return shared.get(name, name)
+
+
+# ---- what serves -----------------------------------------------------------------------------------------------------
+
+
+def _find_dot_product(
+    model: Any, probe: Probe, scores: Scores, decoded: Mapping[str, Array], dataset: Any
+) -> tuple[DotProduct | None, str | None]:
+    """The pair of tables whose dot products are the model's scores; or None and why there is none.
+
+    Nothing is known about the model: the stored tables are tried first, then those that it caches while scoring.
+    """
+    name = type(model).__name__
+    if not probe.ranks_all_items or probe.users is None:
+        return None, f"{name} scores pairs of a user and an item one by one: use load_ticket()"
+    if not scores.any():
+        return None, f"{name} scores 0 for every user of the probe, so nothing can be compared: use load_ticket()"
+    cached = {
+        attribute: _numpy(value.detach())
+        for attribute, value in vars(model).items()
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
+    }
+    for stored, tables in ((True, decoded), (False, cached)):
+        for user, item in _pairs(tables, dataset.user_num, dataset.item_num):
+            products = tables[user][probe.users].astype(np.float64) @ tables[item][probe.items].T.astype(np.float64)
+            scale = _scale(products, scores)
+            if scale is not None and not disagreement(scale * products, scores):
+                return DotProduct(user, item, scale, stored), None
+    return None, f"the scores of {name} are not dot products of a user table and an item table: use load_ticket()"
+
+
+def _say_not_stored(dot: DotProduct) -> str:
+    return (
+        f"the scores are dot products of propagated vectors ({dot.user}, {dot.item}) that are not stored: "
+        "export again with --export_vectors=True, or use load_ticket()"
+    )
+
+
+def _pairs(tables: Mapping[str, Array], users: int, items: int) -> Iterator[tuple[str, str]]:
+    """Names of possible user and item tables; entity tables, whose first rows are the items, come last."""
+    flat = [name for name, table in tables.items() if table.ndim == 2 and table.dtype.kind == "f"]
+    candidates = [name for name in flat if len(tables[name]) >= items]
+    for item in sorted(candidates, key=lambda name: len(tables[name]) != items):
+        for user in flat:
+            if user != item and len(tables[user]) == users and tables[user].shape[1] == tables[item].shape[1]:
+                yield user, item
+
+
+def _scale(products: Scores, scores: Scores) -> float | None:
+    """The constant that fits products to scores best; exactly 1.0 where that explains them."""
+    square = float(np.square(products).sum())
+    if not square or not np.isfinite(scores).all():
+        return None
+    scale = float((products * scores).sum()) / square
+    return (1.0 if abs(scale - 1.0) < 1e-6 else scale) or None
+
+
+def _encode_vectors(model: Any, dot: DotProduct, values: str, items: int) -> dict[str, EncodedTensor]:
+    """Propagated vectors, which are dense; an entity table is cut down to its items."""
+    users_table, items_table = (_numpy(getattr(model, name).detach()) for name in (dot.user, dot.item))
+    return {dot.user: encode(users_table, values=values), dot.item: encode(items_table[:items], values=values)}
+
+
+def _serve(tables: Mapping[str, EncodedTensor], dot: DotProduct, probe: Probe) -> Scores:
+    """Scores of the probe from encoded tables, by the code that serves them."""
+    vectors, table = tables[dot.user].decode()[probe.users], tables[dot.item].decode()
+    return score_users(vectors, table, 0, len(probe.items), dot.scale).astype(np.float64)
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check(
+    artifact: Artifact, decoded: Mapping[str, Array], dot: DotProduct | None, probe: Probe, expected: Scores
+) -> None:
+    """Refuse an artifact that, read back from disk, is not the model that was scored."""
+    for name, array in decoded.items():
+        if artifact.tensor(name).tobytes() != array.tobytes():
+            raise ArtifactError(f"refused to write the artifact: {name} is read back with other values")
+    if dot is None:
+        return
+    tables = {**artifact.tensors, **artifact.vectors}
+    _require(disagreement(_serve(tables, dot, probe), expected, _rounding(artifact, dot, probe)), "the stored vectors")
+
+
+def _rounding(artifact: Artifact, dot: DotProduct, probe: Probe) -> Array | float:
+    """How far rounded propagated vectors may move each score; weights are compared under the same rounding."""
+    if dot.stored:
+        return 0.0
+    user, item = artifact.vectors[dot.user], artifact.vectors[dot.item]
+    users, items = np.abs(user.decode()[probe.users]), np.abs(item.decode()).T
+    user_error, item_error = user.rounding_error()[probe.users], item.rounding_error().T
+    return abs(dot.scale) * np.asarray(user_error @ items + users @ item_error + user_error @ item_error)
+
+
+def _require(difference: float, what: str) -> None:
+    if difference:
+        raise ArtifactError(
+            f"refused to write the artifact: scores from {what} differ from the model's by up to {difference:.3g}"
+        )
+
+
+# ---- dataset ---------------------------------------------------------------------------------------------------------
+
+
+def _tokens(dataset: Any, field: str | None) -> list[str]:
+    return [str(token) for token in dataset.field2id_token[field]] if field else ["[PAD]"]
+
+
+def _seen(dataset: Any, config: Any) -> Seen:
+    """All interactions; in augmented sequences the first item of a user stands only in the item lists."""
+    feature = dataset.inter_feat
+    if not dataset.uid_field:
+        return Seen.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
+    users, items = (_column(feature, field) for field in (dataset.uid_field, dataset.iid_field))
+    list_field = f"{dataset.iid_field}{config['LIST_SUFFIX']}"
+    if list_field in feature:
+        lists = _column(feature, list_field)
+        users = np.concatenate([users, np.repeat(users, lists.shape[1])])
+        items = np.concatenate([items, lists.reshape(-1)])
+    return Seen.from_pairs(users, items, dataset.user_num)
+
+
+def _column(feature: Any, field: str) -> NDArray[np.int64]:
+    return np.asarray(feature[field]).astype(np.int64)

@@ -1,0 +1,203 @@
+"""Scores of a few users, to tell whether two forms of a model are the same model."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from recbole_prune import compat
+from recbole_prune.encoding import Array
+from recbole_prune.errors import ArtifactError
+
+compat.apply()
+
+from recbole.data.interaction import Interaction  # noqa: E402 - RecBole's import needs the patches
+from recbole.data.transform import construct_transform  # noqa: E402
+
+from recbole_prune.training.state import forget_caches, random_state, set_random_state  # noqa: E402
+
+Scores = NDArray[np.float64]
+
+PROBE_ROWS = 64
+# a model that scores only pairs is asked for fewer users and a part of the items
+PAIR_ROWS = 16
+PAIR_ITEMS = 256
+_SCORES_PER_CALL = 1 << 18
+_SEED = 2020
+
+
+@contextmanager
+def preserved_random_streams() -> Iterator[None]:
+    """Put Python's, numpy's and torch's random streams back where they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put weights, plain attributes (caches), modes and random streams back as they were."""
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    with preserved_random_streams():
+        try:
+            yield
+        finally:
+            model.load_state_dict(weights)
+            for module, before in attributes:
+                vars(module).clear()
+                vars(module).update(before)
+
+
+@torch.no_grad()
+def load_state(model: Any, state: Mapping[str, Array]) -> None:
+    """Load decoded weights, and compute anew what the model derives from them.
+
+    Raises:
+        RuntimeError: names or shapes are not the model's.
+    """
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    refresh(model)
+
+
+@torch.no_grad()
+def refresh(model: Any) -> None:
+    """Compute anew what a model derives from its weights: KGAT's attention graph, propagated tables."""
+    if hasattr(model, "update_attentive_A"):
+        model.update_attentive_A()
+    forget_caches(model)
+
+
+class Probe:
+    """A few rows of a dataset, evenly spread over its users, that models are asked to score.
+
+    Attributes:
+        items: internal ids of the scored items, shape ``[columns]``.
+        users: internal ids of the scored users, shape ``[rows]``; None where the dataset has no users.
+    """
+
+    def __init__(self, model: Any, config: Any, dataset: Any) -> None:
+        if not isinstance(dataset.inter_feat, Interaction):
+            # not built yet: the rows of sequential models come into being here
+            dataset = copy.copy(dataset)
+            dataset._change_feat_format()
+        with preserved_random_streams():
+            _seed()
+            rows = dataset[_spread_rows(dataset)]
+            self._rows = construct_transform(config)(dataset, rows)
+        self._device = config["device"]
+        self.items = np.arange(dataset.item_num)
+        self._pair_items: Any = None
+        if not _ranks_all_items(model, self._rows[np.array([0])].to(self._device)):
+            self._rows = self._rows[np.arange(min(PAIR_ROWS, len(self._rows)))]
+            wanted = min(PAIR_ITEMS, dataset.item_num - 1)
+            self.items = np.unique(np.linspace(1, dataset.item_num - 1, wanted).astype(np.int64))
+            self._pair_items = dataset.get_item_feature()[self.items]
+        uid = dataset.uid_field
+        self.users = self._rows[uid].numpy() if uid and uid in self._rows else None
+
+    @property
+    def ranks_all_items(self) -> bool:
+        """Whether the model scores all items at once."""
+        return self._pair_items is None
+
+    @torch.no_grad()
+    def scores(self, model: Any) -> Scores:
+        """Score the probe; models that draw random numbers draw the same ones at every call.
+
+        Returns:
+            float64, shape ``[rows, columns]``.
+
+        Raises:
+            ArtifactError: a score is NaN.
+        """
+        model.eval()
+        with preserved_random_streams():
+            _seed()
+            blocks = [self._score(model, block) for block in self._blocks()]
+        scores = np.concatenate(blocks)
+        if np.isnan(scores).any():
+            raise ArtifactError(f"{type(model).__name__} scores NaN for {int(np.isnan(scores).sum())} of {scores.size}")
+        return scores
+
+    def _blocks(self) -> Iterator[Any]:
+        step = max(1, _SCORES_PER_CALL // len(self.items))
+        for start in range(0, len(self._rows), step):
+            yield self._rows[np.arange(start, min(start + step, len(self._rows)))]
+
+    def _score(self, model: Any, rows: Any) -> Scores:
+        if self._pair_items is None:
+            scores = model.full_sort_predict(rows.to(self._device))
+        else:
+            pairs = rows.repeat_interleave(len(self.items))
+            pairs.update(self._pair_items.repeat(len(rows)))
+            scores = model.predict(pairs.to(self._device))
+        return np.asarray(scores.detach().cpu().double().numpy().reshape(len(rows), len(self.items)))
+
+
+@torch.no_grad()
+def _ranks_all_items(model: Any, row: Any) -> bool:
+    """Whether ``full_sort_predict`` is there, asked without leaving a trace."""
+    with undisturbed(model):
+        model.eval()
+        try:
+            model.full_sort_predict(row)
+        except NotImplementedError:
+            return False
+    return True
+
+
+def _spread_rows(dataset: Any) -> NDArray[np.int64]:
+    """Row numbers of the last interaction of evenly spread users, or of evenly spread interactions."""
+    candidates = np.arange(len(dataset.inter_feat))
+    if dataset.uid_field and dataset.uid_field in dataset.inter_feat:
+        users = dataset.inter_feat[dataset.uid_field].numpy()
+        candidates = len(users) - 1 - np.unique(users[::-1], return_index=True)[1]
+    if not candidates.size:
+        raise ArtifactError("the dataset has no interactions, so the artifact cannot be compared with the model")
+    return candidates[np.unique(np.linspace(0, candidates.size - 1, PROBE_ROWS).astype(np.int64))]
+
+
+def _seed() -> None:
+    random.seed(_SEED)
+    np.random.seed(_SEED)
+    torch.manual_seed(_SEED)
+
+
+def disagreement(found: Scores, expected: Scores, extra: Any = 0.0) -> float:
+    """How far two forms' scores are apart: largest excess over what float32 arithmetic explains; 0.0 if they agree.
+
+    Args:
+        found: scores of the one form, ``[rows, columns]``.
+        expected: scores of the other.
+        extra: difference that is allowed beside 1e-5 of a row's largest score (rounded vectors), broadcastable.
+    """
+    with np.errstate(invalid="ignore"):
+        distance = np.where(found == expected, 0.0, np.abs(found - expected))
+    largest = np.abs(np.where(np.isfinite(expected), expected, 0.0)).max(axis=1, keepdims=True, initial=0.0)
+    return float(np.max(np.where(distance <= 1e-5 * largest + extra, 0.0, distance), initial=0.0))
+
+
+def effect(found: Scores, expected: Scores) -> dict[str, Any]:
+    """What rounding did to the probe: ``max_score_difference`` and ``mean_top10_overlap`` (share, 1.0 = same items)."""
+    with np.errstate(invalid="ignore"):
+        distance = np.where(found == expected, 0.0, np.abs(found - expected))
+    size = min(10, found.shape[1])
+    tops = [np.argsort(-scores, axis=1, kind="stable")[:, :size] for scores in (found, expected)]
+    shared = [np.intersect1d(a, b).size / size for a, b in zip(*tops)]
+    return {
+        "users": int(found.shape[0]),
+        "items": int(found.shape[1]),
+        "max_score_difference": float(distance.max(initial=0.0)),
+        "mean_top10_overlap": float(np.mean(shared)),
+    }

@@ -1,0 +1,119 @@
+"""Every RecBole model that trains by gradient goes through two rounds of IMP; the others say why not."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.trainer.trainer import Trainer
+from recbole.utils import get_model, init_seed
+from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models
+
+from recbole_prune import run_recbole_prune
+from recbole_prune.config import PruneConfig
+from recbole_prune.errors import NothingToPrune, PruneError
+from recbole_prune.experiment import Experiment
+from recbole_prune.masks import MaskSet
+from recbole_prune.schedule import kept_counts
+from recbole_prune.store import RunFolder
+from recbole_prune.ticket import Ticket
+
+
+def skip_without_package(model: str) -> None:
+    reason = missing_package(model)
+    if reason:
+        pytest.skip(f"{model}: {reason}")
+
+
+def leaks(model: Any, masks: MaskSet) -> int:
+    """Pruned entries of a model that are not exactly 0.0."""
+    parameters = dict(model.named_parameters())
+    return sum(int((parameters[name].detach()[~mask] != 0).sum()) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("model", gradient_models())
+def test_imp_runs_on_every_gradient_model(
+    model: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_package(model)
+    evaluated_with_leaks = []
+    evaluate = Trainer.evaluate
+
+    def checked_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.model.masks is not None:
+            evaluated_with_leaks.append(leaks(self.model, self.model.masks))
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "evaluate", checked_evaluate)
+    settings = {**config_for(model, tiny_data), "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 2}
+    result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
+
+    assert evaluated_with_leaks and not any(evaluated_with_leaks)
+    tickets = [Ticket.from_record(record) for record in result["tickets"]]
+    assert [t.kept for t in tickets] == kept_counts(tickets[0].prunable, rate=0.3, rounds=2)
+
+    config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
+    experiment = Experiment(config, RunFolder(Path(result["folder"])))
+    experiment.load_journal()
+    masks = experiment.masks_of(tickets[2])
+    assert masks.kept == tickets[2].kept and masks.is_nested_in(experiment.masks_of(tickets[1]))
+    for target in experiment.scope:
+        assert target.name not in tickets[0].untrained
+    check_checkpoint(experiment, tickets[2], masks)
+
+
+def check_checkpoint(experiment: Experiment, ticket: Ticket, masks: MaskSet) -> None:
+    """The checkpoint loads in a plain RecBole model, holds zeros, and scores like ours."""
+    data = experiment.folder.read(ticket.checkpoint_file, ticket.checkpoint_sha256)
+    checkpoint = torch.load(BytesIO(data), map_location="cpu", weights_only=False)
+    config = experiment.config
+    assert type(checkpoint["config"]).__module__ == "recbole.config.configurator"
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    plain = get_model(config["model"])(config, experiment.train_data._dataset)
+    plain.load_state_dict(checkpoint["state_dict"])
+    plain.load_other_parameter(checkpoint.get("other_parameter"))
+    assert leaks(plain, masks) == 0
+    ours = experiment.trained_model(ticket)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
+    assert torch.equal(scores(plain.eval(), experiment), scores(ours, experiment))
+
+
+@torch.no_grad()
+def scores(model: Any, experiment: Experiment) -> torch.Tensor:
+    """Scores of the first test batch, with every random stream at the same place."""
+    init_seed(7, True)
+    batch = next(iter(experiment.test_data))[0]
+    try:
+        return model.full_sort_predict(batch)
+    except NotImplementedError:
+        items = torch.arange(1, experiment.dataset.item_num)[: len(batch)]
+        if experiment.dataset.iid_field in batch.columns:
+            return model.predict(batch)
+        fields = {name: batch[name][: len(items)] for name in batch.columns}
+        return model.predict(Interaction({**fields, experiment.dataset.iid_field: items[: len(batch)]}))
+
+
+@pytest.mark.parametrize("model", not_prunable_models())
+def test_models_without_gradient_say_so(model: str, tiny_data: Path) -> None:
+    skip_without_package(model)
+    settings = {**config_for(model, tiny_data), "pruner": "imp"}
+    with pytest.raises(NothingToPrune, match=model):
+        run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
+
+
+def test_the_matrix_is_recboles_own_list() -> None:
+    assert sorted(gradient_models() + not_prunable_models()) == sorted(all_models())
+    assert len(all_models()) >= 90
+
+
+def test_pattern_that_matches_nothing_is_refused(tiny_data: Path) -> None:
+    settings = {**config_for("BPR", tiny_data), "pruner": "imp", "prune_include": ["user_embeding*"]}
+    assert not fnmatchcase("user_embedding.weight", "user_embeding*")
+    with pytest.raises(PruneError, match="user_embeding"):
+        run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)

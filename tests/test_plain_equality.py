@@ -1,0 +1,58 @@
+"""At sparsity 0 our way gives the metrics of plain RecBole, patched only by ``compat``, with the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+from zoo import DATASET, config_for, missing_package
+
+from recbole_prune import run_recbole_prune
+
+# the four kinds, and every trainer class that trains by gradient
+MODELS = {
+    "BPR": "general, Trainer",
+    "SASRec": "sequential, Trainer",
+    "DeepFM": "context, Trainer",
+    "CKE": "knowledge, KGTrainer",
+    "KGAT": "knowledge, KGATTrainer",
+    "MKR": "knowledge, MKRTrainer",
+    "RecVAE": "general, RecVAETrainer",
+    "NCL": "general, NCLTrainer",
+    "S3Rec": "sequential, S3RecTrainer (PretrainTrainer)",
+    "RaCT": "general, RaCTTrainer (PretrainTrainer)",
+    "BERT4Rec": "sequential, random transform",
+    "DIN": "sequential, sampled evaluation",
+    "KTUP": "knowledge, alternating epochs, random scores",
+}
+
+
+def plain_recbole(model: str, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """(best validation result, test result) of RecBole's own classes in the order of its ``run_recbole``."""
+    config = Config(model=model, dataset=DATASET, config_dict=settings)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    train, valid, test = data_preparation(config, dataset)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    recommender = get_model(model)(config, train._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], model)(config, recommender)
+    _, best = trainer.fit(train, valid, saved=True, show_progress=False)
+    if best is None:  # pretraining stages end without validation
+        best = trainer.evaluate(valid, load_best_model=True)
+    return best, trainer.evaluate(test, load_best_model=True)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_dense_run_equals_plain_recbole(model: str, tiny_data: Path, tmp_path: Path) -> None:
+    reason = missing_package(model)
+    if reason:
+        pytest.skip(reason)
+    settings = {**config_for(model, tiny_data), "epochs": 3, "checkpoint_dir": str(tmp_path / "saved")}
+    valid, test = plain_recbole(model, settings)
+    result = run_recbole_prune(model=model, dataset=DATASET, config_dict={**settings, "pruner": "none"})
+    assert result["best_valid_result"] == {name: float(value) for name, value in valid.items()}
+    assert result["test_result"] == {name: float(value) for name, value in test.items()}
