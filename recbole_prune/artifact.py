@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
+from safetensors.numpy import save as save_safetensors
+
 from recbole_prune import artifact_files as files
 from recbole_prune.artifact_files import Seen
 from recbole_prune.encoding import Array, EncodedTensor
 from recbole_prune.errors import ArtifactError
-from safetensors.numpy import save as save_safetensors
 
 PathLike = Union[str, "os.PathLike[str]"]
 

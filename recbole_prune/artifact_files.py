@@ -64,9 +64,12 @@ class Seen:
     @classmethod
     def from_pairs(cls, users: NDArray[Any], items: NDArray[Any], user_count: int) -> Seen:
         """From user and item ids of the same length, in any order, with repetitions; item 0 is padding."""
-        pairs = np.unique(np.stack([users, items])[:, np.asarray(items) > 0].astype(np.int64), axis=1)
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(pairs[0], minlength=user_count))])
-        return cls(_narrow(indptr), _narrow(pairs[1]))
+        real = np.asarray(items) > 0
+        users, items = np.asarray(users)[real].astype(np.int64), np.asarray(items)[real].astype(np.int64)
+        step = int(items.max(initial=0)) + 1
+        pairs = np.unique(users * step + items)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(pairs // step, minlength=user_count))])
+        return cls(_narrow(indptr), _narrow(pairs % step))
 
     def of(self, user: int) -> NDArray[Any]:
         """Ascending item ids that a user has consumed."""

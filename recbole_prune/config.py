@@ -18,7 +18,6 @@ from recbole_prune.host import dataset_names, model_names
 from recbole_prune.paths import property_file
 from recbole_prune.settings import Host, Settings, defaults, settle
 
-
 __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
 
 # no Config can be built unpatched on current libraries; what is imported already is patched too

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recbole_prune.encoding import information_bound_bits
+from recbole_prune.allocate import select
+from recbole_prune.encoding import encode
 from recbole_prune.experiment import Experiment
 from recbole_prune.export import explain_scoring
+from recbole_prune.masks import MaskSet
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.table import format_rows
+from recbole_prune.scores import uniform
 from recbole_prune.store import RunFolder
-
-_VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8}
 
 
 def describe_plan(config: Any) -> str:
@@ -29,23 +31,33 @@ def describe_plan(config: Any) -> str:
         counts = pruner.counts()
         model = experiment.build_model()
         scope = experiment.scope
-        others = scope.parameters - scope.prunable
-        bits = _VALUE_BITS[config.settings.export_values]
-        rows = []
-        for number, kept in enumerate(counts):
-            table = information_bound_bits(scope.prunable, kept, bits) / 8
-            rows.append(
-                [str(number), f"{100 * (1 - kept / scope.prunable):.2f} %", str(kept), f"{int(table + 4 * others):,}"]
-            )
+        rows = [
+            [str(number), f"{100 * (1 - kept / scope.prunable):.2f} %", str(kept), f"{size:,}"]
+            for number, (kept, size) in enumerate(zip(counts, _predicted_bytes(experiment, model, counts)))
+        ]
         return "\n".join(
             [
                 f"{config.settings.pruner} on {config['model']} / {config['dataset']}",
                 f"targets: {scope.prunable} prunable of {scope.parameters} trainable entries",
                 scope.describe(),
-                "schedule (bytes: what the information in values and positions takes at least, everything else dense):",
-                format_rows(["ticket", "sparsity", "kept", "artifact bytes"], rows),
+                "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
+                format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
                 f"scoring: {explain_scoring(model, config, experiment.dataset)}",
                 "a target that receives no gradient in the dense training is left out when ticket 0 is done",
                 "nothing was trained (--dry_run=True)",
             ]
         )
+
+
+def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> Iterator[int]:
+    """Bytes of all weights in the artifact for each count: targets under a random mask, everything else dense."""
+    scope, values = experiment.scope, experiment.settings.export_values
+    weights = {name: parameter.detach().cpu().numpy() for name, parameter in model.named_parameters()}
+    names = {target.name for target in scope}
+    rest = sum(encode(weight, values=values).nbytes for name, weight in weights.items() if name not in names)
+    order = uniform(scope, experiment.config["seed"])
+    masks = MaskSet.dense(scope)
+    for kept in counts:
+        masks = select(order, masks, kept)
+        live = {name: mask.numpy() for name, mask in masks.items()}
+        yield rest + sum(encode(weights[name] * live[name], live[name], values).nbytes for name in live)

@@ -84,9 +84,12 @@ def export_ticket(
         if values == "fp32":
             _require(disagreement(rounded, reference), "the decoded weights")
         dot, reason = _find_dot_product(model, probe, rounded, decoded, dataset)
-        extra = _encode_vectors(model, dot, values, dataset.item_num) if dot and vectors and not dot.stored else {}
-        if dot and not dot.stored and not extra:
-            dot, reason = None, _say_not_stored(dot)
+        extra: dict[str, EncodedTensor] = {}
+        if dot is not None and not dot.stored:
+            if vectors:
+                extra = _encode_vectors(model, dot, values, dataset.item_num)
+            else:
+                reason, dot = _say_not_stored(dot), None
         serving = None if dot is None else {"user": dot.user, "item": dot.item, "scale": dot.scale}
         served = rounded if dot is None else _serve({**tensors, **extra}, dot, probe)
         return write_artifact(
@@ -107,6 +110,26 @@ def export_ticket(
             },
             check=lambda artifact: _check(artifact, decoded, dot, probe, rounded),
         )
+
+
+def explain_scoring(model: Any, config: Any, dataset: Any) -> str:
+    """A sentence on whether pruned tables can make scoring faster for this model, and why.
+
+    Args:
+        model: RecBole model, trained or not; it is left as it was.
+        config: the Config that built it.
+        dataset: the RecBole dataset.
+    """
+    with undisturbed(model):
+        refresh(model)
+        probe = Probe(model, config, dataset)
+        weights = {name: _numpy(value.detach()) for name, value in model.state_dict().items()}
+        dot, reason = _find_dot_product(model, probe, probe.scores(model), weights, dataset)
+    if dot is None:
+        return f"not faster by masks alone: {reason}"
+    if not dot.stored:
+        return f"not faster: the propagated vectors {dot.user} and {dot.item} are dense whatever is pruned"
+    return f"can be faster at high sparsity: the scores are dot products of {dot.user} and {dot.item} as they are stored"
 
 
 def _plain(value: Any) -> Any:
@@ -271,7 +294,7 @@ def _tokens(dataset: Any, field: str | None) -> list[str]:
 
 
 def _seen(dataset: Any, config: Any) -> Seen:
-    """All interactions; in augmented sequences the first item of a user stands only in the item lists."""
+    """All interactions; of augmented sequences also what stands only in the item lists."""
     feature = dataset.inter_feat
     if not dataset.uid_field:
         return Seen.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
@@ -279,6 +302,9 @@ def _seen(dataset: Any, config: Any) -> Seen:
     list_field = f"{dataset.iid_field}{config['LIST_SUFFIX']}"
     if list_field in feature:
         lists = _column(feature, list_field)
+        if not config["benchmark_filename"]:
+            # RecBole's augmentation makes every item but a user's first a row of its own
+            lists = lists[:, :1]
         users = np.concatenate([users, np.repeat(users, lists.shape[1])])
         items = np.concatenate([items, lists.reshape(-1)])
     return Seen.from_pairs(users, items, dataset.user_num)

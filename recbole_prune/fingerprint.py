@@ -1,4 +1,4 @@
-"""Hashes of settings: what differs from the defaults and matters to the result, in a form that is equal for equal runs."""
+"""Hashes of settings: what differs from the defaults and matters to the result, in one form for equal values."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from recbole_prune.settings import Settings, defaults, is_used
 # settings of RecBole that say where a process runs; they do not belong to what is trained
 OF_THE_PROCESS = frozenset({"config_files", "config_file_list", "local_rank", "offset", "group_offset", "ip", "port"})
 WITHOUT_EFFECT = OF_THE_PROCESS | {
-    "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress", "verbose", "saved",
-    "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path", "save_dataloaders",
-    "dataloaders_save_path", "valid_metric_bigger",
+    "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress", "verbose",
+    "saved", "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path",
+    "save_dataloaders", "dataloaders_save_path", "valid_metric_bigger",
 }  # fmt: skip
 
 

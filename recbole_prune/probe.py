@@ -81,6 +81,8 @@ def refresh(model: Any) -> None:
 class Probe:
     """A few rows of a dataset, evenly spread over its users, that models are asked to score.
 
+    Models are put into eval mode and keep the caches of the last scoring: use it inside :func:`undisturbed`.
+
     Attributes:
         items: internal ids of the scored items, shape ``[columns]``.
         users: internal ids of the scored users, shape ``[rows]``; None where the dataset has no users.
@@ -122,6 +124,7 @@ class Probe:
             ArtifactError: a score is NaN.
         """
         model.eval()
+        forget_caches(model)
         with preserved_random_streams():
             _seed()
             blocks = [self._score(model, block) for block in self._blocks()]
@@ -147,9 +150,9 @@ class Probe:
 
 @torch.no_grad()
 def _ranks_all_items(model: Any, row: Any) -> bool:
-    """Whether ``full_sort_predict`` is there, asked without leaving a trace."""
-    with undisturbed(model):
-        model.eval()
+    """Whether the model has a ``full_sort_predict``; RecBole asks it the same way."""
+    model.eval()
+    with preserved_random_streams():
         try:
             model.full_sort_predict(row)
         except NotImplementedError:

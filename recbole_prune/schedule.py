@@ -12,7 +12,7 @@ DEFAULT_ROUNDS = 10
 
 def removed_exact(rate: float, live: int) -> int:
     """floor(rate * live), with the rate read as the decimal number the user wrote (0.29 of 100 is 29)."""
-    return floor(Fraction(repr(rate)) * live)
+    return floor(Fraction(repr(float(rate))) * live)
 
 
 def removed_official(rate: float, live: int) -> int:

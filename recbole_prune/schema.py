@@ -92,7 +92,7 @@ def did_you_mean(names: list[str]) -> str:
 def unknown_key(name: str) -> str:
     """Message for a name in our name space, or near one of our keys, that is not a key."""
     begun = [key for key in known_keys() if len(name) > 7 and key.startswith(_plain(name))]
-    hint = did_you_mean([f"--{near}" for near in (near_names(name, known_keys(), cutoff=0.75) or begun)[:1]])
+    hint = did_you_mean([f"--{near}" for near in (begun or near_names(name, known_keys(), cutoff=0.75))[:1]])
     return f"{name} is not a setting of recbole_prune{hint or ' (--help lists them)'}"
 
 

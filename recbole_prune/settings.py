@@ -114,7 +114,7 @@ def is_used(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def rounds_planned(values: Mapping[str, Any]) -> int | None:
-    """Number of prunes, or None where it follows from the entries of the model (a target reached by steps of a rate)."""
+    """Prunes, or None where it follows from the entries of the model (a target reached in steps of a rate)."""
     return values["prune_rounds"] if is_used("prune_rounds", values) else 0
 
 

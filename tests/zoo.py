@@ -48,7 +48,7 @@ _KINDS = {
     "DECISIONTREE": "tree",
 }
 _WIDTH = 16
-_WIDTH_KEY = re.compile(r"(size|dim|dimension|dims|dims_dnn|layers|hidden_size_list|rank|num_clusters|t_cin)$")
+_WIDTH_KEY = re.compile(r"(size|dim|dimension|dims|dims_dnn|layers|hidden_size_list|rank|num_conv_kernel|num_clusters|t_cin)$")
 _NOT_A_WIDTH = re.compile(r"(kernel_size|n_layers|num_layers|low_layers|high_layers)$")
 
 
@@ -88,6 +88,10 @@ _PRETRAINED_VECTORS: Settings = {
 
 # what the rules below cannot know, each with its reason
 _EXCEPTIONS: Dict[str, Settings] = {
+    # the strides must shrink a map of embedding_size x embedding_size to one cell
+    "ConvNCF": {"cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
+    # each relation has an embedding_size x embedding_size matrix, gathered for every memory slot: slow
+    "RippleNet": {"embedding_size": 8, "n_memory": 4},
 }
 
 
@@ -264,6 +268,7 @@ def _sequential_settings(model: str) -> Settings:
     settings: Settings = {
         "load_col": columns,
         "MAX_ITEM_LIST_LENGTH": 6,
+        "user_inter_num_interval": "[0,36]",  # every prefix of a history is a row: short histories save time
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
     }
     if input_type_of(model) is None and defaults.get("loss_type") == "CE":

@@ -7,6 +7,6 @@ nothing is changed: each patch looks for the defect, not for a version number.
 
 from __future__ import annotations
 
-from recbole_prune.compat.registry import Patch, apply, resolve, status
+from recbole_prune.compat.registry import Patch, apply, import_failures, resolve, status
 
-__all__ = ["Patch", "apply", "resolve", "status"]
+__all__ = ["Patch", "apply", "import_failures", "resolve", "status"]

@@ -95,11 +95,6 @@ def hooked_modules() -> Sequence[str]:
     return list(dict.fromkeys([*_AROUND, *_AFTER]))
 
 
-def patches_of(name: str) -> Sequence[str]:
-    """Names of the patches that are registered for module ``name``."""
-    return list(dict.fromkeys([*_AROUND.get(name, {}), *_AFTER.get(name, {})]))
-
-
 @contextmanager
 def stand_in(modules: dict[str, ModuleType]) -> Iterator[None]:
     """Put ``modules`` into ``sys.modules`` for the length of the context only, so that no other code meets them."""
@@ -138,6 +133,9 @@ def import_error(name: str) -> str | None:
     """Try ``import name``; None if it works, else why it does not."""
     try:
         importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        return f"{name} is not installed" if missing == name.split(".")[0] else f"{name} needs {missing}, not installed"
     except Exception as error:  # noqa: BLE001 - a broken package may raise anything, ray 2.6 an AttributeError
         return f"import {name} raises {type(error).__name__}: {error}"
     return None

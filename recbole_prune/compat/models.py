@@ -133,8 +133,8 @@ def pass_nncf_method(report: hooks.Report) -> None:
 
     def replace_similarity(module: ModuleType) -> None:
         current = module.ComputeSimilarity  # type: ignore[attr-defined]
-        if "block_size" not in inspect.signature(current.compute_similarity).parameters:
-            report(False, "not needed: compute_similarity takes no block size")
+        if "method" in inspect.signature(current.compute_similarity).parameters:
+            report(False, "not needed: compute_similarity takes the method (RecBole 1.2.0)")
             return
 
         class ComputeSimilarity:

@@ -114,6 +114,7 @@ _DEFINITIONS = (
 
 _STATE: dict[str, Patch] = {}
 _DECISIONS: list[Callable[[], bool]] = []
+_FAILURES: dict[str, str] = {}
 
 
 def _reporter(name: str) -> hooks.Report:
@@ -153,9 +154,13 @@ def resolve() -> list[Patch]:
     apply()
     for module in hooks.hooked_modules():
         problem = hooks.import_error(module)
-        for name in hooks.patches_of(module) if problem else ():
-            if name in _STATE:
-                _reporter(name)(_STATE[name].active, problem or "")
+        if problem is not None:
+            _FAILURES[module] = problem
     for decision in _DECISIONS:
         decision()
     return status()
+
+
+def import_failures() -> dict[str, str]:
+    """Modules of RecBole that :func:`resolve` could not import in spite of the patches, and why."""
+    return dict(_FAILURES)

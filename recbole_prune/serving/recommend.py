@@ -98,9 +98,7 @@ class Recommender:
     def _ids(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self._artifact.users) if number > 0}
 
-    def recommend(
-        self, users: Sequence[str], k: int = 10, exclude_seen: bool = True
-    ) -> list[list[Recommendation]]:
+    def recommend(self, users: Sequence[str], k: int = 10, exclude_seen: bool = True) -> list[list[Recommendation]]:
         """The k best items of each user.
 
         Args:
@@ -145,7 +143,9 @@ class Recommender:
         except TypeError:
             size = 0
         if isinstance(k, bool) or not 1 <= size <= items:
-            raise ArtifactError(f"k={k} is not allowed: it must be a whole number from 1 to {items}, the number of items")
+            raise ArtifactError(
+                f"k={k} is not allowed: it must be a whole number from 1 to {items}, the number of items"
+            )
         return size
 
     def _internal_ids(self, users: Sequence[str]) -> list[int]:

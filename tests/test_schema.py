@@ -1,0 +1,373 @@
+"""The property files, their grammar, and checking against them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_prune import grammar, paths, schema
+from recbole_prune.errors import ConfigError
+from recbole_prune.settings import Host, Settings, defaults, settle
+
+KEYS = schema.known_keys()
+HEAD = "#: Run; used by: every run; changes: nothing\n"
+HOST = Host(epochs=300, model="BPR", own_l2=False)
+
+
+# ---- files and grammar -----------------------------------------------------------------------------------------------
+
+
+def test_every_line_of_overall_yaml_is_a_key():
+    raw = yaml.safe_load((paths.properties_dir() / "overall.yaml").read_text(encoding="utf-8"))
+    assert list(raw) == list(KEYS)
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
+def test_defaults_pass_their_own_check(key):
+    assert key.check(key.default) == key.default
+    assert key.check(str(key.default)) == key.default, "also as the text of a command line"
+    for method, default in key.methods.items():
+        assert key.check(default) == default, method
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
+def test_keys_are_documented(key):
+    assert len(key.meaning) > 10 and key.section and key.changes
+    assert "[" not in key.meaning, "a range that was not understood"
+    if key.listed:
+        assert key.methods, "no method uses it"
+
+
+def test_names_are_in_the_name_space():
+    others = {"pruner", "distiller", "recipe", "recipe_notice", "output_dir", "fresh", "dry_run"}
+    assert {name for name in KEYS if not name.startswith(schema.PREFIXES)} == others
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("rate: 1  # (int) a rate [x >= 1]\n", "line 1"),
+        (HEAD + "rate: 1\n", "line 2"),
+        (HEAD + "rate: 1  # a rate\n", "line 2"),
+        (HEAD + "rate: 1  # (int) a rate\nrate: 2  # (int) again\n", "line 3"),
+        (HEAD + "rate: 1  # (integer) a rate\n", "(integer)"),
+        (HEAD + "rate: 1  # (int) a rate [positive]\n", "[positive]"),
+        (HEAD + "rate: 1  # (int) a [rate] of [x >= 1]\n", "rate"),
+        (HEAD + "rate: 0  # (int) a rate [x >= 1]\n", "rate=0 is not allowed"),
+        (HEAD + "rate: ~  # (int) a rate\n", "rate=None is not allowed"),
+        ("#: Run; used by: some; changes: nothing\n", "line 1"),
+        ("#: Run; changes: nothing\n", "line 1"),
+    ],
+)
+def test_text_outside_the_grammar_is_refused(text, part):
+    with pytest.raises(ConfigError) as error:
+        grammar.parse(text, "file.yaml")
+    assert part in str(error.value)
+
+
+def test_continuation_lines_belong_to_the_key_above():
+    text = HEAD + "a: 1  # (int) first\n      #   and more [x >= 1]\n# for the reader\nb: ~  # (str or empty) second\n"
+    found = grammar.parse(text, "file.yaml")
+    assert found["a"].meaning == "first and more" and found["a"].range == "x >= 1"
+    assert found["b"].optional and found["b"].default is None
+
+
+def test_properties_are_found_beside_and_inside_the_package(tmp_path: Path):
+    package = tmp_path / "somewhere" / "recbole_prune"
+    package.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="install the package again"):
+        paths.properties_dir(package)
+    shutil.copytree(paths.properties_dir(), package.parent / "properties")
+    assert paths.properties_dir(package) == package.parent / "properties"
+    shutil.copytree(paths.properties_dir(), package / "properties")
+    assert paths.properties_dir(package) == package / "properties"
+
+
+@pytest.mark.parametrize("name", schema.method_names("pruner"))
+def test_pruner_files_say_what_they_are(name):
+    lines = paths.property_file("pruner", name).read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert len(schema.describe_method("pruner", name)) > 20
+    listed = yaml.safe_load("\n".join(lines)) or {}
+    assert set(listed) == {key.name for key in KEYS.values() if name in key.methods}
+
+
+def test_the_recipes_differ_in_the_selection_only():
+    leaky, clean = (
+        yaml.safe_load(paths.property_file("recipe", name).read_text(encoding="utf-8"))
+        for name in ("lth_mrs", "lth_mrs_clean")
+    )
+    assert (leaky.pop("prune_select"), clean.pop("prune_select")) == ("test", "valid")
+    assert "TEST" in leaky.pop("recipe_notice") and "validation" in clean.pop("recipe_notice")
+    assert leaky == clean
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("prune_rate", "0.1", 0.1),
+        ("prune_rate", "1e-1", 0.1),
+        ("prune_l2_weight", 1, 1.0),
+        ("prune_stop_below", 1, 1.0),
+        ("prune_rounds", "7", 7),
+        ("prune_rounds", "None", None),
+        ("prune_rounds", "", None),
+        ("prune_target_sparsity", "~", None),
+        ("prune_min_per_row", 0, 0),
+        ("fresh", "true", True),
+        ("fresh", "False", False),
+        ("prune_rewind", None, "none"),
+        ("prune_rewind", "None", "none"),
+        ("pruner", "None", "none"),
+        ("distiller", "none", None),
+        ("prune_include", "*user*", ["*user*"]),
+        ("prune_include", "*user*, item?", ["*user*", "item?"]),
+        ("prune_include", "['*user*', 'item']", ["*user*", "item"]),
+        ("prune_include", ("a", "b"), ["a", "b"]),
+        ("prune_exclude", None, []),
+        ("prune_exclude", "[]", []),
+        ("output_dir", "2024", "2024"),
+        ("output_dir", 2024, "2024"),
+    ],
+)
+def test_values_are_converted(name, value, expected):
+    checked = schema.check(name, value)
+    assert checked == expected and type(checked) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("prune_rate", 0, "0 < prune_rate < 1"),
+        ("prune_rate", 1.0, "0 < prune_rate < 1"),
+        ("prune_rate", "a lot", "a float"),
+        ("prune_rate", True, "a float"),
+        ("prune_rate", None, "a float"),
+        ("prune_rate", "nan", "a float"),
+        ("prune_target_sparsity", 1, "0 < prune_target_sparsity < 1, or empty"),
+        ("prune_stop_below", 0, "0 < prune_stop_below <= 1"),
+        ("prune_stop_below", 1.01, "0 < prune_stop_below <= 1"),
+        ("prune_rounds", 0, "prune_rounds >= 1"),
+        ("prune_rounds", 2.0, "an int"),
+        ("prune_rounds", "2.5", "an int"),
+        ("prune_rounds", True, "an int"),
+        ("prune_l2_weight", -1e-9, "prune_l2_weight >= 0"),
+        ("prune_l2_weight", float("inf"), "a float"),
+        ("prune_min_per_row", -1, "prune_min_per_row >= 0"),
+        ("fresh", 1, "True or False"),
+        ("fresh", "yes", "True or False"),
+        ("prune_rewind", "latte", "init, late, lr, none, reinit; did you mean prune_rewind=late?"),
+        ("prune_rewind", "LR", "did you mean prune_rewind=lr?"),
+        ("prune_rewind", True, "one of init"),
+        ("pruner", "imps", "did you mean pruner=imp?"),
+        ("pruner", "", "one of"),
+        ("distiller", "rankdistil", "there is no file in properties/distiller yet"),
+        ("recipe", "lth_msr", "did you mean recipe=lth_mrs?"),
+        ("output_dir", None, "a str"),
+        ("output_dir", "", "a str"),
+        ("output_dir", ["a"], "a str"),
+        ("prune_include", "[1]", "a list of words"),
+        ("prune_include", "[unclosed", "a list of words"),
+        ("prune_include", 3, "a list of words"),
+        ("export_values", "fp8", "fp32, fp16, int8"),
+    ],
+)
+def test_refusals_name_key_value_and_what_is_allowed(name, value, allowed):
+    if name == "distiller" and schema.method_names("distiller"):
+        pytest.skip("there are distillers now")
+    with pytest.raises(ConfigError) as error:
+        schema.check(name, value)
+    message = str(error.value)
+    assert message.startswith(f"{name}=") and allowed in message
+    assert "\n" not in message and str(value) in message
+
+
+@given(st.floats())
+def test_a_rate_is_accepted_exactly_inside_its_range(value):
+    try:
+        accepted = schema.check("prune_rate", value) == value
+    except ConfigError:
+        accepted = False
+    assert accepted == (0 < value < 1)
+
+
+@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
+def test_whatever_comes_in_is_checked_or_refused(value):
+    for name, key in KEYS.items():
+        with contextlib.suppress(ConfigError):
+            checked = schema.check(name, value)
+            assert key.check(checked) == checked, "a checked value passes again"
+
+
+# ---- names and help --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("prunner", "pruner"),
+        ("output_dri", "output_dir"),
+        ("fersh", "fresh"),
+        ("dry-run", "dry_run"),
+        ("Pruner", "pruner"),
+        ("prune_rewnd", "prune_rewind"),
+        ("prune_target", "prune_target_sparsity"),
+        ("export_value", "export_values"),
+    ],
+)
+def test_near_misses_are_answered(wrong, right):
+    assert schema.in_name_space(wrong) or right in schema.suggest(wrong)
+    assert f"did you mean --{right}?" in schema.unknown_key(wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "seed", "metrics", "embedding_size", "topk", "dropout_prob", "epochs"]
+)
+def test_other_names_are_left_alone(name):
+    assert not schema.in_name_space(name) and not schema.suggest(name)
+
+
+def test_unknown_names_of_the_name_space_are_refused():
+    for name in ("prune_foo", "distill_alpha", "measure_energy", "export_everything"):
+        if name not in KEYS:
+            assert schema.in_name_space(name)
+            with pytest.raises(ConfigError, match="is not a setting of recbole_prune"):
+                schema.check(name, 1)
+
+
+def test_help_shows_every_key_default_range_and_method():
+    text = schema.help_text()
+    squeezed = " ".join(text.split())
+    for key in KEYS.values():
+        assert f"--{key.name}=" in text and key.allowed in squeezed
+    for kind in schema.METHOD_KINDS:
+        for method in schema.method_names(kind):
+            assert f"--{kind}={method}" in text
+    assert "prune_allocation=tensor" in text, "a method's own default"
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+# ---- combinations ----------------------------------------------------------------------------------------------------
+
+
+def settled(user, recipe=None, host=HOST):
+    return settle(user, recipe or {}, host)[0]
+
+
+def schedule(settings):
+    return settings.prune_rate, settings.prune_rounds, settings.prune_target_sparsity
+
+
+@pytest.mark.parametrize(
+    ("user", "recipe", "expected"),
+    [
+        ({}, {}, (0.2, 10, None)),
+        ({"prune_rate": 0.1}, {}, (0.1, 10, None)),
+        ({"prune_rounds": 3}, {}, (0.2, 3, None)),
+        ({"prune_rounds": None}, {}, (0.2, 10, None)),
+        ({"prune_target_sparsity": 0.9}, {}, (0.2, None, 0.9)),
+        ({"prune_target_sparsity": 0.9, "prune_rounds": 5}, {}, (0.2, 5, 0.9)),
+        ({"prune_target_sparsity": 0.9, "prune_rate": 0.5}, {}, (0.5, None, 0.9)),
+        ({"prune_target_sparsity": 0.9, "prune_rate": 0.5, "prune_rounds": None}, {}, (0.5, None, 0.9)),
+        ({}, {"prune_rate": 0.1, "prune_rounds": 29}, (0.1, 29, None)),
+        ({"prune_target_sparsity": 0.9}, {"prune_rate": 0.1, "prune_rounds": 29}, (0.1, None, 0.9)),
+        ({"prune_rounds": 5}, {"prune_rate": 0.1, "prune_target_sparsity": 0.9}, (0.2, 5, 0.9)),
+        ({"prune_rate": 0.5, "prune_rounds": 5}, {"prune_target_sparsity": 0.9}, (0.5, 5, None)),
+        ({"prune_target_sparsity": None}, {"prune_rounds": 5, "prune_target_sparsity": 0.9}, (0.2, 5, None)),
+    ],
+)
+def test_two_settings_fix_the_schedule_and_the_user_goes_before_the_recipe(user, recipe, expected):
+    assert schedule(settled({"pruner": "imp", **user}, recipe)) == expected
+
+
+@pytest.mark.parametrize(
+    ("user", "part"),
+    [
+        ({"prune_rate": 0.1, "prune_rounds": 3, "prune_target_sparsity": 0.5}, "keep prune_target_sparsity and"),
+        ({"prune_rewind": "late"}, "1 <= prune_rewind_epoch < epochs=300"),
+        ({"prune_rewind_epoch": 3}, "add --prune_rewind=late"),
+        ({"prune_rewind": "late", "prune_rewind_epoch": 300}, "prune_rewind_epoch=300 is not allowed"),
+        ({"prune_lr_warmup": 300}, "it must be below epochs=300"),
+        ({"prune_parity": "official", "prune_target_sparsity": 0.5}, "prune_parity=official"),
+        ({"prune_parity": "official", "prune_min_per_row": 1}, "prune_min_per_row=1"),
+        ({"export_ticket": 11}, "tickets 0 to 10"),
+        ({"export_ticket": 1, "pruner": "none"}, "tickets 0 to 0"),
+        ({"export_ticket": 4, "prune_rounds": 3, "prune_target_sparsity": 0.5}, "tickets 0 to 3"),
+    ],
+)
+def test_impossible_combinations_are_refused(user, part):
+    with pytest.raises(ConfigError) as error:
+        settled({"pruner": "imp", **user})
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"prune_rewind": "late", "prune_rewind_epoch": 299},
+        {"prune_lr_warmup": 299},
+        {"prune_parity": "official", "prune_min_per_row": 0},
+        {"export_ticket": 10},
+        {"export_ticket": 50, "prune_target_sparsity": 0.99},
+        {"prune_rewind_epoch": None},
+    ],
+)
+def test_combinations_at_the_edge_are_allowed(user):
+    settings = settled({"pruner": "imp", **user})
+    assert all(settings[name] == value for name, value in user.items())
+
+
+@pytest.mark.parametrize(
+    ("user", "host", "warning"),
+    [
+        ({"pruner": "magprune", "prune_rewind": "lr"}, HOST, "prune_rewind has no effect with --pruner=magprune"),
+        ({"pruner": "none", "prune_rate": 0.1}, HOST, "prune_rate has no effect with --pruner=none"),
+        ({"pruner": "imp", "prune_rewind": "lr"}, HOST, "prune_rewind=lr equals prune_rewind=none"),
+        ({"prune_select": "test"}, HOST, "leak"),
+        ({"prune_l2_weight": 0.1}, Host(300, "LightGCN", own_l2=True), "LightGCN has an L2 weight of its own"),
+    ],
+)
+def test_settings_without_effect_are_warned_about(user, host, warning):
+    settings, warnings = settle(user, {}, host)
+    assert len(warnings) == 1 and warning in warnings[0]
+    if "no effect" in warning:
+        unused = warning.split()[0]
+        assert settings[unused] == defaults(user["pruner"])[unused], "it does not count"
+
+
+def test_quiet_where_nothing_is_wrong():
+    quiet = [
+        {"pruner": "imp", "prune_rewind": "lr", "prune_lr_schedule": "cosine"},
+        {"pruner": "imp", "prune_rewind": "lr", "prune_lr_warmup": 5},
+        {"pruner": "imp", "prune_rewind": "none"},
+    ]
+    assert [settle(user, {}, HOST)[1] for user in quiet] == [[], [], []]
+    recipe = {"pruner": "imp", "prune_l2_weight": 1e-4, "prune_select": "test", "recipe_notice": "it leaks"}
+    settings, warnings = settle({"pruner": "random"}, {**recipe, "prune_parity": "official"}, Host(9, "LightGCN", True))
+    assert warnings == [] and settings.prune_l2_weight == 0.0 and settings.prune_parity == "exact"
+
+
+def test_settings_are_read_only_and_answer_by_attribute():
+    settings = settled({"pruner": "imp", "prune_rate": "0.1"})
+    assert settings.prune_rate == settings["prune_rate"] == 0.1
+    assert settings.explicit == {"pruner", "prune_rate"}
+    assert set(settings) == set(KEYS)
+    for change in (
+        lambda: setattr(settings, "prune_rate", 0.5),
+        lambda: delattr(settings, "prune_rate"),
+        lambda: settings.__setitem__("prune_rate", 0.5),
+    ):
+        with pytest.raises(AttributeError):
+            change()
+    with pytest.raises(AttributeError, match="did you mean prune_rate"):
+        _ = settings.prune_rat
+    assert Settings({"a": 1}) == {"a": 1}
