@@ -88,12 +88,13 @@ def _shares(scope: Scope, live: Mapping[str, torch.Tensor], keep: int) -> list[i
     exact = [keep * target.prunable / total for target in scope]
     shares = [min(cap, int(value)) for cap, value in zip(caps, exact)]
     order = sorted(range(len(shares)), key=lambda i: (-(exact[i] - int(exact[i])), i))
-    while sum(shares) < keep:
+    while (missing := keep - sum(shares)) > 0:
         open_targets = [i for i in order if shares[i] < caps[i]]
         if not open_targets:
             raise ConfigError(f"cannot keep {keep} entries: only {sum(caps)} are live")
-        for i in open_targets[: keep - sum(shares)]:
-            shares[i] += 1
+        more = max(1, missing // len(open_targets))
+        for i in open_targets[:missing]:
+            shares[i] = min(caps[i], shares[i] + more)
     return shares
 
 
@@ -114,7 +115,7 @@ def _select_in_group(
         raise ConfigError(f"cannot keep {keep} entries: only {available} are live")
     protected = torch.zeros_like(flat_live)
     if min_per_row:
-        protected = torch.cat([_protected(scores[n], live[n], min_per_row).reshape(-1) for n in group])
+        protected = torch.cat([_protected(scores[n], live[n], min_per_row, seed).reshape(-1) for n in group])
         if int(protected.sum()) > keep:
             raise ConfigError(
                 f"prune_min_per_row={min_per_row} protects {int(protected.sum())} entries, but only {keep} may stay: "
@@ -139,9 +140,10 @@ def _best(scores: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     return torch.cat([above, drawn])
 
 
-def _protected(scores: torch.Tensor, live: torch.Tensor, minimum: int) -> torch.Tensor:
-    """The ``minimum`` best live entries of each row."""
+def _protected(scores: torch.Tensor, live: torch.Tensor, minimum: int, seed: int) -> torch.Tensor:
+    """The ``minimum`` best live entries of each row; among equal scores those first in an order drawn by the seed."""
     flat = scores.reshape(len(scores), -1).double().masked_fill(~live.reshape(len(live), -1), -torch.inf)
-    top = flat.topk(min(minimum, flat.shape[1]), dim=1).indices
+    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
+    top = order[flat[:, order].sort(dim=1, descending=True, stable=True).indices[:, :minimum]]
     protected = torch.zeros(flat.shape, dtype=torch.bool).scatter_(1, top, True)
     return protected.view(live.shape) & live

@@ -251,12 +251,13 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         ConfigError: the settings are refused, for example because the dataset is not there.
     """
     artifact = read_artifact(folder)
+    state = artifact.state()
     # importing config patches RecBole, so it goes first
     from recbole_prune.config import PruneConfig  # isort: skip
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import init_seed
 
-    from recbole_prune.probe import load_state, preserved_random_streams
+    from recbole_prune.probe import load_state, preserved_random_streams, weights_for_constructors
 
     with _bare_command_line(), preserved_random_streams():
         config = PruneConfig.from_plain_settings(_settings(artifact, config_dict or {}))
@@ -265,10 +266,11 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         _check_tokens(artifact, dataset)
         train_data = data_preparation(config, dataset)[0]
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        model = config.model_class(config, train_data._dataset).to(config["device"])
         try:
-            load_state(model, artifact.state())
-        except RuntimeError as error:
+            with weights_for_constructors(state):
+                model = config.model_class(config, train_data._dataset).to(config["device"])
+            load_state(model, state)
+        except (RuntimeError, KeyError) as error:
             raise ArtifactError(
                 f"the weights in {artifact.folder} do not fit {config['model']} as it is built from dataset "
                 f"{config['dataset']}: {' '.join(str(error).split())}"

@@ -226,5 +226,8 @@ def _exchange(new: Path, folder: Path, old: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
-    _sync_folder(folder.parent)
+    try:
+        _sync_folder(folder.parent)
+    except OSError:
+        return  # the new artifact stands; the old one is kept until an exchange is known to be on the disk
     shutil.rmtree(old, ignore_errors=True)

@@ -13,6 +13,7 @@ import yaml
 from recbole.config import Config
 
 from recbole_prune import compat, fingerprint, host, schema
+from recbole_prune.command_line import check_words
 from recbole_prune.errors import ConfigError
 from recbole_prune.host import dataset_names, model_names
 from recbole_prune.paths import property_file
@@ -27,7 +28,7 @@ compat.apply()
 _ONE_SHOT = ("fresh", "dry_run")
 
 
-class PruneConfig(Config):  # type: ignore[misc]
+class PruneConfig(Config):
     """RecBole's Config plus the settings of this package.
 
     RecBole's settings and its precedence stay as they are: command line, then ``config_dict``, then config files, the
@@ -97,7 +98,7 @@ class PruneConfig(Config):  # type: ignore[misc]
             if private.replayed:
                 private.command_line = {}
             else:
-                _check_words(sys.argv)
+                check_words(sys.argv)
                 private.command_line = super()._load_cmd_line()
         return private.command_line
 
@@ -149,7 +150,10 @@ class PruneConfig(Config):  # type: ignore[misc]
         if isinstance(name, str) and name not in model_names():
             near = schema.did_you_mean(schema.near_names(name, model_names()))
             raise ConfigError(f"model {name} is unknown: RecBole has no model of that name{near}")
-        return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
+        try:
+            return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
+        except ImportError as error:
+            raise ConfigError(f"model {name} cannot be imported: {error}") from error
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -293,26 +297,6 @@ class _Private:
         self.settings = Settings({})
         self.differences: dict[str, Any] = {}
         self.warnings: list[str] = []
-
-
-def _check_words(argv: list[str]) -> None:
-    """Raise ConfigError for words of the command line that name our keys but that RecBole would skip."""
-    if "ipykernel_launcher" in argv[0]:
-        return
-    for index, word in enumerate(argv[1:], 1):
-        if (word.startswith("--") and word.count("=") == 1) or not (word.startswith("-") or "=" in word):
-            continue
-        name, _, value = word.lstrip("-").partition("=")
-        if name not in schema.known_keys():
-            if schema.in_name_space(name) or (schema.suggest(name) and not host.is_known_setting(name)):
-                raise ConfigError(schema.unknown_key(name))
-            continue
-        if "=" in value and word.startswith("--"):
-            raise ConfigError(f"{word} cannot be read: RecBole's command line takes no value with '=' in it")
-        follower = "".join(argv[index + 1 : index + 2])
-        example = "True" if schema.known_keys()[name].type == "bool" else "VALUE"
-        value = value or (follower if follower and not follower.startswith("-") else example)
-        raise ConfigError(f"{word} cannot be read: write --{name}={value}")
 
 
 def _sentence(error: Exception) -> str:

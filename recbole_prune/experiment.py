@@ -168,9 +168,9 @@ class Experiment:
         config = self.config.with_changes(**changes) if changes else self.config
         model = self.build_model(config)
         checkpoint = self.checkpoint_of(ticket)
+        model.set_masks(masks)
         model.load_state_dict(checkpoint["state_dict"])
         model.load_other_parameter(checkpoint.get("other_parameter"))
-        model.set_masks(masks)
         return model.eval()
 
     def _set_up(self, model: Any, plan: Plan, config: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,11 +105,27 @@ class MaskSet(Mapping[str, torch.Tensor]):
         """
         try:
             packed = load_safetensors(data)
-            masks = {}
-            for target in scope:
-                size = int(np.prod(target.shape))
-                bits = np.unpackbits(packed[target.name], count=size).astype(bool)
-                masks[target.name] = torch.from_numpy(bits.reshape(target.shape))
-            return cls(scope, masks)
-        except (SafetensorError, KeyError, ValueError) as error:
+            facts = _facts(data)
+            shapes = {target.name: list(target.shape) for target in scope}
+            if facts["shapes"] != shapes:
+                raise ValueError(f"it holds the shapes {facts['shapes']}, the model has {shapes}")
+            masks = {name: _unpack(packed[name], shape) for name, shape in shapes.items()}
+            result = cls(scope, masks)
+            if result.kept != facts["kept"]:
+                raise ValueError(f"it keeps {result.kept} entries instead of {facts['kept']}")
+            return result
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"a mask file does not fit the model: {error}") from error
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    """The metadata of :meth:`MaskSet.to_bytes`; ``safetensors`` itself reads metadata from files only."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["masks"])  # type: ignore[no-any-return]
+
+
+def _unpack(packed: np.ndarray, shape: list[int]) -> torch.Tensor:
+    size = prod(shape)
+    if packed.shape != ((size + 7) // 8,):  # unpackbits would fill up with zeros
+        raise ValueError(f"{packed.shape} bytes do not hold {size} bits")
+    return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))

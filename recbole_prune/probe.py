@@ -59,6 +59,24 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 vars(module).update(before)
 
 
+@contextmanager
+def weights_for_constructors(state: Mapping[str, Array]) -> Iterator[None]:
+    """Hand ``state`` to models whose constructor opens the checkpoint of an earlier stage (S3Rec, RaCT, NeuMF).
+
+    What they would read is overwritten afterwards, its file need not exist any more, and it would be a pickle.
+    """
+    torch_load = torch.load
+    torch.load = lambda *args, **kwargs: {"state_dict": _tensors(state)}
+    try:
+        yield
+    finally:
+        torch.load = torch_load
+
+
+def _tensors(state: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+
+
 @torch.no_grad()
 def load_state(model: Any, state: Mapping[str, Array]) -> None:
     """Load decoded weights, and compute anew what the model derives from them.
@@ -66,7 +84,7 @@ def load_state(model: Any, state: Mapping[str, Array]) -> None:
     Raises:
         RuntimeError: names or shapes are not the model's.
     """
-    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    model.load_state_dict(_tensors(state))
     refresh(model)
 
 
@@ -129,8 +147,12 @@ class Probe:
             _seed()
             blocks = [self._score(model, block) for block in self._blocks()]
         scores = np.concatenate(blocks)
-        if np.isnan(scores).any():
-            raise ArtifactError(f"{type(model).__name__} scores NaN for {int(np.isnan(scores).sum())} of {scores.size}")
+        broken = int(np.isnan(scores).sum())
+        if broken:
+            raise ArtifactError(
+                f"{type(model).__name__} scores NaN for {broken} of {scores.size} pairs of a user and an item, so there "
+                "is nothing to compare an artifact with: export another ticket with --export_ticket=N"
+            )
         return scores
 
     def _blocks(self) -> Iterator[Any]:

@@ -106,6 +106,8 @@ def _start_log(config: PruneConfig, folder: RunFolder) -> logging.Logger:
     handler.name = "recbole_prune"
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    for warning in config.warnings:  # given before this log was open
+        handler.handle(logger.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
     logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
     return logger
 

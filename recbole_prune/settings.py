@@ -89,6 +89,9 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: Host) -> tu
     base = dict(values)
     values.update(advised)
     values.update(said)
+    if "prune_select" in said and "recipe_notice" not in said:
+        # a recipe's notice speaks of the recipe's own selection
+        values["recipe_notice"] = None
     warnings = _settle_unused(values, base, said)
     _settle_schedule(values, base, said, advised)
     _settle_rewind(values, said, host)

@@ -6,12 +6,13 @@ is checked against a sha256 first.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def sha256(data: bytes) -> str:
 def canonical(record: dict[str, Any]) -> bytes:
     """One line of JSON with sorted keys."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _seal(record: dict[str, Any]) -> bytes:
+    """One line of JSON that carries the sha256 of its record."""
+    sealed = {**record, "sha256": sha256(canonical(record))}
+    return json.dumps(sealed, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _unseal(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, or None if it is not byte for byte what :func:`_seal` wrote."""
+    try:
+        record = json.loads(line)
+        record.pop("sha256")
+        return record if _seal(record) == line else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @contextmanager
@@ -65,13 +82,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system lets a folder be synced."""
+    """Make a rename durable, where the system lets a folder be synced (network file systems may not)."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 class RunFolder:
@@ -110,9 +128,10 @@ class RunFolder:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # a system without flock runs without the lock
             pass
-        except OSError:
-            handle.close()
-            raise StoreError(f"another process is working in {self.path}; wait for it or stop it") from None
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # others mean a file system without locks
+                handle.close()
+                raise StoreError(f"another process is working in {self.path}; wait for it or stop it") from None
         self._lock = handle
 
     def close(self) -> None:
@@ -163,13 +182,8 @@ class RunFolder:
         for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if not line:
                 continue
-            try:
-                record = json.loads(line)
-                digest = record.pop("sha256")
-                intact = sha256(canonical(record)) == digest
-            except (ValueError, KeyError, AttributeError):
-                intact = False
-            if not intact:
+            record = _unseal(line)
+            if record is None:
                 raise StoreError(f"{path} line {number} is corrupt; {_WAY_OUT}")
             records.append(record)
         return records
@@ -178,16 +192,16 @@ class RunFolder:
         """Add a line to the journal, sealed with its own sha256."""
         path = self.path / JOURNAL
         before = path.read_bytes() if path.exists() else b""
-        sealed = {**record, "sha256": sha256(canonical(record))}
-        line = json.dumps(sealed, ensure_ascii=False, allow_nan=False).encode()
-        write_atomic(path, before + line + b"\n")
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        write_atomic(path, before + _seal(record) + b"\n")
 
     def save_resume(self, ticket: int, epoch: int, data: bytes, extra: dict[str, Any]) -> None:
         """Store the resume point of a ticket; the older one goes once the new one is complete."""
         name = f"{RESUME}/ticket-{ticket:03d}-epoch-{epoch:05d}.safetensors"
         digest = self.write(name, data)
         pointer = {"ticket": ticket, "epoch": epoch, "file": name, "digest": digest, **extra}
-        self.write_json(f"{RESUME}/point.json", {**pointer, "sha256": sha256(canonical(pointer))})
+        self.write(f"{RESUME}/point.json", _seal(pointer) + b"\n")
         for other in (self.path / RESUME).glob("*.safetensors"):
             if other != self.path / name:
                 other.unlink()
@@ -201,13 +215,9 @@ class RunFolder:
         path = self.path / RESUME / "point.json"
         if not path.exists():
             return None
-        try:
-            pointer = json.loads(path.read_bytes())
-            digest = pointer.pop("sha256")
-            intact = sha256(canonical(pointer)) == digest
-        except (ValueError, KeyError, AttributeError):
-            intact = False
-        if not intact:
+        data = path.read_bytes()
+        pointer = _unseal(data[:-1]) if data.endswith(b"\n") else None
+        if pointer is None:
             raise StoreError(f"{path} is corrupt; remove the folder {path.parent} to train this ticket from its start")
         if pointer["ticket"] != ticket:
             return None

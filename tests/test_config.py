@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -88,7 +89,13 @@ def test_a_recipe_lies_over_recboles_defaults_and_below_the_user(build):
     assert config.settings.pruner == "imp" and config.settings.prune_parity == "official"
     assert "TEST" in config.settings.recipe_notice
     assert config.settings.explicit == {"recipe"} and config.warnings == ()
-    assert build("--recipe=lth_mrs", "--pruner=random").warnings == (), "the recipe's rewind is not the user's"
+    assert build("--recipe=lth_mrs", "--pruner=random").warnings == (), "the recipe's parity is not the user's"
+
+
+def test_a_recipes_notice_goes_with_its_selection(build):
+    assert build("--recipe=lth_mrs", "--prune_select=valid").settings.recipe_notice is None
+    config = build("--recipe=lth_mrs_clean", "--prune_select=test")
+    assert config.settings.recipe_notice is None and "leak" in config.warnings[0]
 
 
 def test_recboles_settings_come_out_as_in_recbole(build, monkeypatch):
@@ -163,6 +170,14 @@ def test_unknown_models_and_datasets(refuse):
     Path("sets/my-shop").mkdir(parents=True)
     message = refuse("--data_path=sets", dataset="my-shpo")
     assert "no folder sets/my-shpo" in message and "did you mean my-shop" in message
+
+
+def test_a_model_whose_package_is_missing(refuse, monkeypatch):
+    def get_model(name):
+        raise ModuleNotFoundError("No module named 'faiss'")
+
+    monkeypatch.setattr("recbole.config.configurator.get_model", get_model)
+    assert refuse(model="NCL") == "model NCL cannot be imported: No module named 'faiss'"
 
 
 def test_known_datasets_pass(build):
@@ -360,6 +375,14 @@ def test_it_pickles_as_recboles_config(build):
         assert type(loaded) is Config and loaded.final_config_dict == config.final_config_dict
 
 
+def run(program: str) -> subprocess.CompletedProcess:
+    """Run Python code in a new process that finds this package where this one found it."""
+    path = str(Path(host.__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def test_checkpoints_load_where_this_package_is_missing(build):
     config = build("--prune_rate=0.1", pruner="imp", prune_include=["a"])
     torch.save({"config": config}, "checkpoint.pth", pickle_protocol=4)
@@ -370,7 +393,7 @@ def test_checkpoints_load_where_this_package_is_missing(build):
         "assert not [name for name in sys.modules if name.startswith('recbole_prune.')]\n"
         "print(config['model'], config['prune_rate'], config.device)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run(program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["BPR", "0.1", str(config["device"])]
 
@@ -380,5 +403,5 @@ def test_the_schema_needs_neither_torch_nor_recbole():
         "import sys; from recbole_prune import schema, settings; schema.help_text()\n"
         "assert not {'torch', 'recbole', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = run(program)
     assert done.returncode == 0, done.stderr

@@ -92,6 +92,8 @@ _EXCEPTIONS: Dict[str, Settings] = {
     "ConvNCF": {"cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
     # each relation has an embedding_size x embedding_size matrix, gathered for every memory slot: slow
     "RippleNet": {"embedding_size": 8, "n_memory": 4},
+    # its contrastive loss compares all pairs of a batch and builds the graph anew for each: slow
+    "MCCLK": {"train_batch_size": 256, "user_inter_num_interval": "[0,36]"},
 }
 
 
@@ -102,7 +104,7 @@ def _model_files() -> Dict[str, Tuple[str, ast.ClassDef]]:
     RecBole finds a model by the rule applied here: the class whose name in lower case is the name of the module. The
     source is read instead of imported, so that models whose package is missing are listed too.
     """
-    found = {}
+    found: Dict[str, Tuple[str, ast.ClassDef]] = {}
     for package in pkgutil.iter_modules(importlib.import_module("recbole.model").__path__, "recbole.model."):
         if not package.ispkg:
             continue

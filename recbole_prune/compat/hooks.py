@@ -7,6 +7,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
@@ -19,6 +20,7 @@ Surrounding = Callable[[], "AbstractContextManager[Any]"]
 _AFTER: dict[str, dict[str, Action]] = {}
 _AROUND: dict[str, dict[str, Surrounding]] = {}
 _DONE = "__recbole_prune_patches__"
+_STAND_IN_LOCK = threading.RLock()
 
 
 class _Loader:
@@ -51,11 +53,12 @@ class _Finder:
         if name not in _AFTER and name not in _AROUND:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(name, path, target)
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = find(name, path, target) if find else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
-                return spec
+                    spec.loader = _Loader(spec.loader)
+                return spec  # type: ignore[no-any-return]
         return None
 
 
@@ -98,16 +101,17 @@ def hooked_modules() -> Sequence[str]:
 @contextmanager
 def stand_in(modules: dict[str, ModuleType]) -> Iterator[None]:
     """Put ``modules`` into ``sys.modules`` for the length of the context only, so that no other code meets them."""
-    before = {name: sys.modules.get(name) for name in modules}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+    with _STAND_IN_LOCK:  # a second thread would take the stand-in for what it has to restore
+        before = {name: sys.modules.get(name) for name in modules}
+        sys.modules.update(modules)
+        try:
+            yield
+        finally:
+            for name, module in before.items():
+                if module is None:
+                    sys.modules.pop(name, None)
+                else:
+                    sys.modules[name] = module
 
 
 def make_module(name: str, **members: Any) -> ModuleType:
@@ -134,8 +138,9 @@ def import_error(name: str) -> str | None:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        missing = error.name or name
-        return f"{name} is not installed" if missing == name.split(".")[0] else f"{name} needs {missing}, not installed"
+        absent = error.name or name
+        own = absent in (name, name.split(".")[0])
+        return f"{absent} is not installed" if own else f"{name} needs {absent}, which is not installed"
     except Exception as error:  # noqa: BLE001 - a broken package may raise anything, ray 2.6 an AttributeError
         return f"import {name} raises {type(error).__name__}: {error}"
     return None

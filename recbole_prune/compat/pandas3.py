@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import warnings
 from types import ModuleType
 from typing import Any
@@ -29,11 +30,16 @@ def fill_missing_values(report: hooks.Report) -> None:
         report(False, f"not needed: pandas {pd.__version__} fills a column in place")
         return
     hooks.after_import(_DATASET, "pandas fillna", _replace_fill_nan)
+    # _load_feat still fills in place, to no effect: read_csv has filled the columns already
+    if hasattr(pd.errors, "ChainedAssignmentError"):
+        category = pd.errors.ChainedAssignmentError
+        warnings.filterwarnings("ignore", category=category, module=_DATASET.replace(".", r"\."))
     report(True, f"pandas {pd.__version__} does not fill a column in place")
 
 
 def _replace_fill_nan(module: ModuleType) -> None:
-    module.Dataset._fill_nan = _fill_nan  # type: ignore[attr-defined]
+    dataset = module.Dataset  # type: ignore[attr-defined]
+    dataset._fill_nan = functools.wraps(dataset._fill_nan)(_fill_nan)
     _wrap_read_csv(module, _fill_sequence_columns)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.masks import MaskSet
-from recbole_prune.schedule import kept_counts
+from recbole_prune.schedule import DEFAULT_ROUNDS, kept_counts
 from recbole_prune.scope import Scope
 from recbole_prune.ticket import Plan, Ticket
 
@@ -57,11 +57,11 @@ class Pruner(ABC):
         The target alone takes the default rounds in an iterative method and one step in the others.
         """
         settings = self.settings
-        if settings.prune_target_sparsity is None or "prune_rounds" in settings.explicit:
+        if settings.prune_rounds is not None:
             return int(settings.prune_rounds)
         if "prune_rate" in settings.explicit:
             return None
-        return int(settings.prune_rounds) if self.iterative else 1
+        return DEFAULT_ROUNDS if self.iterative else 1
 
     def check(self) -> None:
         """Raise ConfigError before any training if the settings cannot work for this model."""

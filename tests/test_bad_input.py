@@ -1,0 +1,153 @@
+"""Bad input ends with one message that names the culprit, before any training, and loses nothing on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from zoo import DATASET, config_for
+
+from recbole_prune import run_recbole_prune
+from recbole_prune.cli import main
+from recbole_prune.errors import PruneError
+from recbole_prune.training.trainer import MaskAwareTrainer
+
+
+@pytest.fixture
+def settings(tiny_data: Path) -> dict[str, Any]:
+    return {**config_for("BPR", tiny_data), "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 2}
+
+
+def run(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    chosen = {**settings, **changes}
+    return run_recbole_prune(
+        model=chosen.pop("model", "BPR"), dataset=chosen.pop("dataset", DATASET), config_dict=chosen
+    )
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "log.txt"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "BRP"}, ["BRP", "BPR"]),
+        ({"dataset": "tinny"}, ["tinny", "tiny"]),
+        ({"pruner": "ipm"}, ["pruner", "ipm", "imp"]),
+        ({"distiller": "rrd"}, ["distiller", "rrd"]),
+        ({"prune_rate": 0}, ["prune_rate", "0"]),
+        ({"prune_rate": 1.0}, ["prune_rate", "1"]),
+        ({"prune_rate": "many"}, ["prune_rate", "many", "float"]),
+        ({"prune_rounds": 0}, ["prune_rounds", "0"]),
+        ({"prune_target_sparsity": 1.5}, ["prune_target_sparsity", "1.5"]),
+        ({"prune_rewind": "late"}, ["prune_rewind_epoch"]),
+        ({"prune_rewind": "late", "prune_rewind_epoch": 9}, ["prune_rewind_epoch", "9"]),
+        ({"prune_ratee": 0.2}, ["prune_ratee", "prune_rate"]),
+        ({"prunner": "imp"}, ["prunner", "pruner"]),
+        ({"prune_min_per_row": 16}, ["prune_min_per_row", "16"]),
+        ({"prune_exclude": ["*"]}, ["BPR", "nothing to prune"]),
+        ({"export_ticket": 7}, ["export_ticket", "7"]),
+        ({"prune_rate": None, "prune_rounds": None, "prune_target_sparsity": 1e-9}, ["prune_target_sparsity"]),
+        ({"load_col": {"inter": ["user_id", "no_such_field"]}}, ["tiny"]),
+    ],
+)
+def test_refused_before_training(
+    settings: dict[str, Any], changes: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*_: Any, **__: Any) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", trained)
+    clean = {key: value for key, value in {**settings, **changes}.items() if value is not None}
+    with pytest.raises(PruneError) as caught:
+        run(clean)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_command_line_prints_one_line_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model=BPR", "--dataset=ml-100k", "--prunner=imp"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[-1].startswith("recbole-prune: ") and "pruner" in errors[-1]
+    assert main(["exprot"]) == 2
+    assert main(["export"]) == 2
+    assert main(["export", "--run=nowhere"]) == 2
+    assert main(["recommend", "--artifact=nowhere", "--users=1"]) == 2
+
+
+def test_nan_loss_stops_with_the_ticket_and_loses_nothing(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = MaskAwareTrainer._check_nan
+
+    def nan_in_ticket_one(self: Any, loss: torch.Tensor) -> None:
+        check(self, loss * float("nan") if self.session.ticket == 1 else loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskAwareTrainer, "_check_nan", nan_in_ticket_one)
+        with pytest.raises(PruneError, match=r"ticket 1 .*NaN.*learning_rate"):
+            run(settings)
+    assert len(run(settings)["tickets"]) == 3
+
+
+def test_disk_full_in_the_middle_keeps_what_is_there(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PruneError, match="No space left on device"):
+            run(settings)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(run(settings)["tickets"]) == 3
+
+
+def test_folder_that_is_not_writable(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PruneError, match="file"):
+        run(settings, output_dir=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["tickets.jsonl", "masks/ticket-001.safetensors", "checkpoints/ticket-001.pth"])
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_damaged_file_is_named_and_left_alone(settings: dict[str, Any], name: str, damage: str) -> None:
+    folder = Path(run(settings)["folder"])
+    # ticket 2 has to be made again, which needs ticket 1
+    journal = folder / "tickets.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(bytes(content) if damage == "flip" else bytes(content[: len(content) // 2]))
+    before = snapshot(folder)
+    with pytest.raises(PruneError, match=Path(name).name):
+        run(settings)
+    assert snapshot(folder) == before
+    assert len(run(settings, fresh=True)["tickets"]) == 3
+    assert (folder.parent / f"{folder.name}.old-1" / name).read_bytes() == before[name]
+
+
+def test_changed_data_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "copy"
+    shutil.copytree(settings["data_path"], data)
+    run(settings, data_path=str(data))
+    inter = data / DATASET / f"{DATASET}.inter"
+    lines = inter.read_text().splitlines(keepends=True)
+    inter.write_text("".join(lines[:-1]))
+    with pytest.raises(PruneError, match="changed since"):
+        run(settings, data_path=str(data))

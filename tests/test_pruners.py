@@ -1,0 +1,171 @@
+"""What every pruner must keep, and what each one promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from zoo import DATASET, config_for
+
+from recbole_prune import run_recbole_prune
+from recbole_prune.config import PruneConfig
+from recbole_prune.experiment import Experiment
+from recbole_prune.pruners import PRUNERS
+from recbole_prune.schedule import kept_counts
+from recbole_prune.store import RunFolder
+from recbole_prune.ticket import REWINDS
+
+MASKED = ("imp", "omp", "random", "magprune")
+
+
+def run(data: Path, model: str = "BPR", **changes: Any) -> tuple[dict[str, Any], Experiment]:
+    settings = {**config_for(model, data), "epochs": 2, "prune_rate": 0.4, "prune_rounds": 2, **changes}
+    if changes.get("prune_target_sparsity"):
+        settings = {key: value for key, value in settings.items() if key not in ("prune_rate", "prune_rounds")}
+        settings.update({key: changes[key] for key in ("prune_rate", "prune_rounds") if key in changes})
+    result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
+    config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
+    experiment = Experiment(config, RunFolder(Path(result["folder"])))
+    experiment.load_journal()
+    return result, experiment
+
+
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
+def test_conformance(pruner: str, tiny_data: Path) -> None:
+    """Two tickets beside the dense one, ordered by sparsity, finite, repeatable, with a loadable artifact."""
+    result, experiment = run(tiny_data, pruner=pruner)
+    tickets = result["tickets"]
+    assert [t["ticket"] for t in tickets] == [0, 1, 2]
+    assert tickets[0]["sparsity"] == 0 and tickets[0]["wins"] is None
+    assert 0 < tickets[1]["sparsity"] < tickets[2]["sparsity"] < 1
+    assert (Path(result["artifact"]) / "ticket.json").exists()
+    counts = kept_counts(tickets[0]["prunable"], rate=0.4, rounds=2)
+    if pruner in MASKED:
+        assert [t["kept"] for t in tickets] == counts
+        for ticket in experiment.tickets.values():
+            masks, weights = experiment.masks_of(ticket), experiment.weights_of(ticket)
+            assert masks.kept == ticket.kept
+            assert all(not weights[name][~mask].any() for name, mask in masks.items())
+        assert experiment.masks_of(experiment.tickets[2]).is_nested_in(experiment.masks_of(experiment.tickets[1]))
+    else:
+        assert all(t["mask_file"] is None and t["changes"] for t in tickets[1:])
+    again, _ = run(tiny_data, pruner=pruner, output_dir="again")
+    clocks = ("train_seconds", "eval_seconds", "checkpoint_sha256")
+    for one, other in zip(tickets, again["tickets"]):
+        assert {k: v for k, v in one.items() if k not in clocks} == {k: v for k, v in other.items() if k not in clocks}
+
+
+@pytest.mark.parametrize("pruner", MASKED)
+def test_target_is_met_exactly(pruner: str, tiny_data: Path) -> None:
+    result, _ = run(tiny_data, pruner=pruner, prune_target_sparsity=0.75, prune_rounds=2)
+    last = result["tickets"][-1]
+    assert last["kept"] == last["prunable"] - (3 * last["prunable"]) // 4
+    assert result["chosen"]["ticket"] == 2
+
+
+@pytest.mark.parametrize("rewind", REWINDS)
+def test_rewinds_start_where_they_say(rewind: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights that a ticket's training starts from, pruned entries aside."""
+    starts: dict[int, dict[str, torch.Tensor]] = {}
+    fit = Experiment._fit
+
+    def spy(self: Experiment, trainer: Any, config: Any) -> Any:
+        starts[trainer.session.ticket] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        return fit(self, trainer, config)
+
+    monkeypatch.setattr(Experiment, "_fit", spy)
+    extra = {"prune_rewind_epoch": 1} if rewind == "late" else {}
+    schedule = {"prune_lr_schedule": "linear"} if rewind == "lr" else {}
+    result, experiment = run(tiny_data, pruner="imp", prune_rewind=rewind, **extra, **schedule)
+    masks = experiment.masks_of(experiment.tickets[1])
+    dense_best = experiment.weights_of(experiment.tickets[0])
+    for name, mask in masks.items():
+        start = starts[1][name]
+        assert not start[~mask].any()
+        assert torch.equal(start, starts[0][name] * mask) == (rewind == "init")
+        assert torch.equal(start, dense_best[name] * mask) == (rewind in ("lr", "none"))
+    if rewind == "late":
+        rewound = experiment._rewind_state()["weights"]
+        assert all(torch.equal(starts[1][name], rewound[name] * mask) for name, mask in masks.items())
+        assert result["tickets"][1]["epochs"] == 1
+    if rewind == "reinit":
+        assert not torch.equal(starts[1]["item_embedding.weight"], starts[2]["item_embedding.weight"])
+
+
+def test_first_imp_mask_equals_the_omp_mask(tiny_data: Path) -> None:
+    _, imp = run(tiny_data, pruner="imp")
+    _, omp = run(tiny_data, pruner="omp")
+    assert omp.tickets[0].method["adopted_from"].startswith("imp-")  # the dense training is shared
+    assert imp.masks_of(imp.tickets[1]).equals(omp.masks_of(omp.tickets[1]))
+    assert imp.tickets[1].valid == omp.tickets[1].valid
+
+
+def test_magprune_searches_the_minimum_on_validation(tiny_data: Path) -> None:
+    result, experiment = run(tiny_data, pruner="magprune", epochs=5)
+    for record in result["tickets"][1:]:
+        scores = dict(map(tuple, record["searched"]))
+        assert record["epochs"] == 0 and record["train_seconds"] == 0
+        assert scores[record["min_per_row"]] == max(scores.values()) == pytest.approx(record["valid_score"])
+        masks = experiment.masks_of(experiment.tickets[record["ticket"]])
+        assert all(int(masks.per_row(name).min()) >= record["min_per_row"] for name in masks)
+
+
+def test_small_dense_has_at_least_the_bytes_of_the_ticket(tiny_data: Path) -> None:
+    from recbole_prune.encoding import information_bound_bits
+
+    result, experiment = run(tiny_data, pruner="small_dense")
+    for record in result["tickets"][1:]:
+        bound = information_bound_bits(record["prunable"], record["equal_to_kept"], 32)
+        assert 32 * record["kept"] >= bound > 32 * (record["kept"] - record["kept"] // record["changes"]["embedding_size"])
+        weights = experiment.weights_of(experiment.tickets[record["ticket"]])
+        assert weights["user_embedding.weight"].shape[1] == record["changes"]["embedding_size"]
+
+
+def test_lcm_tables_are_affine_maps_of_the_dense_ones(tiny_data: Path) -> None:
+    result, experiment = run(tiny_data, pruner="lcm")
+    teacher = experiment.weights_of(experiment.tickets[0])["item_embedding.weight"].double()
+    student = experiment.weights_of(experiment.tickets[1])["item_embedding.weight"].double()
+    wide = torch.cat([teacher, torch.ones(len(teacher), 1)], dim=1).double()
+    solution = torch.linalg.lstsq(wide, student).solution
+    assert torch.allclose(wide @ solution, student, atol=1e-5)
+    assert student.shape[1] < teacher.shape[1]
+
+
+def test_stop_below_ends_the_search(tiny_data: Path) -> None:
+    result, _ = run(tiny_data, pruner="imp", prune_rounds=6, prune_rate=0.6, prune_stop_below=1.0, epochs=4)
+    scores = [t["valid_score"] for t in result["tickets"]]
+    assert all(score >= scores[0] for score in scores[1:-1])
+    assert len(scores) == 7 or scores[-1] < scores[0]
+
+
+def test_official_rule_counts(tiny_data: Path) -> None:
+    result, _ = run(tiny_data, pruner="imp", prune_parity="official")
+    tickets = result["tickets"]
+    for before, after in zip(tickets, tickets[1:]):
+        assert after["kept"] == before["kept"] - int(0.4 * before["kept"]) - 1
+
+
+def test_tensor_allocation_gives_every_table_the_same_sparsity(tiny_data: Path) -> None:
+    _, experiment = run(tiny_data, pruner="imp", prune_allocation="tensor")
+    masks = experiment.masks_of(experiment.tickets[2])
+    for target in experiment.scope:
+        kept = int(masks.per_row(target.name).sum())
+        assert abs(kept / target.prunable - masks.kept / masks.prunable) < 1 / target.prunable + 1e-9
+
+
+def test_pruner_table_and_property_files_agree() -> None:
+    from recbole_prune.paths import property_names
+
+    assert sorted(PRUNERS) == property_names("pruner")
+
+
+def test_two_runs_of_a_baseline_stand_in_each_others_table(
+    tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_data, pruner="random")
+    capsys.readouterr()
+    run(tiny_data, pruner="imp")
+    table = capsys.readouterr().out
+    assert sum(line.strip().startswith("random") for line in table.splitlines()) == 2

@@ -1,0 +1,193 @@
+"""Killed and resumed = never killed: masks bit for bit, metrics equal, whatever the moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zoo import DATASET, config_for
+
+from recbole_prune import run_recbole_prune
+from recbole_prune.store import RunFolder
+from recbole_prune.training.trainer import MaskAwareTrainer
+
+KILLS = 20
+VOLATILE = ("train_seconds", "eval_seconds", "checkpoint_sha256")
+
+# the child arms its own SIGKILL at the n-th call of a function that marks a moment, so kills are spread over all of them
+CHILD = """
+import json, os, signal, sys
+settings, moment = json.loads(sys.argv[1]), int(sys.argv[2])
+sys.argv = sys.argv[:1]
+import torch
+torch.set_num_threads(1)
+from recbole_prune import run_recbole_prune, store
+from recbole_prune.training.trainer import MaskAwareTrainer
+count = 0
+def tick():
+    global count
+    count += 1
+    if count == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+def before_and_after(owner, name):
+    function = getattr(owner, name)
+    def counted(*args, **kwargs):
+        tick()
+        result = function(*args, **kwargs)
+        tick()
+        return result
+    setattr(owner, name, counted)
+for name in ("replace", "fsync", "unlink"):
+    before_and_after(os, name)
+before_and_after(MaskAwareTrainer, "_valid_epoch")
+before_and_after(MaskAwareTrainer, "_train_epoch")
+run_recbole_prune(model=settings.pop("model"), dataset=settings.pop("dataset"), config_dict=settings)
+print("moments", count)
+"""
+
+
+def run_child(settings: dict[str, Any], moment: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", CHILD, json.dumps(settings), str(moment)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Journal lines without clocks, and the mask files."""
+    records = [
+        {k: v for k, v in record.items() if k not in VOLATILE} for record in RunFolder(folder).tickets()
+    ]
+    return records, [file.read_bytes() for file in sorted((folder / "masks").iterdir())]
+
+
+def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        **config_for(model, data),
+        "epochs": 3,
+        "pruner": "imp",
+        "prune_rate": 0.3,
+        "prune_rounds": 2,
+        **changes,
+    }
+
+
+@pytest.mark.multiprocess
+def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) -> None:
+    settings = {"model": "BPR", "dataset": DATASET, **settings_of("BPR", tiny_data)}
+    reference = run_child({**settings, "output_dir": str(tmp_path / "whole")}, 0)
+    assert reference.returncode == 0, reference.stderr[-2000:]
+    moments = int(reference.stdout.split("moments")[1])
+    draw = random.Random(20)
+    killed, kills = {**settings, "output_dir": str(tmp_path / "killed")}, 0
+    finished = None
+    for _ in range(KILLS):
+        finished = run_child(killed, draw.randint(1, max(2, moments // 4)))
+        if finished.returncode == 0:  # nothing was left to do before the moment came
+            break
+        assert finished.returncode == -signal.SIGKILL, finished.stderr[-2000:]
+        kills += 1
+    assert kills >= 4
+    last = run_child(killed, 0)
+    assert last.returncode == 0, last.stderr[-2000:]
+    [whole] = (tmp_path / "whole").glob("*/*/imp-*")
+    [resumed] = (tmp_path / "killed").glob("*/*/imp-*")
+    assert outcome(whole) == outcome(resumed)
+    assert not list(resumed.rglob(".*.tmp"))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside one process: nothing in the package may catch it."""
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("BPR", {"prune_rewind": "late", "prune_rewind_epoch": 1}),
+        ("BPR", {"prune_rewind": "none", "prune_lr_schedule": "cosine"}),
+        ("MultiVAE", {}),
+        ("RecVAE", {}),
+        ("KGAT", {}),
+        ("NCL", {}),
+        ("LDiffRec", {}),
+        ("SASRec", {}),
+        ("DIN", {}),
+        ("BPR", {"pruner": "lcm"}),
+        ("BPR", {"pruner": "small_dense"}),
+        ("BPR", {"prune_user_uniform": True, "prune_l2_weight": 1e-4}),
+    ],
+)
+def test_stopped_in_every_epoch_ends_equal(
+    model: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(model, tiny_data, **{"prune_rounds": 1, **changes})
+
+    def run(output: str) -> dict[str, Any]:
+        return run_recbole_prune(
+            model=model, dataset=DATASET, config_dict={**settings, "output_dir": str(tmp_path / output)}
+        )
+
+    whole = run("whole")
+    train_epoch = MaskAwareTrainer._train_epoch
+    stopped: set[tuple[int, int]] = set()
+
+    def stop_once_in_every_epoch(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        result = train_epoch(self, data, epoch, *args, **kwargs)
+        if (self.session.ticket, epoch) not in stopped:
+            stopped.add((self.session.ticket, epoch))
+            raise Killed
+        return result
+
+    monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", stop_once_in_every_epoch)
+    for _ in range(20):
+        try:
+            resumed = run("killed")
+            break
+        except Killed:
+            continue
+    assert len(stopped) >= 3
+    assert outcome(Path(whole["folder"])) == outcome(Path(resumed["folder"]))
+
+
+def test_finished_run_trains_nothing(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of("BPR", tiny_data, epochs=1)
+    first = run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
+    capsys.readouterr()
+    written = {path: path.stat().st_mtime_ns for path in Path(first["artifact"]).iterdir()}
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", refuse)
+    second = run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
+    assert second == first
+    assert "highest winning sparsity" in capsys.readouterr().out
+    assert written == {path: path.stat().st_mtime_ns for path in Path(first["artifact"]).iterdir()}
+
+
+@pytest.mark.multiprocess
+def test_ctrl_c_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
+    settings = settings_of("BPR", tiny_data, epochs=500, stopping_step=500)
+    words = [f"--{name}={value}" for name, value in settings.items() if not isinstance(value, (dict, list))]
+    config = tmp_path / "more.json"  # yaml reads json
+    config.write_text(json.dumps({k: v for k, v in settings.items() if isinstance(v, (dict, list))}))
+    command = [sys.executable, "-m", "recbole_prune.cli", "--model=BPR", f"--dataset={DATASET}"]
+    command += [f"--config_files={config}", *[word for word in words if word != "--gpu_id="]]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("pruned/*/*/*/resume/point.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors[-2000:]
+    assert "continues" in errors.splitlines()[-1] and "Traceback" not in errors

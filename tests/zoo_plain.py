@@ -1,0 +1,87 @@
+"""A model through RecBole's own classes, in the order of its ``run_recbole`` and ``load_data_and_model``.
+
+Nothing of ours takes part except ``recbole_prune.compat``, which ``zoo`` applies. ``recbole.quick_start`` is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+from zoo import DATASET, Settings, config_for, stages_of
+
+# where RecBole's models keep propagated tables between evaluations
+_CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e", "i_embedding")
+
+
+@dataclass
+class PlainRun:
+    """The objects of one plain run."""
+
+    config: Any
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+    model: Any
+    trainer: Any
+
+
+def build(model: str, settings: Settings) -> PlainRun:
+    """Data, model and trainer from settings, as ``run_recbole`` makes them."""
+    return _build(Config(model=model, dataset=DATASET, config_dict=settings))
+
+
+def reload(file: Path) -> PlainRun:
+    """Everything anew from a checkpoint, as ``load_data_and_model`` does."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    run = _build(checkpoint["config"])
+    run.model.load_state_dict(checkpoint["state_dict"])
+    run.model.load_other_parameter(checkpoint.get("other_parameter"))
+    return run
+
+
+def _build(config: Any) -> PlainRun:
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    return PlainRun(config, train_data, valid_data, test_data, model, trainer)
+
+
+def evaluate(run: PlainRun) -> Dict[str, float]:
+    """Test metrics of the state as it is, with every random stream at a fixed place.
+
+    A propagated table that the checkpoint does not hold is forgotten, so that it is made anew in both of two models
+    to be compared. One that it holds stays: KGAT's depends on the graph's attention, which is not in the checkpoint.
+    """
+    for name in _CACHES:
+        if hasattr(run.model, name) and name not in getattr(run.model, "other_parameter_name", ()):
+            setattr(run.model, name, None)
+    init_seed(7, True)
+    return dict(run.trainer.evaluate(run.test_data, load_best_model=False))
+
+
+def last_stage_settings(model: str, data_path: Path, folder: Path) -> Settings:
+    """Settings for the last training stage of ``model``, after plain runs of the stages before it.
+
+    Args:
+        model: name of a model; one without stages gets ``config_for(model, data_path)``.
+        data_path: the folder given to ``zoo_data.make_dataset``.
+        folder: receives one folder of checkpoints per stage, that of the last stage included.
+    """
+    stages = stages_of(model)
+    checkpoint = None
+    for number, stage in enumerate(stages.names if stages else (None,)):
+        settings = config_for(model, data_path, stage=stage, stage_checkpoint=checkpoint)
+        settings["checkpoint_dir"] = str(folder / f"stage{number}")
+        if stages is not None and stage != stages.names[-1]:
+            run = build(model, settings)
+            run.trainer.fit(run.train_data, run.valid_data, verbose=False)
+            checkpoint = Path(run.trainer.saved_model_file)
+    return settings
