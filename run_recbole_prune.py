@@ -1,4 +1,4 @@
-"""``python run_recbole_prune.py --model=BPR --dataset=ml-100k --pruner=imp``: the command ``recbole-prune`` as RecBole has it."""
+"""``python run_recbole_prune.py --model=BPR --dataset=ml-100k --pruner=imp``: ``recbole-prune`` in RecBole's habit."""
 
 from __future__ import annotations
 

@@ -2,19 +2,18 @@
 
 ``ticket.json``         what it is, how to build the model, its scores and sizes, the sha256 of every file
 ``ticket.safetensors``  weights in the encodings of :mod:`recbole_prune.encoding`
-``tokens.user.txt``     the user's own token of every internal user id, one a line from id 0; ``tokens.item.txt`` likewise
+``tokens.user.txt``     the user's own token of every internal user id, one a line from id 0
+``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
 
-Nothing is pickled. Reading checks the format version first, then the hash of every file. Only :func:`load_ticket`
-imports torch and RecBole.
+Nothing is pickled. Reading checks the format version first, then the hash of every file. torch and RecBole are imported
+by :func:`load_ticket` only.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
@@ -250,76 +249,6 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         ArtifactError: the artifact cannot be read, or the dataset or the model no longer fit it.
         ConfigError: the settings are refused, for example because the dataset is not there.
     """
-    artifact = read_artifact(folder)
-    state = artifact.state()
-    # importing config patches RecBole, so it goes first
-    from recbole_prune.config import PruneConfig  # isort: skip
-    from recbole.data import create_dataset, data_preparation
-    from recbole.utils import init_seed
+    from recbole_prune.rebuild import rebuild_model
 
-    from recbole_prune.probe import load_state, preserved_random_streams, weights_for_constructors
-
-    with _bare_command_line(), preserved_random_streams():
-        config = PruneConfig.from_plain_settings(_settings(artifact, config_dict or {}))
-        init_seed(config["seed"], config["reproducibility"])
-        dataset = create_dataset(config)
-        _check_tokens(artifact, dataset)
-        train_data = data_preparation(config, dataset)[0]
-        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        try:
-            with weights_for_constructors(state):
-                model = config.model_class(config, train_data._dataset).to(config["device"])
-            load_state(model, state)
-        except (RuntimeError, KeyError) as error:
-            raise ArtifactError(
-                f"the weights in {artifact.folder} do not fit {config['model']} as it is built from dataset "
-                f"{config['dataset']}: {' '.join(str(error).split())}"
-            ) from error
-    return model.eval()
-
-
-def _settings(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any]:
-    settings = artifact.info.get("settings")
-    if not isinstance(settings, dict):
-        raise ArtifactError(f"{artifact.folder} names no settings, so the model cannot be built")
-    # RecBole would unpickle files that it finds at these places
-    no_pickles = {
-        "checkpoint_dir": os.path.join(os.devnull, "none"),
-        "dataset_save_path": None,
-        "dataloaders_save_path": None,
-        "save_dataset": False,
-        "save_dataloaders": False,
-    }
-    return {**settings, **no_pickles, **changes}
-
-
-@contextmanager
-def _bare_command_line() -> Iterator[None]:
-    """RecBole's Config takes settings from the words of whatever program is running."""
-    words = sys.argv
-    sys.argv = words[:1] or [""]
-    try:
-        yield
-    finally:
-        sys.argv = words
-
-
-def _check_tokens(artifact: Artifact, dataset: Any) -> None:
-    """Refuse a dataset whose internal ids stand for other users or items than the artifact's."""
-    for kind, id_field, stored in (
-        ("user", dataset.uid_field, artifact.users),
-        ("item", dataset.iid_field, artifact.items),
-    ):
-        present = [str(token) for token in dataset.field2id_token[id_field]] if id_field else list(stored)
-        if present == list(stored):
-            continue
-        differing = next((i for i, pair in enumerate(zip(present, stored)) if pair[0] != pair[1]), None)
-        detail = (
-            f"{len(present)} instead of {len(stored)} {kind}s"
-            if differing is None
-            else f"{kind} {differing} is {present[differing]!r} instead of {stored[differing]!r}"
-        )
-        raise ArtifactError(
-            f"dataset {dataset.dataset_name} is not the one of {artifact.folder}: {detail}; "
-            "give the right folder with load_ticket(folder, {'data_path': ...})"
-        )
+    return rebuild_model(read_artifact(folder), config_dict or {})

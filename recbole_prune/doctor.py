@@ -35,11 +35,12 @@ class _Requirement(NamedTuple):
 
 
 class _Option(NamedTuple):
-    """An optional part: the module to import, the distributions that bring it, what it is for."""
+    """An optional part: the module to import, the distributions that bring it, what it is for, our extra's name."""
 
     module: str
     distributions: tuple[str, ...]
     purpose: str
+    extra: str
 
 
 _REQUIREMENTS = (
@@ -48,16 +49,18 @@ _REQUIREMENTS = (
     _Requirement("numpy", (1, 21)),
     _Requirement("scipy", (1, 7)),
     _Requirement("pandas", (1, 3), (4,)),
-    _Requirement("scikit-learn", (0, 23)),
-    _Requirement("safetensors", (0, 3)),
+    _Requirement("scikit-learn", (1, 0)),
+    _Requirement("safetensors", (0, 4)),
+    _Requirement("pyyaml", (5, 4)),
+    _Requirement("tqdm", (4, 60)),
 )
 _OPTIONS = (
-    _Option("numba", ("numba",), "compiled kernels for sparse weights on the CPU"),
-    _Option("matplotlib", ("matplotlib",), "figures in reports"),
-    _Option("pynvml", ("nvidia-ml-py", "pynvml"), "energy of NVIDIA GPUs"),
-    _Option("faiss", ("faiss-cpu", "faiss-gpu", "faiss"), "clusters of NCL; scikit-learn is used without it"),
-    _Option("xgboost", ("xgboost",), "RecBole's model XGBoost"),
-    _Option("lightgbm", ("lightgbm",), "RecBole's model LightGBM"),
+    _Option("numba", ("numba",), "compiled kernels on the CPU", "fast"),
+    _Option("matplotlib", ("matplotlib",), "figures in reports", "report"),
+    _Option("pynvml", ("nvidia-ml-py",), "energy of NVIDIA GPUs", "energy"),
+    _Option("faiss", ("faiss-cpu", "faiss-gpu"), "clusters of NCL, scikit-learn's without it", "ncl"),
+    _Option("xgboost", ("xgboost",), "RecBole's model XGBoost", "trees"),
+    _Option("lightgbm", ("lightgbm",), "RecBole's model LightGBM", "trees"),
 )
 
 
@@ -111,16 +114,17 @@ def _examine_requirement(requirement: _Requirement) -> Finding:
 
 
 def _examine_option(option: _Option) -> Finding:
+    purpose = f"for {option.purpose}"
     if find_spec(option.module) is None:
-        return Finding(f"{option.module}: not installed ({option.purpose})")
+        return Finding(f"{option.module} is not installed; {purpose}: pip install 'recbole-prune[{option.extra}]'")
     version = _version(*option.distributions) or "of unknown version"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import_module(option.module)
-    except Exception as error:  # noqa: BLE001 - a broken package may raise anything
-        return Finding(f"{option.module} {version}: does not work, {type(error).__name__}: {error} ({option.purpose})")
-    return Finding(f"{option.module} {version} ({option.purpose})")
+    except Exception as error:  # a broken package may raise anything
+        return Finding(f"{option.module} {version} does not work, {type(error).__name__}: {error}; {purpose}")
+    return Finding(f"{option.module} {version}; {purpose}")
 
 
 def _examine_patches() -> list[Finding]:

@@ -10,11 +10,8 @@ row by row. Their positions are stored as
 
 Positions are never guessed from values: a live entry that is 0.0, or becomes 0 in ``int8``, stays live.
 
-Values are stored exactly (``fp32``), or as ``fp16`` or ``int8`` where the tensor is floating and has at least two
-dimensions (biases, norms and running statistics are small and sensitive, so they stay exact). ``int8`` is symmetric,
-value = code * scale with codes from -127 to 127, one float16 scale for each row that has a live entry. The scale is
-rounded up, so no value is clipped; a scale for the whole table would save 2 bytes a row and cost the quiet rows most
-of their precision. All bits are in little-endian order. Only numpy is needed.
+How the values themselves are stored is said in :mod:`recbole_prune.value_types`. All bits are in little-endian order.
+Only numpy is needed.
 """
 
 from __future__ import annotations
@@ -29,8 +26,8 @@ from numpy.typing import NDArray
 
 from recbole_prune.bit_packing import pack_bits, unpack_bits
 from recbole_prune.errors import ArtifactError
+from recbole_prune.value_types import VALUE_TYPES, store_values
 
-VALUE_TYPES = ("fp32", "fp16", "int8")
 ENCODINGS = ("dense", "bitmap", "rows")
 
 Array = NDArray[Any]
@@ -164,12 +161,6 @@ class EncodedTensor:
             if self.parts[part].size != sizes[part]:
                 raise ArtifactError(f"{part} has {self.parts[part].size} elements where {sizes[part]} are needed")
 
-    def _row_counts(self) -> NDArray[np.int64]:
-        """Live entries of every row, shape ``[rows]``."""
-        if self.encoding == "rows":
-            return self.count_base + unpack_bits(self.parts["counts"], self.count_bits, self.rows)
-        return np.count_nonzero(self._live_table(), axis=1).astype(np.int64)
-
     def _live_table(self) -> NDArray[np.bool_]:
         if self.encoding == "bitmap":
             bits = np.unpackbits(self.parts["bitmap"], count=self.entries, bitorder="little")
@@ -185,7 +176,7 @@ class EncodedTensor:
 
     def _counts_and_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.encoding == "rows":
-            counts = self._row_counts()
+            counts = self.count_base + unpack_bits(self.parts["counts"], self.count_bits, self.rows)
             columns = unpack_bits(self.parts["columns"], _column_bits(self.columns), self.kept)
         else:
             live = self._live_table()
@@ -286,7 +277,7 @@ def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "
     if stray:
         raise ArtifactError(f"{stray} pruned entries are not 0")
     rounded = tensor.ndim > 1 and tensor.dtype.name in ("float32", "float64")
-    parts = _store(kept, counts, values if rounded else "fp32")
+    parts = store_values(kept, counts, values if rounded else "fp32")
     encoding, extra, base, bits = _choose_positions(mask, counts, parts["values"])
     if encoding == "dense":
         # all live: the row-major live values are the table
@@ -294,38 +285,6 @@ def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "
         filled[mask] = parts["values"]
         parts["values"] = filled.reshape(-1)
     return EncodedTensor(tensor.shape, tensor.dtype.name, encoding, int(kept.size), {**parts, **extra}, base, bits)
-
-
-def _store(kept: Array, counts: NDArray[np.int64], values: str) -> dict[str, Array]:
-    """The live values as they are stored, and their scales."""
-    if values == "fp32":
-        return {"values": kept}
-    if not np.isfinite(kept).all():
-        raise ArtifactError(f"a value is not finite, so it cannot be stored as {values}: use fp32")
-    if values == "fp16":
-        largest = float(np.abs(kept).max(initial=0.0))
-        with np.errstate(over="ignore"):
-            stored = kept.astype(np.float16)
-        if not np.isfinite(stored).all():
-            raise ArtifactError(f"the largest value is {largest:g}, more than fp16 holds (65504): use fp32")
-        return {"values": stored}
-    return _store_int8(kept.astype(np.float32), counts[counts > 0])
-
-
-def _store_int8(kept: NDArray[np.float32], occupied: NDArray[np.int64]) -> dict[str, Array]:
-    if not kept.size:
-        return {"values": kept.astype(np.int8), "scales": np.zeros(0, dtype=np.float16)}
-    starts = np.concatenate([[0], np.cumsum(occupied)[:-1]])
-    wanted = np.maximum.reduceat(np.abs(kept), starts) / np.float32(127)
-    with np.errstate(over="ignore"):
-        scales = wanted.astype(np.float16)
-        # a scale rounded down would clip the row's largest value
-        scales = np.where(scales.astype(np.float32) < wanted, np.nextafter(scales, np.float16(np.inf)), scales)
-    if not np.isfinite(scales).all():
-        raise ArtifactError(f"the largest value is {float(np.abs(kept).max()):g}, too large for int8: use fp32")
-    divisors = np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
-    codes = np.rint(kept / np.repeat(divisors, occupied))
-    return {"values": codes.astype(np.int8), "scales": scales}
 
 
 def _choose_positions(

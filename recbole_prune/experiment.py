@@ -182,8 +182,8 @@ class Experiment:
         elif plan.weights is not None:
             model.load_state_dict(plan.weights)
         model.set_masks(plan.masks)
-        if not plan.train and hasattr(model, "update_attentive_A"):
-            with torch.no_grad():  # KGAT's graph follows from its weights
+        if plan.weights is not None and hasattr(model, "update_attentive_A"):
+            with torch.no_grad():  # KGAT's graph follows from its weights but is not saved with them
                 model.update_attentive_A()
 
     def _rewind_state(self) -> dict[str, Any]:

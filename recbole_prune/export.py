@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,12 @@ from numpy.typing import NDArray
 
 from recbole_prune.artifact import Artifact, PathLike, write_artifact
 from recbole_prune.artifact_files import Seen
+from recbole_prune.dot_product import DotProduct, find_dot_product, to_numpy
 from recbole_prune.encoding import Array, EncodedTensor, encode
 from recbole_prune.errors import ArtifactError
 from recbole_prune.probe import Probe, Scores, disagreement, effect, load_state, refresh, undisturbed
 from recbole_prune.serving.recommend import score_users
-
-
-@dataclass(frozen=True)
-class DotProduct:
-    """The scores are ``scale * user_vectors @ item_vectors.T``.
-
-    Attributes:
-        user: name of the user vectors, in the model's ``state_dict`` or among its attributes.
-        item: name of the item vectors, likewise.
-        scale: constant factor.
-        stored: whether the names are those of weights; else they are propagated tables.
-    """
-
-    user: str
-    item: str
-    scale: float
-    stored: bool
+from recbole_prune.value_types import VALUE_TYPES
 
 
 def export_ticket(
@@ -73,6 +57,8 @@ def export_ticket(
     missing = {"model", "dataset", "settings"} - set(info)
     if missing:
         raise ValueError(f"info lacks {sorted(missing)}")
+    if values not in VALUE_TYPES:
+        raise ValueError(f"values={values!r} is not one of {', '.join(VALUE_TYPES)}")
     with undisturbed(model):
         refresh(model)
         probe = Probe(model, config, dataset)
@@ -83,7 +69,7 @@ def export_ticket(
         rounded = probe.scores(model)
         if values == "fp32":
             _require(disagreement(rounded, reference), "the decoded weights")
-        dot, reason = _find_dot_product(model, probe, rounded, decoded, dataset)
+        dot, reason = find_dot_product(model, probe, rounded, decoded, dataset)
         extra: dict[str, EncodedTensor] = {}
         if dot is not None and not dot.stored:
             if vectors:
@@ -123,13 +109,15 @@ def explain_scoring(model: Any, config: Any, dataset: Any) -> str:
     with undisturbed(model):
         refresh(model)
         probe = Probe(model, config, dataset)
-        weights = {name: _numpy(value.detach()) for name, value in model.state_dict().items()}
-        dot, reason = _find_dot_product(model, probe, probe.scores(model), weights, dataset)
+        weights = {name: to_numpy(value) for name, value in model.state_dict().items()}
+        dot, reason = find_dot_product(model, probe, probe.scores(model), weights, dataset)
     if dot is None:
         return f"not faster by masks alone: {reason}"
     if not dot.stored:
         return f"not faster: the propagated vectors {dot.user} and {dot.item} are dense whatever is pruned"
-    return f"can be faster at high sparsity: the scores are dot products of {dot.user} and {dot.item} as they are stored"
+    return (
+        f"can be faster at high sparsity: the scores are dot products of {dot.user} and {dot.item} as they are stored"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -170,16 +158,10 @@ def _encode_weights(
             continue
         live = masks[name].cpu().numpy() if name in masks else None
         try:
-            tensors[name] = encode(_numpy(tensor), live, values)
+            tensors[name] = encode(to_numpy(tensor), live, values)
         except (ArtifactError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be exported: {error}") from error
     return tensors, shared
-
-
-def _numpy(tensor: torch.Tensor) -> Array:
-    # numpy has no bfloat16; float32 holds it exactly
-    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return np.asarray(tensor.cpu().numpy())
 
 
 def _owner(name: str, shared: Mapping[str, str]) -> str:
@@ -189,32 +171,6 @@ def _owner(name: str, shared: Mapping[str, str]) -> str:
 # ---- what serves -----------------------------------------------------------------------------------------------------
 
 
-def _find_dot_product(
-    model: Any, probe: Probe, scores: Scores, decoded: Mapping[str, Array], dataset: Any
-) -> tuple[DotProduct | None, str | None]:
-    """The pair of tables whose dot products are the model's scores; or None and why there is none.
-
-    Nothing is known about the model: the stored tables are tried first, then those that it caches while scoring.
-    """
-    name = type(model).__name__
-    if not probe.ranks_all_items or probe.users is None:
-        return None, f"{name} scores pairs of a user and an item one by one: use load_ticket()"
-    if not scores.any():
-        return None, f"{name} scores 0 for every user of the probe, so nothing can be compared: use load_ticket()"
-    cached = {
-        attribute: _numpy(value.detach())
-        for attribute, value in vars(model).items()
-        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
-    }
-    for stored, tables in ((True, decoded), (False, cached)):
-        for user, item in _pairs(tables, dataset.user_num, dataset.item_num):
-            products = tables[user][probe.users].astype(np.float64) @ tables[item][probe.items].T.astype(np.float64)
-            scale = _scale(products, scores)
-            if scale is not None and not disagreement(scale * products, scores):
-                return DotProduct(user, item, scale, stored), None
-    return None, f"the scores of {name} are not dot products of a user table and an item table: use load_ticket()"
-
-
 def _say_not_stored(dot: DotProduct) -> str:
     return (
         f"the scores are dot products of propagated vectors ({dot.user}, {dot.item}) that are not stored: "
@@ -222,28 +178,9 @@ def _say_not_stored(dot: DotProduct) -> str:
     )
 
 
-def _pairs(tables: Mapping[str, Array], users: int, items: int) -> Iterator[tuple[str, str]]:
-    """Names of possible user and item tables; entity tables, whose first rows are the items, come last."""
-    flat = [name for name, table in tables.items() if table.ndim == 2 and table.dtype.kind == "f"]
-    candidates = [name for name in flat if len(tables[name]) >= items]
-    for item in sorted(candidates, key=lambda name: len(tables[name]) != items):
-        for user in flat:
-            if user != item and len(tables[user]) == users and tables[user].shape[1] == tables[item].shape[1]:
-                yield user, item
-
-
-def _scale(products: Scores, scores: Scores) -> float | None:
-    """The constant that fits products to scores best; exactly 1.0 where that explains them."""
-    square = float(np.square(products).sum())
-    if not square or not np.isfinite(scores).all():
-        return None
-    scale = float((products * scores).sum()) / square
-    return (1.0 if abs(scale - 1.0) < 1e-6 else scale) or None
-
-
 def _encode_vectors(model: Any, dot: DotProduct, values: str, items: int) -> dict[str, EncodedTensor]:
     """Propagated vectors, which are dense; an entity table is cut down to its items."""
-    users_table, items_table = (_numpy(getattr(model, name).detach()) for name in (dot.user, dot.item))
+    users_table, items_table = (to_numpy(getattr(model, name)) for name in (dot.user, dot.item))
     return {dot.user: encode(users_table, values=values), dot.item: encode(items_table[:items], values=values)}
 
 

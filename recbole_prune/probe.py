@@ -59,21 +59,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 vars(module).update(before)
 
 
-@contextmanager
-def weights_for_constructors(state: Mapping[str, Array]) -> Iterator[None]:
-    """Hand ``state`` to models whose constructor opens the checkpoint of an earlier stage (S3Rec, RaCT, NeuMF).
-
-    What they would read is overwritten afterwards, its file need not exist any more, and it would be a pickle.
-    """
-    torch_load = torch.load
-    torch.load = lambda *args, **kwargs: {"state_dict": _tensors(state)}
-    try:
-        yield
-    finally:
-        torch.load = torch_load
-
-
-def _tensors(state: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+def tensors_of(state: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """A ``state_dict`` from decoded weights."""
     return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
 
 
@@ -84,7 +71,7 @@ def load_state(model: Any, state: Mapping[str, Array]) -> None:
     Raises:
         RuntimeError: names or shapes are not the model's.
     """
-    model.load_state_dict(_tensors(state))
+    model.load_state_dict(tensors_of(state))
     refresh(model)
 
 
@@ -150,8 +137,8 @@ class Probe:
         broken = int(np.isnan(scores).sum())
         if broken:
             raise ArtifactError(
-                f"{type(model).__name__} scores NaN for {broken} of {scores.size} pairs of a user and an item, so there "
-                "is nothing to compare an artifact with: export another ticket with --export_ticket=N"
+                f"{type(model).__name__} scores NaN for {broken} of {scores.size} pairs of a user and an item, so an "
+                "artifact cannot be compared with it: export another ticket with --export_ticket=N"
             )
         return scores
 

@@ -143,7 +143,7 @@ class PaddingRule:
             return ()
         if module.padding_idx is not None:
             return (module.padding_idx,)
-        if "position" in name:
+        if "position" in name or "float" in name:  # a row stands for a place or a number, not for a token
             return ()
         size = module.num_embeddings
         if type(parent).__name__ == "FMEmbedding":
@@ -227,6 +227,8 @@ def find_scope(
         if id(parameter) in seen:
             if id(parameter) in candidates:
                 first = candidates[id(parameter)]
+                if isinstance(module, nn.Embedding) and not first.padding_rows:  # a table is one under all its names
+                    first = replace(first, kind="embedding", padding_rows=padding.rows(name, module, parent))
                 candidates[id(parameter)] = replace(first, tied_to=(*first.tied_to, name))
             continue
         seen.add(id(parameter))

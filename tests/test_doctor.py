@@ -37,7 +37,28 @@ def test_every_patch_with_its_state_and_reason(text: str) -> None:
 
 def test_optional_parts_with_their_purpose(text: str) -> None:
     for option in doctor._OPTIONS:
-        assert re.search(rf"^  {option.module}[ :].*\({re.escape(option.purpose)}\)$", text, re.MULTILINE)
+        assert re.search(rf"^  {option.module} .*; for {re.escape(option.purpose)}", text, re.MULTILINE)
+
+
+def test_requirements_are_those_of_the_package() -> None:
+    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    declared = re.search(r"^dependencies = \[(.*?)^\]", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert declared
+
+    def numbers(version: str) -> tuple[int, ...]:
+        return tuple(int(number) for number in version.split("."))
+
+    expected = set()
+    for name, oldest, excluded in re.findall(r'"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?"', declared.group(1)):
+        expected.add((name, numbers(oldest), numbers(excluded) if excluded else None))
+    assert {tuple(requirement) for requirement in doctor._REQUIREMENTS} == expected
+
+
+def test_extras_are_those_of_the_package() -> None:
+    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    for option in doctor._OPTIONS:
+        line = re.search(rf"^{option.extra} = \[(.*)\]$", text, re.MULTILINE)
+        assert line and f'"{option.distributions[0]}"' in line.group(1)
 
 
 def test_processors(text: str) -> None:
@@ -72,8 +93,8 @@ def test_supported_versions(version: Any, text: str, problem: bool, monkeypatch:
 def test_a_broken_optional_part_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_part.py").write_text("raise OSError('libomp.so is missing')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    finding = doctor._examine_option(doctor._Option("broken_part", ("broken-part",), "tests"))
-    assert finding.text == "broken_part of unknown version: does not work, OSError: libomp.so is missing (tests)"
+    finding = doctor._examine_option(doctor._Option("broken_part", ("broken-part",), "tests", "none"))
+    assert finding.text == "broken_part of unknown version does not work, OSError: libomp.so is missing; for tests"
 
 
 def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.trainer.trainer import Trainer
 from recbole.utils import get_model, init_seed
-from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models
+from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models, stages_of
+from zoo_plain import last_stage_settings
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.config import PruneConfig
@@ -37,10 +38,19 @@ def leaks(model: Any, masks: MaskSet) -> int:
 
 
 @pytest.mark.parametrize("model", gradient_models())
-def test_imp_runs_on_every_gradient_model(
+def test_imp_runs_on_every_gradient_model(model: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_package(model)
+    check_two_rounds(model, config_for(model, tiny_data), monkeypatch)
+
+
+@pytest.mark.parametrize("model", [model for model in gradient_models() if stages_of(model)])
+def test_imp_runs_on_the_last_stage(
     model: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    skip_without_package(model)
+    check_two_rounds(model, last_stage_settings(model, tiny_data, tmp_path), monkeypatch)
+
+
+def check_two_rounds(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated_with_leaks = []
     evaluate = Trainer.evaluate
 
@@ -50,7 +60,7 @@ def test_imp_runs_on_every_gradient_model(
         return evaluate(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "evaluate", checked_evaluate)
-    settings = {**config_for(model, tiny_data), "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 2}
+    settings = {**settings, "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 2}
     result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
 
     assert evaluated_with_leaks and not any(evaluated_with_leaks)

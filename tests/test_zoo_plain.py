@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import pytest
 import recbole.data.dataset
@@ -34,9 +34,9 @@ from zoo_plain import build, evaluate, last_stage_settings, reload
 KINDS = ("general", "sequential", "context", "knowledge", "traditional", "tree")
 
 
-def representatives() -> List[str]:
+def representatives() -> list[str]:
     """The first model of each combination of kind, trainer, dataset, train loader, evaluation and staging."""
-    found: Dict[Tuple[Any, ...], str] = {}
+    found: dict[tuple[Any, ...], str] = {}
     for model in all_models():
         if missing_package(model) is None:
             model_class = get_model(model)
@@ -52,12 +52,12 @@ def representatives() -> List[str]:
     return sorted(found.values(), key=str.lower)
 
 
-def parameters_of_test() -> List[Any]:
+def parameters_of_test() -> list[Any]:
     quick = representatives()
     return [model if model in quick else pytest.param(model, marks=pytest.mark.slow) for model in all_models()]
 
 
-def assert_sound(metrics: Dict[str, float], expected: List[str]) -> None:
+def assert_sound(metrics: dict[str, float], expected: list[str]) -> None:
     names = {name.lower() for name in expected}
     assert {name.split("@")[0] for name in metrics} == names
     for name, value in metrics.items():

@@ -16,7 +16,7 @@ import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import yaml
 from zoo_data import DATASET, ENTITY_WIDTH
@@ -37,7 +37,7 @@ __all__ = [
 
 compat.apply()
 
-Settings = Dict[str, Any]
+Settings = dict[str, Any]
 
 _KINDS = {
     "GENERAL": "general",
@@ -48,8 +48,8 @@ _KINDS = {
     "DECISIONTREE": "tree",
 }
 _WIDTH = 16
-_WIDTH_KEY = re.compile(r"(size|dim|dimension|dims|dims_dnn|layers|hidden_size_list|rank|num_conv_kernel|num_clusters|t_cin)$")
-_NOT_A_WIDTH = re.compile(r"(kernel_size|n_layers|num_layers|low_layers|high_layers)$")
+_WIDTH_KEY = re.compile(r"(size|size_list|dim|dims|dims_dnn|dimension|layers|rank|kernel|clusters|t_cin)$")
+_NOT_A_WIDTH = re.compile(r"(kernel_size|n_layers|num_layers)$")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Stages:
     """
 
     key: str
-    names: Tuple[str, ...]
+    names: tuple[str, ...]
     checkpoint_key: str
 
 
@@ -87,7 +87,7 @@ _PRETRAINED_VECTORS: Settings = {
 }
 
 # what the rules below cannot know, each with its reason
-_EXCEPTIONS: Dict[str, Settings] = {
+_EXCEPTIONS: dict[str, Settings] = {
     # the strides must shrink a map of embedding_size x embedding_size to one cell
     "ConvNCF": {"cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
     # each relation has an embedding_size x embedding_size matrix, gathered for every memory slot: slow
@@ -97,14 +97,14 @@ _EXCEPTIONS: Dict[str, Settings] = {
 }
 
 
-@functools.lru_cache(maxsize=None)
-def _model_files() -> Dict[str, Tuple[str, ast.ClassDef]]:
+@functools.cache
+def _model_files() -> dict[str, tuple[str, ast.ClassDef]]:
     """For each model the name of its module and the syntax tree of its class.
 
     RecBole finds a model by the rule applied here: the class whose name in lower case is the name of the module. The
     source is read instead of imported, so that models whose package is missing are listed too.
     """
-    found: Dict[str, Tuple[str, ast.ClassDef]] = {}
+    found: dict[str, tuple[str, ast.ClassDef]] = {}
     for package in pkgutil.iter_modules(importlib.import_module("recbole.model").__path__, "recbole.model."):
         if not package.ispkg:
             continue
@@ -118,12 +118,12 @@ def _model_files() -> Dict[str, Tuple[str, ast.ClassDef]]:
     return found
 
 
-def all_models() -> List[str]:
+def all_models() -> list[str]:
     """Names of all models of the installed RecBole, sorted."""
     return sorted(_model_files(), key=str.lower)
 
 
-def missing_package(model: str) -> Optional[str]:
+def missing_package(model: str) -> str | None:
     """Why ``model`` cannot be imported, beginning with the name of the missing package; None if it can."""
     try:
         importlib.import_module(_model_files()[model][0])
@@ -134,16 +134,19 @@ def missing_package(model: str) -> Optional[str]:
     return None
 
 
-def _attribute(model: str, name: str) -> Optional[str]:
+def _attribute(model: str, name: str) -> str | None:
     """Name of the enum member that the class attribute ``name`` (``type``, ``input_type``) holds; None if absent."""
     module, node = _model_files()[model]
     if missing_package(model) is None:
         value = getattr(getattr(importlib.import_module(module), model), name, None)
         return None if value is None else str(value.name)
     for statement in node.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Attribute):
-            if any(isinstance(target, ast.Name) and target.id == name for target in statement.targets):
-                return statement.value.attr
+        if (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.value, ast.Attribute)
+            and any(isinstance(target, ast.Name) and target.id == name for target in statement.targets)
+        ):
+            return statement.value.attr
     return None
 
 
@@ -152,12 +155,12 @@ def kind_of(model: str) -> str:
     return _KINDS[_attribute(model, "type") or ""]
 
 
-def input_type_of(model: str) -> Optional[str]:
+def input_type_of(model: str) -> str | None:
     """``POINTWISE``, ``PAIRWISE`` or ``LISTWISE``; None if the setting ``loss_type`` decides."""
     return _attribute(model, "input_type")
 
 
-def _defines(model: str, method: str) -> Optional[ast.FunctionDef]:
+def _defines(model: str, method: str) -> ast.FunctionDef | None:
     for node in _model_files()[model][1].body:
         if isinstance(node, ast.FunctionDef) and node.name == method:
             return node
@@ -171,29 +174,27 @@ def _has_constant_loss(model: str) -> bool:
     return bool(returned) and all("nn.Parameter(" in ast.unparse(value) for value in returned)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _trains_by_gradient(model: str) -> bool:
     return kind_of(model) not in ("traditional", "tree") and not _has_constant_loss(model)
 
 
-def gradient_models() -> List[str]:
+def gradient_models() -> list[str]:
     """The models that train by gradient and can be pruned."""
     return [model for model in all_models() if _trains_by_gradient(model)]
 
 
-def not_prunable_models() -> List[str]:
+def not_prunable_models() -> list[str]:
     """The models that have no weights trained by gradient: fitted when built, trees, or with a constant loss."""
     return [model for model in all_models() if not _trains_by_gradient(model)]
 
 
-def stages_of(model: str) -> Optional[Stages]:
+def stages_of(model: str) -> Stages | None:
     """The training stages of ``model``, None if it trains in one go."""
     return _STAGES.get(model)
 
 
-def config_for(
-    model: str, data_path: Path, stage: Optional[str] = None, stage_checkpoint: Optional[Path] = None
-) -> Settings:
+def config_for(model: str, data_path: Path, stage: str | None = None, stage_checkpoint: Path | None = None) -> Settings:
     """Minimal settings to run one epoch of ``model`` on the data set ``tiny``.
 
     Args:
@@ -224,6 +225,7 @@ def config_for(
     return settings
 
 
+@functools.cache
 def _property_file(model: str) -> Settings:
     folder = Path(importlib.import_module("recbole.config").__path__[0]).parent / "properties" / "model"
     for name in (model, model.lower()):

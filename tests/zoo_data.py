@@ -1,10 +1,9 @@
-"""A small data set with every kind of atomic file, cut from RecBole's bundled ml-100k and completed by generated files."""
+"""A small data set with every kind of atomic file: a cut of RecBole's bundled ml-100k and generated files."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import List
 
 import numpy as np
 import pandas as pd
@@ -75,7 +74,7 @@ def _cut_interactions(random: np.random.Generator) -> pd.DataFrame:
     return frame[frame["user_id:token"].isin(set(users))].reset_index(drop=True)
 
 
-def _cut_features(suffix: str, tokens: np.ndarray, blank: List[str]) -> pd.DataFrame:
+def _cut_features(suffix: str, tokens: np.ndarray, blank: list[str]) -> pd.DataFrame:
     """The feature rows of ``tokens``; one cell of each column in ``blank`` is emptied, in different rows."""
     frame = _read(suffix)
     frame = frame[frame[f"{suffix}_id:token"].isin(set(tokens))].reset_index(drop=True)
@@ -85,7 +84,7 @@ def _cut_features(suffix: str, tokens: np.ndarray, blank: List[str]) -> pd.DataF
 
 
 def _generate_triples(
-    random: np.random.Generator, entities: List[str], attributes: List[str], relations: List[str]
+    random: np.random.Generator, entities: list[str], attributes: list[str], relations: list[str]
 ) -> pd.DataFrame:
     """Each entity of an item has relations to attributes, each attribute to one other entity."""
     heads = [head for head in entities for _ in range(_TRIPLES_PER_ITEM)]
@@ -96,7 +95,7 @@ def _generate_triples(
     return frame.drop_duplicates(ignore_index=True)
 
 
-def _generate_vectors(random: np.random.Generator, name: str, tokens: List[str]) -> pd.DataFrame:
+def _generate_vectors(random: np.random.Generator, name: str, tokens: list[str]) -> pd.DataFrame:
     vectors = random.normal(scale=0.1, size=(len(tokens), ENTITY_WIDTH))
     cells = [" ".join(f"{value:.6f}" for value in vector) for vector in vectors]
     return pd.DataFrame({f"{name}_id:token": tokens, f"{name}_emb:float_seq": cells})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import torch
 from recbole.config import Config
@@ -54,7 +54,7 @@ def _build(config: Any) -> PlainRun:
     return PlainRun(config, train_data, valid_data, test_data, model, trainer)
 
 
-def evaluate(run: PlainRun) -> Dict[str, float]:
+def evaluate(run: PlainRun) -> dict[str, float]:
     """Test metrics of the state as it is, with every random stream at a fixed place.
 
     A propagated table that the checkpoint does not hold is forgotten, so that it is made anew in both of two models

@@ -75,7 +75,7 @@ def _run_actions(module: ModuleType) -> None:
 
 def _install_finder() -> None:
     if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _FINDER)
 
 
 def after_import(name: str, patch: str, action: Action) -> None:
@@ -141,7 +141,7 @@ def import_error(name: str) -> str | None:
         absent = error.name or name
         own = absent in (name, name.split(".")[0])
         return f"{absent} is not installed" if own else f"{name} needs {absent}, which is not installed"
-    except Exception as error:  # noqa: BLE001 - a broken package may raise anything, ray 2.6 an AttributeError
+    except Exception as error:
         return f"import {name} raises {type(error).__name__}: {error}"
     return None
 

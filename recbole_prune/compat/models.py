@@ -25,13 +25,13 @@ def cluster_ncl_without_faiss(report: hooks.Report) -> Callable[[], bool]:
         needed()
 
     def replace_run_kmeans(module: ModuleType) -> None:
-        original = module.NCL.run_kmeans  # type: ignore[attr-defined]
+        original = module.NCL.run_kmeans
 
         @functools.wraps(original)
         def run_kmeans(self: Any, x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
             return _run_kmeans(x, self.k, self.device) if needed() else original(self, x)
 
-        module.NCL.run_kmeans = run_kmeans  # type: ignore[attr-defined]
+        module.NCL.run_kmeans = run_kmeans
 
     hooks.after_import(f"{_MODELS}.general_recommender.ncl", "NCL without faiss", replace_run_kmeans)
     return needed
@@ -77,7 +77,7 @@ def build_kgat_without_dgl(report: hooks.Report) -> Callable[[], bool]:
         needed()
 
     def replace_graph(module: ModuleType) -> None:
-        kgat = module.KGAT  # type: ignore[attr-defined]
+        kgat = module.KGAT
         original_init, original_graph = kgat.__init__, kgat.init_graph
 
         @functools.wraps(original_init)
@@ -114,7 +114,7 @@ def cast_ksr_relations(report: hooks.Report) -> None:
     """Cast ``KSR.relation_Matrix`` to the type of the weights after construction."""
 
     def wrap_init(module: ModuleType) -> None:
-        ksr = module.KSR  # type: ignore[attr-defined]
+        ksr = module.KSR
         original = ksr.__init__
 
         @functools.wraps(original)
@@ -132,7 +132,7 @@ def pass_nncf_method(report: hooks.Report) -> None:
     """Give NNCF a ``ComputeSimilarity`` whose ``compute_similarity`` accepts the method, as NNCF calls it."""
 
     def replace_similarity(module: ModuleType) -> None:
-        current = module.ComputeSimilarity  # type: ignore[attr-defined]
+        current = module.ComputeSimilarity
         if "method" in inspect.signature(current.compute_similarity).parameters:
             report(False, "not needed: compute_similarity takes the method (RecBole 1.2.0)")
             return
@@ -145,7 +145,7 @@ def pass_nncf_method(report: hooks.Report) -> None:
                 args, kwargs = self.arguments
                 return current(*args, method=method, **kwargs).compute_similarity()
 
-        module.ComputeSimilarity = ComputeSimilarity  # type: ignore[attr-defined]
+        module.ComputeSimilarity = ComputeSimilarity
         report(True, "compute_similarity takes a block size where NNCF passes the method")
 
     hooks.after_import(f"{_MODELS}.general_recommender.nncf", "NNCF knn", replace_similarity)
@@ -155,7 +155,7 @@ def load_tree_defaults(report: hooks.Report) -> None:
     """Let Config find ``properties/model/xgboost.yaml`` and ``lightgbm.yaml`` by the class names."""
 
     def wrap_loader(module: ModuleType) -> None:
-        config = module.Config  # type: ignore[attr-defined]
+        config = module.Config
         folder = os.path.join(os.path.dirname(os.path.realpath(module.__file__ or "")), "../properties/model")
         if all(os.path.isfile(os.path.join(folder, f"{model}.yaml")) for model in ("XGBoost", "LightGBM")):
             report(False, "not needed: the property files are found")

@@ -48,7 +48,7 @@ def _replace_compatibility_settings(configurator: ModuleType) -> None:
     def compatibility_settings(self: Any) -> None:
         _set_missing_aliases()
 
-    configurator.Config.compatibility_settings = compatibility_settings  # type: ignore[attr-defined]
+    configurator.Config.compatibility_settings = compatibility_settings
 
 
 def restore_dok_update(report: hooks.Report) -> None:

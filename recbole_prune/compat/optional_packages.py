@@ -62,7 +62,7 @@ def replace_torch_scatter(report: hooks.Report) -> Callable[[], bool]:
     context = _while_needed(needed, {"torch_scatter": module})
 
     def wrap_forward(model_module: ModuleType) -> None:
-        aggregator = model_module.Aggregator  # type: ignore[attr-defined]
+        aggregator = model_module.Aggregator
         aggregator.forward = _in_context(aggregator.forward, context)
 
     for name in ("kgin", "mcclk"):
@@ -138,7 +138,7 @@ def replace_kmeans_pytorch(report: hooks.Report) -> Callable[[], bool]:
     name = f"{_MODELS}.general_recommender.ldiffrec"
 
     def wrap_init(module: ModuleType) -> None:
-        encoder = module.AutoEncoder  # type: ignore[attr-defined]
+        encoder = module.AutoEncoder
         encoder.__init__ = _in_context(encoder.__init__, context)
 
     hooks.around_import(name, "kmeans_pytorch stand-in", context)

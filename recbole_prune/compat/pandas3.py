@@ -38,7 +38,7 @@ def fill_missing_values(report: hooks.Report) -> None:
 
 
 def _replace_fill_nan(module: ModuleType) -> None:
-    dataset = module.Dataset  # type: ignore[attr-defined]
+    dataset = module.Dataset
     dataset._fill_nan = functools.wraps(dataset._fill_nan)(_fill_nan)
     _wrap_read_csv(module, _fill_sequence_columns)
 
@@ -84,12 +84,12 @@ def _to_objects(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _wrap_read_csv(module: ModuleType, change: Any) -> None:
     """Give ``module`` a ``pd`` whose ``read_csv`` passes its frame through ``change``."""
-    pandas = module.pd  # type: ignore[attr-defined]
+    pandas = module.pd
 
     def read_csv(*args: Any, **kwargs: Any) -> Any:
         return change(pandas.read_csv(*args, **kwargs))
 
-    module.pd = hooks.Overlay(pandas, read_csv=read_csv)  # type: ignore[attr-defined]
+    module.pd = hooks.Overlay(pandas, read_csv=read_csv)
 
 
 def count_elements(report: hooks.Report) -> None:
@@ -110,4 +110,4 @@ def _replace_len(module: ModuleType) -> None:
         # an index, a frame or an Interaction
         return values.map(builtins.len) if isinstance(values, pd.Series) else builtins.len(values)
 
-    module.len = element_lengths  # type: ignore[attr-defined]
+    module.len = element_lengths

@@ -16,8 +16,13 @@ _SCALARS = (bool, int, float, str, type(None))
 
 def is_supported(value: Any) -> bool:
     """Whether a value can be encoded."""
-    if isinstance(value, (torch.Tensor, *_SCALARS, np.generic)):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, _SCALARS):
         return True
+    if isinstance(value, torch.Tensor):
+        # safetensors has no complex128
+        return value.layout in (torch.strided, torch.sparse_coo) and value.dtype is not torch.complex128
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biufc"
     if isinstance(value, (list, tuple)):
@@ -29,6 +34,8 @@ def is_supported(value: Any) -> bool:
 
 def encode(tree: Any) -> bytes:
     """Encode nested dicts (keys str or int), lists, tuples, scalars, numpy arrays, dense and sparse tensors.
+
+    Subclasses of these containers and numpy's scalars come back as the plain Python type.
 
     Raises:
         TypeError: the tree holds anything else.
@@ -56,19 +63,21 @@ def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         value = value.item()
     if isinstance(value, _SCALARS):
         return value
+    if isinstance(value, (torch.Tensor, np.ndarray)) and not is_supported(value):
+        detail = f", layout {value.layout}" if isinstance(value, torch.Tensor) else ""
+        raise TypeError(f"cannot encode a {type(value).__name__} of dtype {value.dtype}{detail}")
     if isinstance(value, torch.Tensor):
         if value.layout == torch.sparse_coo:
             matrix = value.detach().coalesce()
             parts = [_store(matrix.indices(), tensors), _store(matrix.values(), tensors)]
             return {"sparse": parts, "size": list(matrix.shape)}
-        if value.layout != torch.strided:
-            raise TypeError(f"cannot encode a tensor of layout {value.layout}")
         return {"tensor": _store(value, tensors)}
     if isinstance(value, np.ndarray):
         raw = torch.from_numpy(np.frombuffer(np.ascontiguousarray(value).tobytes(), dtype=np.uint8).copy())
         return {"array": _store(raw, tensors), "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_flatten(item, tensors) for item in value]}
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_flatten(item, tensors) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[_key(key), _flatten(item, tensors)] for key, item in value.items()]}
     raise TypeError(f"cannot encode a value of type {type(value).__name__}")

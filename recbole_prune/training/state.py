@@ -95,17 +95,27 @@ class AttributeWatch:
             setattr(module, name, value)
 
 
+class _Identity:
+    """Equal for the same object at the same version; it keeps the object, so that no other can take its place."""
+
+    def __init__(self, value: Any, version: int = 0) -> None:
+        self.value, self.version = value, version
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.value is other.value and self.version == other.version
+
+
 def _fingerprint(value: Any) -> Any:
     """Something that differs when a value has changed."""
     if isinstance(value, torch.Tensor):
-        return id(value), value._version
+        return _Identity(value, value._version)
     if isinstance(value, np.ndarray):
         return value.shape, zlib.crc32(np.ascontiguousarray(value).tobytes())
     if isinstance(value, (list, tuple)) and len(value) <= 1000:
         return [_fingerprint(item) for item in value]
     if isinstance(value, dict) and len(value) <= 1000:
         return {key: _fingerprint(item) for key, item in value.items()}
-    return value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else _Identity(value)
 
 
 def forget_caches(model: nn.Module) -> None:

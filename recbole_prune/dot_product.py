@@ -1,0 +1,81 @@
+"""Finds out whether a model's scores are dot products of user and item vectors, by its scores and not by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_prune.encoding import Array
+from recbole_prune.probe import Probe, Scores, disagreement
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """The scores are ``scale * user_vectors @ item_vectors.T``.
+
+    Attributes:
+        user: name of the user vectors, in the model's ``state_dict`` or among its attributes.
+        item: name of the item vectors, likewise.
+        scale: constant factor.
+        stored: whether the names are those of weights; else they are propagated tables.
+    """
+
+    user: str
+    item: str
+    scale: float
+    stored: bool
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """The tensor in numpy, bit for bit; bfloat16, which numpy lacks, as float32, which holds it exactly."""
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return np.asarray(tensor.detach().cpu().numpy())
+
+
+def find_dot_product(
+    model: Any, probe: Probe, scores: Scores, decoded: Mapping[str, Array], dataset: Any
+) -> tuple[DotProduct | None, str | None]:
+    """The pair of tables whose dot products are the model's scores; or None and why there is none.
+
+    Nothing is known about the model: the stored tables are tried first, then those that it caches while scoring.
+    """
+    name = type(model).__name__
+    if not probe.ranks_all_items or probe.users is None:
+        return None, f"{name} scores pairs of a user and an item one by one: use load_ticket()"
+    if not scores.any():
+        return None, f"{name} scores 0 for every user of the probe, so nothing can be compared: use load_ticket()"
+    cached = {
+        attribute: to_numpy(value)
+        for attribute, value in vars(model).items()
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
+    }
+    for stored, tables in ((True, decoded), (False, cached)):
+        for user, item in _pairs(tables, dataset.user_num, dataset.item_num):
+            products = tables[user][probe.users].astype(np.float64) @ tables[item][probe.items].T.astype(np.float64)
+            scale = _scale(products, scores)
+            if scale is not None and not disagreement(scale * products, scores):
+                return DotProduct(user, item, scale, stored), None
+    return None, f"the scores of {name} are not dot products of a user table and an item table: use load_ticket()"
+
+
+def _pairs(tables: Mapping[str, Array], users: int, items: int) -> Iterator[tuple[str, str]]:
+    """Names of possible user and item tables; entity tables, whose first rows are the items, come last."""
+    flat = [name for name, table in tables.items() if table.ndim == 2 and table.dtype.kind == "f"]
+    candidates = [name for name in flat if len(tables[name]) >= items]
+    for item in sorted(candidates, key=lambda name: len(tables[name]) != items):
+        for user in flat:
+            if user != item and len(tables[user]) == users and tables[user].shape[1] == tables[item].shape[1]:
+                yield user, item
+
+
+def _scale(products: Scores, scores: Scores) -> float | None:
+    """The constant that fits products to scores best; exactly 1.0 where that explains them."""
+    square = float(np.square(products).sum())
+    if not square or not np.isfinite(scores).all():
+        return None
+    scale = float((products * scores).sum()) / square
+    return (1.0 if abs(scale - 1.0) < 1e-6 else scale) or None

@@ -1,0 +1,117 @@
+"""A model, its data and its mask-aware trainer on the data set ``tiny``, built as an experiment builds them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from zoo import DATASET, config_for
+
+from recbole_prune.masks import MaskSet
+from recbole_prune.scope import Scope, find_scope
+from recbole_prune.training import codec
+from recbole_prune.training import state as states
+from recbole_prune.training.model import mask_aware, padding_rule
+from recbole_prune.training.trainer import Session, mask_aware_trainer
+
+from recbole.config import Config  # isort: skip - importing zoo patches RecBole first
+from recbole.data import create_dataset, data_preparation  # isort: skip
+from recbole.utils import get_model, get_trainer, init_seed  # isort: skip
+
+
+@dataclass
+class Files:
+    """What a training wrote: the newest checkpoint, and every state by epoch with the checkpoint of that moment."""
+
+    checkpoint: bytes = b""
+    states: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+
+class Bench:
+    """Data and settings of one model; every call of :meth:`model` starts a training anew.
+
+    Args:
+        name: a RecBole model.
+        data_path: the folder of ``tiny``.
+        settings: RecBole settings on top of the zoo's.
+    """
+
+    def __init__(self, name: str, data_path: Path, **settings: Any) -> None:
+        self.name = name
+        self.config = Config(name, DATASET, config_dict={**config_for(name, data_path), **settings})
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        self.loaders = list(data_preparation(self.config, create_dataset(self.config)))
+        self.train, self.valid, self.test = self.loaders
+
+    def plain_model(self) -> Any:
+        """RecBole's own model under the run's seed."""
+        states.reseed(self.loaders, self.config["seed"])
+        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
+        return get_model(self.name)(self.config, self.train._dataset)
+
+    def model(self, masks: MaskSet | None = None) -> Any:
+        """The mask-aware model under the same seed, with masks on."""
+        states.reseed(self.loaders, self.config["seed"])
+        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
+        model = mask_aware(get_model(self.name))(self.config, self.train._dataset)
+        model.set_masks(masks)
+        return model
+
+    def scope(self, **arguments: Any) -> Scope:
+        """Targets of the model."""
+        model = self.plain_model()
+        return find_scope(model, padding=padding_rule(model, self.train._dataset), **arguments)
+
+    def masks(self, density: float = 0.5, **arguments: Any) -> MaskSet:
+        """Random masks over the targets."""
+        scope = self.scope(**arguments)
+        generator = torch.Generator().manual_seed(8)
+        masks = {t.name: torch.rand(t.shape, generator=generator) < density for t in scope}
+        for target in scope:
+            masks[target.name][list(target.padding_rows)] = True
+        return MaskSet(scope, masks)
+
+    def trainer(self, model: Any, files: Files | None = None, **session: Any) -> Any:
+        """A mask-aware trainer that keeps its files in memory."""
+        files = files if files is not None else Files()
+
+        def save_checkpoint(data: bytes) -> None:
+            files.checkpoint = data
+
+        def save_state(epoch: int, state: dict[str, Any]) -> None:
+            files.states[epoch] = codec.encode(state), files.checkpoint
+
+        arguments: dict[str, Any] = {
+            "ticket": 1,
+            "loaders": self.loaders,
+            "watch": states.AttributeWatch(model),
+            "save_checkpoint": save_checkpoint,
+            "load_checkpoint": lambda: files.checkpoint,
+            "save_state": save_state,
+            **session,
+        }
+        trainer_class = mask_aware_trainer(get_trainer(self.config["MODEL_TYPE"], self.name))
+        trainer = trainer_class(self.config, model, Session(**arguments))
+        trainer.files = files
+        return trainer
+
+    def fit(self, trainer: Any) -> Any:
+        """RecBole's training loop; (best score, best result)."""
+        return trainer.fit(self.train, self.valid, saved=True, show_progress=False, verbose=False)
+
+
+def scramble_random_streams() -> None:
+    """Put every global stream somewhere else, as another process would have it."""
+    random.seed(99)
+    np.random.seed(98)
+    torch.manual_seed(97)
+
+
+def leaks(model: Any, masks: MaskSet) -> int:
+    """Pruned entries of a model that are not exactly 0.0."""
+    parameters = dict(model.named_parameters())
+    return sum(int((parameters[name].detach()[~mask] != 0).sum()) for name, mask in masks.items())
