@@ -39,7 +39,7 @@ def adopt_dense(experiment: Experiment) -> None:
     Only a run with the same training settings, data, library versions and scope qualifies; its files are
     hash-checked. The journal line says where the ticket comes from.
     """
-    from recbole_prune.experiment import REWIND_FILE
+    from recbole_prune.ticket_training import REWIND_FILE
 
     folder, settings = experiment.folder, experiment.settings
     if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:

@@ -58,7 +58,7 @@ _OPTIONS = (
     _Option("numba", ("numba",), "compiled kernels on the CPU", "fast"),
     _Option("matplotlib", ("matplotlib",), "figures in reports", "report"),
     _Option("pynvml", ("nvidia-ml-py",), "energy of NVIDIA GPUs", "energy"),
-    _Option("faiss", ("faiss-cpu", "faiss-gpu"), "clusters of NCL, scikit-learn's without it", "ncl"),
+    _Option("faiss", ("faiss-cpu", "faiss-gpu"), "clusters of NCL (scikit-learn's without it)", "ncl"),
     _Option("xgboost", ("xgboost",), "RecBole's model XGBoost", "trees"),
     _Option("lightgbm", ("lightgbm",), "RecBole's model LightGBM", "trees"),
 )

@@ -45,7 +45,9 @@ def _parse(argv: list[str]) -> dict[str, str]:
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("--") or not equals or name not in _OPTIONS:
             hint = did_you_mean(near_names(name, _OPTIONS))
-            raise ConfigError(f"export: {word!r} is no option{hint}; there are {', '.join(f'--{o}=' for o in _OPTIONS)}")
+            raise ConfigError(
+                f"export: {word!r} is no option{hint}; there are {', '.join(f'--{o}=' for o in _OPTIONS)}"
+            )
         options[name] = value
     if "run" not in options:
         raise ConfigError("export: name the run folder with --run=FOLDER")

@@ -54,7 +54,8 @@ def run_path(config: PruneConfig) -> Path:
     """``<output_dir>/<dataset>/<model>/<pruner>[+<distiller>]-<hash>`` as an absolute path."""
     settings = config.settings
     method = settings.pruner + (f"+{settings.distiller}" if settings.distiller else "")
-    return Path(settings.output_dir).absolute() / config["dataset"] / config["model"] / f"{method}-{config.run_hash}"
+    output = Path(settings.output_dir).absolute()
+    return output / str(config["dataset"]) / str(config["model"]) / f"{method}-{config.run_hash}"
 
 
 def _run(config: PruneConfig, folder: RunFolder) -> dict[str, Any]:

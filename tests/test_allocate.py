@@ -270,9 +270,7 @@ def test_official_population_is_what_is_live_and_counts() -> None:
 
 
 @given(populations(), st.floats(0, 1, exclude_max=True), st.sampled_from(["global", "tensor"]))
-def test_official_rule_equals_its_definition(
-    population: tuple[MaskSet, Scores], rate: float, allocation: str
-) -> None:
+def test_official_rule_equals_its_definition(population: tuple[MaskSet, Scores], rate: float, allocation: str) -> None:
     before, scores = population
     groups = [list(before)] if allocation == "global" else [[name] for name in before]
     values = {name: kept_scores(scores, before, [name]) for name in before}

@@ -30,7 +30,9 @@ def run(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "log.txt"}
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "log.txt"
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from recbole_prune.pruners import PRUNERS
 from recbole_prune.schedule import kept_counts
 from recbole_prune.store import RunFolder
 from recbole_prune.ticket import REWINDS
+from recbole_prune.ticket_training import TicketTraining
 
 MASKED = ("imp", "omp", "random", "magprune")
 
@@ -69,13 +70,14 @@ def test_target_is_met_exactly(pruner: str, tiny_data: Path) -> None:
 def test_rewinds_start_where_they_say(rewind: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights that a ticket's training starts from, pruned entries aside."""
     starts: dict[int, dict[str, torch.Tensor]] = {}
-    fit = Experiment._fit
+    fit = TicketTraining.fit
 
-    def spy(self: Experiment, trainer: Any, config: Any) -> Any:
-        starts[trainer.session.ticket] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-        return fit(self, trainer, config)
+    def spy(self: TicketTraining) -> Any:
+        parameters = self.trainer.model.named_parameters()
+        starts[self.plan.ticket] = {name: parameter.detach().clone() for name, parameter in parameters}
+        return fit(self)
 
-    monkeypatch.setattr(Experiment, "_fit", spy)
+    monkeypatch.setattr(TicketTraining, "fit", spy)
     extra = {"prune_rewind_epoch": 1} if rewind == "late" else {}
     schedule = {"prune_lr_schedule": "linear"} if rewind == "lr" else {}
     result, experiment = run(tiny_data, pruner="imp", prune_rewind=rewind, **extra, **schedule)
@@ -87,7 +89,7 @@ def test_rewinds_start_where_they_say(rewind: str, tiny_data: Path, monkeypatch:
         assert torch.equal(start, starts[0][name] * mask) == (rewind == "init")
         assert torch.equal(start, dense_best[name] * mask) == (rewind in ("lr", "none"))
     if rewind == "late":
-        rewound = experiment._rewind_state()["weights"]
+        rewound = experiment.rewind_state()["weights"]
         assert all(torch.equal(starts[1][name], rewound[name] * mask) for name, mask in masks.items())
         assert result["tickets"][1]["epochs"] == 1
     if rewind == "reinit":
@@ -118,7 +120,9 @@ def test_small_dense_has_at_least_the_bytes_of_the_ticket(tiny_data: Path) -> No
     result, experiment = run(tiny_data, pruner="small_dense")
     for record in result["tickets"][1:]:
         bound = information_bound_bits(record["prunable"], record["equal_to_kept"], 32)
-        assert 32 * record["kept"] >= bound > 32 * (record["kept"] - record["kept"] // record["changes"]["embedding_size"])
+        assert (
+            32 * record["kept"] >= bound > 32 * (record["kept"] - record["kept"] // record["changes"]["embedding_size"])
+        )
         weights = experiment.weights_of(experiment.tickets[record["ticket"]])
         assert weights["user_embedding.weight"].shape[1] == record["changes"]["embedding_size"]
 
@@ -161,9 +165,7 @@ def test_pruner_table_and_property_files_agree() -> None:
     assert sorted(PRUNERS) == property_names("pruner")
 
 
-def test_two_runs_of_a_baseline_stand_in_each_others_table(
-    tiny_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_runs_of_a_baseline_stand_in_each_others_table(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tiny_data, pruner="random")
     capsys.readouterr()
     run(tiny_data, pruner="imp")

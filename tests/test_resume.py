@@ -22,7 +22,7 @@ from recbole_prune.training.trainer import MaskAwareTrainer
 KILLS = 20
 VOLATILE = ("train_seconds", "eval_seconds", "checkpoint_sha256")
 
-# the child arms its own SIGKILL at the n-th call of a function that marks a moment, so kills are spread over all of them
+# the child kills itself at the n-th call of a function that marks a moment, so kills are spread over all of them
 CHILD = """
 import json, os, signal, sys
 settings, moment = json.loads(sys.argv[1]), int(sys.argv[2])
@@ -62,9 +62,7 @@ def run_child(settings: dict[str, Any], moment: int) -> subprocess.CompletedProc
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     """Journal lines without clocks, and the mask files."""
-    records = [
-        {k: v for k, v in record.items() if k not in VOLATILE} for record in RunFolder(folder).tickets()
-    ]
+    records = [{k: v for k, v in record.items() if k not in VOLATILE} for record in RunFolder(folder).tickets()]
     return records, [file.read_bytes() for file in sorted((folder / "masks").iterdir())]
 
 

@@ -19,8 +19,8 @@ from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masks import MaskSet
 from recbole_prune.schedule import learning_rate_factor
 from recbole_prune.scope import Scope, Target
-from recbole_prune.training.model import MaskAware, batch_l2, mask_aware
-from recbole_prune.training.trainer import Session, mask_aware_trainer
+from recbole_prune.training.model import batch_l2, mask_aware
+from recbole_prune.training.trainer import mask_aware_trainer
 
 from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
 from recbole.model.general_recommender.bpr import BPR  # isort: skip
@@ -64,13 +64,11 @@ def watch_steps(trainer: Any, optimizer_name: str, masks: MaskSet) -> list[int]:
 
 
 class Toy(nn.Module):
-    """Two weights, or a table with sparse gradients."""
+    """One table, used as a matrix or looked up with sparse gradients."""
 
     def __init__(self, sparse: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Embedding(5, 3, sparse=sparse).weight if not sparse else None
-        if sparse:
-            self.table = nn.Embedding(5, 3, sparse=True)
+        self.table = nn.Embedding(5, 3, sparse=sparse)
 
 
 class ToyTrainer:
@@ -89,10 +87,11 @@ def toy_trainer(model: Any, learner: Any, rate: float = 1e-3) -> Any:
     return mask_aware_trainer(ToyTrainer)({"learner": learner, "learning_rate": rate}, model, session)
 
 
-def toy_masks(name: str, pruned: tuple[int, int]) -> MaskSet:
+def toy_masks(row: int, column: int) -> MaskSet:
+    """One pruned entry."""
     mask = torch.ones(5, 3, dtype=torch.bool)
-    mask[pruned] = False
-    return MaskSet(Scope((Target(name, "embedding", (5, 3)),)), {name: mask})
+    mask[row, column] = False
+    return MaskSet(Scope((Target("table.weight", "embedding", (5, 3)),)), {"table.weight": mask})
 
 
 def test_masked_gradients_alone_do_not_hold_an_adam_weight() -> None:
@@ -109,39 +108,39 @@ def test_masked_gradients_alone_do_not_hold_an_adam_weight() -> None:
 
     model: Any = mask_aware(Toy)()
     trainer = toy_trainer(model, torch.optim.Adam)
+    masks = toy_masks(2, 1)
     for step in range(300):
         if step == 100:
-            model.set_masks(toy_masks("weight", (2, 1)))
-            moving = model.weight.detach().clone()
+            model.set_masks(masks)
+            at_pruning = model.table.weight.detach().clone()
         trainer.optimizer.zero_grad()
-        model.weight.sum().backward()
+        model.table.weight.sum().backward()
         trainer.optimizer.step()
         if step >= 100:
-            assert model.weight[2, 1].item() == 0.0
-    assert bool((model.weight != moving).flatten()[torch.arange(15) != 7].all())
+            assert model.table.weight[2, 1].item() == 0.0
+    assert torch.equal(model.table.weight != at_pruning, masks["table.weight"])
 
 
 @pytest.mark.parametrize("learner", [torch.optim.SparseAdam, torch.optim.SGD])
 def test_sparse_gradients_are_masked_and_stay_sparse(learner: Any) -> None:
     model: Any = mask_aware(Toy)(sparse=True)
     plain = copy.deepcopy(model)
-    model.set_masks(toy_masks("table.weight", (2, 1)))
-    trainer = toy_trainer(model, learner, rate=0.1)
+    masks = toy_masks(2, 1)
+    live = masks["table.weight"]
+    model.set_masks(masks)
+    trainer, plain_optimizer = toy_trainer(model, learner, rate=0.1), learner(plain.parameters(), lr=0.1)
     rows = torch.tensor([2, 4, 2])
-    for module in (model, plain):
-        module.table(rows).sin().sum().backward()
-    gradient, expected = model.table.weight.grad, plain.table.weight.grad.to_dense()
-    assert gradient.is_sparse and set(gradient.coalesce().indices()[0].tolist()) == {2, 4}
-    assert gradient.to_dense()[2, 1] == 0.0
-    live = torch.ones(5, 3, dtype=torch.bool)
-    live[2] = False  # the pruned entry was 0 in one forward pass and not in the other
-    assert torch.equal(gradient.to_dense()[live], expected[live])
     for _ in range(5):
+        for module in (model, plain):
+            module.zero_grad()
+            module.table(rows).sin().sum().backward()
+        gradient, expected = model.table.weight.grad, plain.table.weight.grad
+        assert gradient.is_sparse and set(gradient.coalesce().indices()[0].tolist()) == {2, 4}
+        torch.testing.assert_close(gradient.to_dense(), expected.to_dense().masked_fill(~live, 0.0))
         trainer.optimizer.step()
+        plain_optimizer.step()
         assert model.table.weight[2, 1].item() == 0.0
-        trainer.optimizer.zero_grad()
-        model.table(rows).sin().sum().backward()
-    assert model.table.weight[0].equal(plain.table.weight[0])
+    torch.testing.assert_close(model.table.weight, plain.table.weight.masked_fill(~live, 0.0))
 
 
 # ---- the model
@@ -285,7 +284,7 @@ def test_clipping_sees_the_gradients_of_live_entries_only(
     bpr: Bench, monkeypatch: pytest.MonkeyPatch, masked: bool
 ) -> None:
     """Trap 2: gradients of pruned entries must not enter the norm that scales the live ones."""
-    bench = with_settings(bpr, clip_grad_norm={"max_norm": 0.01, "norm_type": 2}, learner="sgd", learning_rate=1.0)
+    bench = with_settings(bpr, clip_grad_norm={"max_norm": 0.001, "norm_type": 2}, learner="sgd", learning_rate=1.0)
     masks = bench.masks(0.2) if masked else MaskSet.dense(bench.scope())
     trainer = bench.trainer(bench.model(masks))
     plain = bench.plain_model()
@@ -312,7 +311,7 @@ def test_clipping_sees_the_gradients_of_live_entries_only(
     bench.fit(trainer)
     assert len(norms) == 2 * len(bench.train)
     assert norms == pytest.approx(expected, rel=1e-5)
-    assert all(norm > 0.01 for norm in norms)  # the clipping did something
+    assert all(norm > 0.001 for norm in norms)  # the clipping did something
     if masked:
         assert all(all_of_it > 1.2 * live for live, all_of_it in zip(expected, unmasked))
 
@@ -322,10 +321,11 @@ def test_mixed_precision_keeps_pruned_entries_zero(bpr: Bench) -> None:
     masks = bench.masks()
     trainer = bench.trainer(bench.model(masks))
     dtypes = set()
-    trainer.model.user_embedding.register_forward_hook(lambda *_: dtypes.add(torch.is_autocast_enabled("cpu")))
+    one = torch.ones(1, 1)
+    trainer.model.user_embedding.register_forward_hook(lambda *_: dtypes.add((one @ one).dtype))
     seen = watch_steps(trainer, "optimizer", masks)
     bench.fit(trainer)
-    assert dtypes == {True, False}  # on in training, off in evaluation
+    assert dtypes == {torch.bfloat16, torch.float32}  # on in training, off in evaluation
     assert seen and not any(seen)
 
 
@@ -430,9 +430,3 @@ def test_learning_rate_follows_its_schedule(bpr: Bench, schedule: str, fixed: bo
     epochs = [4] * 5 if fixed else range(5)
     expected = [0.02 * learning_rate_factor(schedule, epoch, 5, 2) for epoch in epochs]
     assert rates[::2] == pytest.approx(expected)  # reported after each epoch and after each validation
-
-
-def test_sessions_default_to_a_silent_constant_run() -> None:
-    session = Session(1, [], watch=None, save_checkpoint=None, load_checkpoint=None)  # type: ignore[arg-type]
-    assert session.report(None) is None and session.resume is None  # type: ignore[arg-type,func-returns-value]
-    assert issubclass(mask_aware(BPR), MaskAware)

@@ -131,7 +131,7 @@ def cast_ksr_relations(report: hooks.Report) -> None:
 def pass_nncf_method(report: hooks.Report) -> None:
     """Give NNCF a ``ComputeSimilarity`` whose ``compute_similarity`` accepts the method, as NNCF calls it."""
 
-    def replace_similarity(module: ModuleType) -> None:
+    def replace_similarity(module: Any) -> None:
         current = module.ComputeSimilarity
         if "method" in inspect.signature(current.compute_similarity).parameters:
             report(False, "not needed: compute_similarity takes the method (RecBole 1.2.0)")

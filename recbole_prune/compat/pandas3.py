@@ -82,7 +82,7 @@ def _to_objects(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _wrap_read_csv(module: ModuleType, change: Any) -> None:
+def _wrap_read_csv(module: Any, change: Any) -> None:
     """Give ``module`` a ``pd`` whose ``read_csv`` passes its frame through ``change``."""
     pandas = module.pd
 
@@ -104,7 +104,7 @@ def count_elements(report: hooks.Report) -> None:
     report(True, f"Series.agg(len) of pandas {pd.__version__} returns the number of rows")
 
 
-def _replace_len(module: ModuleType) -> None:
+def _replace_len(module: Any) -> None:
     def element_lengths(values: Any) -> Any:
         # these modules take the length of a Series only through agg(len); every other argument is an array,
         # an index, a frame or an Interaction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from recbole_prune.errors import ConfigError
@@ -88,11 +89,7 @@ class MaskPruner(Pruner):
         dense = previous = self.experiment.dense()
         yield dense
         for number, keep in enumerate(self.counts()[1:], 1):
-
-            def plan(number: int = number, keep: int = keep, previous: Ticket = previous) -> Plan:
-                return self.plan(number, keep, previous, dense)
-
-            previous = self.experiment.obtain(number, plan)
+            previous = self.experiment.obtain(number, partial(self.plan, number, keep, previous, dense))
             yield previous
             if self.is_too_low(previous, dense):
                 self.experiment.logger.info(
@@ -106,8 +103,8 @@ class MaskPruner(Pruner):
         if not fraction:
             return False
         if self.experiment.bigger:
-            return ticket.valid_score < fraction * dense.valid_score
-        return ticket.valid_score > dense.valid_score / fraction
+            return bool(ticket.valid_score < fraction * dense.valid_score)
+        return bool(ticket.valid_score > dense.valid_score / fraction)
 
     def plan(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> Plan:
         """The training of ticket ``number``: masks, and weights as ``prune_rewind`` says."""

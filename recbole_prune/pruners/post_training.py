@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from recbole_prune.allocate import select
 from recbole_prune.masks import MaskSet
@@ -23,7 +24,7 @@ class PostTrainingMagnitudePruning(Pruner):
         dense = self.experiment.dense()
         yield dense
         for number, keep in enumerate(self.counts()[1:], 1):
-            yield self.experiment.obtain(number, lambda number=number, keep=keep: self.plan(number, keep, dense))
+            yield self.experiment.obtain(number, partial(self.plan, number, keep, dense))
 
     def plan(self, number: int, keep: int, dense: Ticket) -> Plan:
         """Masks of ``keep`` entries with the best minimum per row."""
@@ -81,7 +82,5 @@ class PostTrainingMagnitudePruning(Pruner):
             return min(int(fraction * target.width) for target in self.scope)
         widest = max(target.width for target in self.scope)
         return max(
-            m
-            for m in range(widest + 1)
-            if sum(target.rows * min(m, target.width) for target in self.scope) <= keep
+            m for m in range(widest + 1) if sum(target.rows * min(m, target.width) for target in self.scope) <= keep
         )

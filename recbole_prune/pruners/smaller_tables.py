@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class SmallerDenseTables(Pruner):
         dense = self.experiment.dense()
         yield dense
         for number, keep in enumerate(self.counts()[1:], 1):
-            yield self.experiment.obtain(number, lambda number=number, keep=keep: self.plan(number, keep, dense))
+            yield self.experiment.obtain(number, partial(self.plan, number, keep, dense))
 
     def check(self) -> None:
         """The model needs a width setting."""
@@ -159,12 +160,12 @@ def map_tables(model: nn.Module, teacher: dict[str, torch.Tensor]) -> None:
             inner = f"{prefix}{name.rpartition('.')[0]}.parametrizations."
             for key in [key for key in state if key.startswith(inner)]:
                 del state[key]
-            state[prefix + name] = module.weight.detach().clone()  # type: ignore[union-attr,operator]
+            state[prefix + name] = module.weight.detach().clone()
 
     def make_dense(*_: Any) -> None:
         for module in mapped.values():
             if parametrize.is_parametrized(module, "weight"):
-                dense = module.weight.detach().clone()  # type: ignore[union-attr,operator]
+                dense = module.weight.detach().clone()
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
                 module.weight = nn.Parameter(dense)
 

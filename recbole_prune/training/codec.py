@@ -102,5 +102,6 @@ def _unflatten(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return np.frombuffer(raw, dtype=node["dtype"]).reshape(node["shape"]).copy()
     if "dict" in node:
         return {key: _unflatten(item, tensors) for key, item in node["dict"]}
-    items = [_unflatten(item, tensors) for item in node.get("list", node.get("tuple", []))]
-    return tuple(items) if "tuple" in node else items
+    is_tuple = "tuple" in node
+    items = [_unflatten(item, tensors) for item in node["tuple" if is_tuple else "list"]]
+    return tuple(items) if is_tuple else items

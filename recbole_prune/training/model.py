@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,7 +84,8 @@ def batch_l2(model: Any, interaction: Any) -> torch.Tensor:
     rows = [users(interaction[model.USER_ID]), items(interaction[model.ITEM_ID])]
     if model.NEG_ITEM_ID in interaction.interaction:
         rows.append(items(interaction[model.NEG_ITEM_ID]))
-    return sum(row.pow(2).sum() for row in rows) / (2 * len(rows[0]))  # type: ignore[return-value]
+    squares = torch.stack([row.pow(2).sum() for row in rows])
+    return squares.sum() / (2 * len(rows[0]))
 
 
 def _user_and_item_table(model: Any) -> tuple[nn.Embedding, nn.Embedding]:
@@ -111,7 +112,7 @@ def _gradient_mask(pruned: torch.Tensor) -> Any:
     return hook
 
 
-@lru_cache(maxsize=None)
+@cache
 def mask_aware(model_class: type) -> type:
     """The mask-aware subclass of a RecBole model class; it keeps the class's name."""
     return type(model_class.__name__, (MaskAware, model_class), {"__doc__": model_class.__doc__})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from io import BytesIO
 from time import perf_counter
 from typing import Any
@@ -80,7 +80,7 @@ class MaskAwareTrainer:
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
-        optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
         step = optimizer.step
 
         @wraps(step)
@@ -89,7 +89,7 @@ class MaskAwareTrainer:
             self.model.apply_masks()  # type: ignore[attr-defined]
             return result
 
-        optimizer.step = step_and_mask
+        optimizer.step = step_and_mask  # type: ignore[method-assign]
         return optimizer
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and not isinstance(value, torch.Tensor) else value
 
 
-@lru_cache(maxsize=None)
+@cache
 def mask_aware_trainer(trainer_class: type) -> type:
     """The mask-aware subclass of a RecBole trainer class."""
     return type(trainer_class.__name__, (MaskAwareTrainer, trainer_class), {"__doc__": trainer_class.__doc__})
