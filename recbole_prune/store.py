@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -141,9 +142,11 @@ class RunFolder:
             self._lock = None
 
     def _sweep(self) -> None:
-        """Remove temporary files that a killed process left."""
+        """Remove temporary files, and half-written artifacts, that a killed process left."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
+        for leftover in self.path.glob(".artifact.tmp-*"):
+            shutil.rmtree(leftover)
 
     def write(self, name: str, data: bytes) -> str:
         """Write a file of the folder; returns its sha256."""

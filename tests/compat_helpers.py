@@ -9,10 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from recbole_prune import compat
-from recbole_prune.compat import hooks
 
 compat.apply()
 
@@ -63,10 +60,3 @@ class Reports(list[tuple[bool, str]]):
 
     def __call__(self, active: bool, why: str) -> None:
         self.append((active, why))
-
-
-@pytest.fixture
-def own_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hooks registered by the test are forgotten afterwards."""
-    monkeypatch.setattr(hooks, "_AFTER", {})
-    monkeypatch.setattr(hooks, "_AROUND", {})

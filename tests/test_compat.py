@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compat_helpers import build, make_config, run_python
+from recbole.config import Config
+from recbole.data import create_dataset
+from recbole.data.dataset import Dataset
+from recbole.trainer import Trainer
 from scipy.sparse import dok_matrix
 
 from recbole_prune import compat
 from recbole_prune.compat import pandas3
-
-compat.apply()
-
-from compat_helpers import build, make_config, run_python
-from recbole.config import Config  # noqa: E402
-from recbole.data import create_dataset  # noqa: E402
-from recbole.data.dataset import Dataset  # noqa: E402
-from recbole.trainer import Trainer  # noqa: E402
 
 LOAD_FEATURES = {
     "inter": ["user_id", "item_id", "rating"],

@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from compat_helpers import Reports
 from scipy.sparse import dok_matrix
 
-from recbole_prune import compat
 from recbole_prune.compat import hooks, models, numerics, optional_packages, pandas3, torch_load
 
-compat.apply()
 
-from compat_helpers import Reports
+@pytest.fixture
+def own_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks registered by the test are forgotten afterwards."""
+    monkeypatch.setattr(hooks, "_AFTER", {})
+    monkeypatch.setattr(hooks, "_AROUND", {})
 
 
 class TestInactiveWithoutDefect:

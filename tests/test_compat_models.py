@@ -11,14 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-
-from recbole_prune import compat
-from recbole_prune.compat import hooks, models, optional_packages
-
-compat.apply()
-
 from compat_helpers import Reports, build, make_config
-from recbole.utils import KGDataLoaderState  # noqa: E402
+from recbole.utils import KGDataLoaderState
+
+from recbole_prune.compat import hooks, models, optional_packages
 
 KNOWLEDGE = {
     "load_col": {
@@ -28,6 +24,13 @@ KNOWLEDGE = {
     },
     "kg_embedding_size": 8,
 }
+
+
+@pytest.fixture
+def own_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks registered by the test are forgotten afterwards."""
+    monkeypatch.setattr(hooks, "_AFTER", {})
+    monkeypatch.setattr(hooks, "_AROUND", {})
 
 
 def first_batch(train: Any) -> Any:

@@ -47,6 +47,11 @@ def names(requirements: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(text).name) for text in requirements}
 
 
+scans_imports = pytest.mark.skipif(
+    sys.version_info < (3, 10), reason="Python 3.9 cannot list the modules of its standard library"
+)
+
+
 class Import(NamedTuple):
     """A third-party module that a file imports, and whether importing the file is enough to import it."""
 
@@ -83,12 +88,11 @@ def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:
 
 @pytest.fixture(scope="module")
 def imports() -> list[Import]:
-    if sys.version_info < (3, 10):
-        pytest.skip("Python 3.9 cannot list the modules of its standard library")
     files = sorted((ROOT / "recbole_prune").rglob("*.py"))
     return [found for file in files for found in imports_of(file.read_text(encoding="utf-8"), file.name)]
 
 
+@scans_imports
 def test_every_import_is_declared(imports: list[Import]) -> None:
     """What any function imports is a dependency or in an extra, so nothing works by luck of another package."""
     declared = names(project()["dependencies"])
@@ -97,15 +101,18 @@ def test_every_import_is_declared(imports: list[Import]) -> None:
     assert not {found for found in imports if found.distribution not in declared}
 
 
+@scans_imports
 def test_importing_a_module_needs_only_the_core_dependencies(imports: list[Import]) -> None:
     core = names(project()["dependencies"])
     assert not {found for found in imports if found.at_once and found.distribution not in core}
 
 
+@scans_imports
 def test_every_core_dependency_is_imported(imports: list[Import]) -> None:
     assert names(project()["dependencies"]) <= {found.distribution for found in imports}
 
 
+@scans_imports
 def test_scan_sees_imports_of_every_form() -> None:
     source = (
         "import numpy.linalg, os\nfrom recbole_prune import masks\nfrom . import scope\n"
