@@ -82,7 +82,7 @@ def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) ->
     settings = {"model": "BPR", "dataset": DATASET, **settings_of("BPR", tiny_data)}
     reference = run_child({**settings, "output_dir": str(tmp_path / "whole")}, 0)
     assert reference.returncode == 0, reference.stderr[-2000:]
-    moments = int(reference.stdout.split("moments")[1])
+    moments = int(reference.stdout.rsplit("moments", 1)[1])
     draw = random.Random(20)
     killed, kills = {**settings, "output_dir": str(tmp_path / "killed")}, 0
     finished = None

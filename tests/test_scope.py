@@ -56,7 +56,11 @@ def scope_of(model: str, kind: str = "general", **arguments: Any) -> tuple[nn.Mo
 
 def check_partition(model: nn.Module, scope: Scope) -> None:
     """Every tensor is exactly once a target or an exclusion with a reason; the numbers add up."""
-    tensors = {name: parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    tensors = {
+        f"{prefix}.{name}" if prefix else name: parameter
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
     named = [target.name for target in scope] + [exclusion.name for exclusion in scope.exclusions]
     assert len(named) == len(set(named))
     assert {id(tensors[name]) for name in named} == {id(parameter) for parameter in tensors.values()}

@@ -181,6 +181,17 @@ def test_rewinding_a_dense_ticket_repeats_the_dense_run(model: str, tiny_data: P
     assert rewound.history == dense.history[2:]
 
 
+def test_what_is_kept_for_rewinding_depends_on_the_training_only(tiny_data: Path) -> None:
+    """Its hash stands in the journal, which must not tell a resumed run from an uninterrupted one."""
+    bench = bench_of("BPR", tiny_data)
+    kept: list[bytes] = []
+    for _ in range(2):
+        trainer = bench.trainer(bench.model(), keep_state=lambda _, state: kept.append(codec.encode(state)))
+        trainer.session.keep_epoch = 2
+        bench.fit(trainer)
+    assert len(kept) == 2 and kept[0] == kept[1]
+
+
 def test_a_rewound_ticket_starts_with_a_fresh_optimizer_and_search(tiny_data: Path) -> None:
     bench = bench_of("BPR", tiny_data)
     dense = bench.trainer(bench.model())

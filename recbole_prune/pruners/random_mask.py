@@ -15,6 +15,14 @@ class RandomPruning(MaskPruner):
     One random order of all entries decides every ticket, so each mask is uniform for its size and they are nested.
     """
 
+    def counts(self) -> list[int]:
+        """The sizes of IMP's tickets; the official rule takes every sparsity in one step from the dense model."""
+        counts = super().counts()
+        if self.settings.prune_parity == "official":
+            prunable, rate = counts[0], self.settings.prune_rate
+            counts[1:] = [prunable - int((1 - (1 - rate) ** number) * prunable) for number in range(1, len(counts))]
+        return counts
+
     def masks(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> MaskSet:
         """The first ``keep`` entries of the random order."""
         seed = self.experiment.config["seed"]

@@ -27,7 +27,8 @@ class Session:
         save_checkpoint: writes the bytes of RecBole's checkpoint, called at every improvement.
         load_checkpoint: the bytes last written.
         save_state: writes a resume point ``(epoch, state)``.
-        keep_state: called like ``save_state`` once, before epoch ``keep_epoch`` (late rewinding).
+        keep_state: called once before epoch ``keep_epoch`` with what late rewinding needs: weights, attributes, random
+            streams and data order.
         resume: the state to continue from.
         rewind: a state of the dense run whose random streams, data order and counters are taken over.
         report: called after each epoch and validation.
@@ -103,7 +104,7 @@ class MaskAwareTrainer:
             session.rewind = None
         else:
             if session.keep_state is not None and epoch_idx == session.keep_epoch:
-                session.keep_state(epoch_idx, self._state())
+                session.keep_state(epoch_idx, self._rewind_state())
             if session.save_state is not None and epoch_idx and epoch_idx % session.save_interval == 0:
                 session.save_state(epoch_idx, self._state())
         self._set_learning_rate(epoch_idx)
@@ -182,6 +183,11 @@ class MaskAwareTrainer:
             "loaders": [loader.generator.get_state() for loader in states.dataloaders(self.session.loaders)],
             "trainer": {name: _plain(getattr(self, name)) for name in (*_COUNTERS, *_OWN)},
         }
+
+    def _rewind_state(self) -> dict[str, Any]:
+        """What a rewound ticket starts from; without clocks, so that equal trainings keep equal bytes."""
+        state = self._state()
+        return {name: state[name] for name in ("weights", "attributes", "random", "loaders")}
 
     def _take_over(self, state: dict[str, Any]) -> None:
         """Counters, random streams and data order of a state; weights and optimizers stay."""
