@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ def run_recbole_prune(
     folder = RunFolder(run_path(config))
     folder.open(fresh=config.settings.fresh)
     try:
-        return _run(config, folder)
+        with _log_file(config, folder) as logger:
+            return _run(config, folder, logger)
     finally:
         folder.close()
 
@@ -58,8 +61,7 @@ def run_path(config: PruneConfig) -> Path:
     return output / str(config["dataset"]) / str(config["model"]) / f"{method}-{config.run_hash}"
 
 
-def _run(config: PruneConfig, folder: RunFolder) -> dict[str, Any]:
-    logger = _start_log(config, folder)
+def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> dict[str, Any]:
     notice = config.settings.recipe_notice
     if config.settings.prune_select == "test" and not notice:
         notice = "prune_select=test picks epochs and tickets on the test set: the test figures below are optimistic"
@@ -96,21 +98,24 @@ def _run(config: PruneConfig, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _start_log(config: PruneConfig, folder: RunFolder) -> logging.Logger:
-    """RecBole's console and file logging, and ``log.txt`` of the run folder."""
+@contextmanager
+def _log_file(config: PruneConfig, folder: RunFolder) -> Iterator[logging.Logger]:
+    """RecBole's console and file logging, and ``log.txt`` of the run folder while the run lasts."""
     init_logger(config)
     logger = logging.getLogger()
-    for handler in [h for h in logger.handlers if getattr(h, "name", "") == "recbole_prune"]:
-        logger.removeHandler(handler)
-        handler.close()
     handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
-    handler.name = "recbole_prune"
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
     for warning in config.warnings:  # given before this log was open
         handler.handle(logger.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
-    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
-    return logger
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield logger
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def choose_ticket(experiment: Experiment, tickets: list[Ticket]) -> tuple[Ticket, str]:

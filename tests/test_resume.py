@@ -178,7 +178,9 @@ def test_ctrl_c_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
     words = [f"--{name}={value}" for name, value in settings.items() if not isinstance(value, (dict, list))]
     config = tmp_path / "more.json"  # yaml reads json
     config.write_text(json.dumps({k: v for k, v in settings.items() if isinstance(v, (dict, list))}))
-    command = [sys.executable, "-m", "recbole_prune.cli", "--model=BPR", f"--dataset={DATASET}"]
+    # a background job may have been started with SIGINT ignored
+    start = "import signal, sys; signal.signal(2, signal.default_int_handler); from recbole_prune.cli import main; "
+    command = [sys.executable, "-c", start + "sys.exit(main())", "--model=BPR", f"--dataset={DATASET}"]
     command += [f"--config_files={config}", *[word for word in words if word != "--gpu_id="]]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
