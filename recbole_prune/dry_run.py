@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.allocate import select
-from recbole_prune.encoding import encode
+from recbole_prune.artifact.encoding import encode
+from recbole_prune.artifact.export import explain_scoring
 from recbole_prune.experiment import Experiment
-from recbole_prune.export import explain_scoring
 from recbole_prune.masks import MaskSet
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.table import format_rows

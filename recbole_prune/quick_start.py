@@ -11,10 +11,10 @@ from typing import Any
 from recbole.utils import init_logger
 
 from recbole_prune import baselines, provenance
+from recbole_prune.artifact.export import export_ticket
 from recbole_prune.config import PruneConfig
 from recbole_prune.dry_run import describe_plan
 from recbole_prune.experiment import Experiment
-from recbole_prune.export import export_ticket
 from recbole_prune.progress import Progress
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.table import ticket_table

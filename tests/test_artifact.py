@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_prune import artifact_files as files
-from recbole_prune.artifact import Artifact, read_artifact, write_artifact
-from recbole_prune.artifact_files import Seen, tokens_from_bytes, tokens_to_bytes
-from recbole_prune.encoding import encode
+from recbole_prune.artifact import Artifact, files, read_artifact, write_artifact
+from recbole_prune.artifact.encoding import encode
+from recbole_prune.artifact.files import Seen, tokens_from_bytes, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
 
 ALL_FILES = (files.TICKET, *files.CONTENT)

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from recbole_prune import bit_packing
-from recbole_prune.bit_packing import pack_bits, unpack_bits
-from recbole_prune.encoding import EncodedTensor, encode, information_bound_bits
+from recbole_prune.artifact import bit_packing
+from recbole_prune.artifact.bit_packing import pack_bits, unpack_bits
+from recbole_prune.artifact.encoding import EncodedTensor, encode, information_bound_bits
 from recbole_prune.errors import ArtifactError
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

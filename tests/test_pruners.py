@@ -115,7 +115,7 @@ def test_magprune_searches_the_minimum_on_validation(tiny_data: Path) -> None:
 
 
 def test_small_dense_has_at_least_the_bytes_of_the_ticket(tiny_data: Path) -> None:
-    from recbole_prune.encoding import information_bound_bits
+    from recbole_prune.artifact.encoding import information_bound_bits
 
     result, experiment = run(tiny_data, pruner="small_dense")
     for record in result["tickets"][1:]:

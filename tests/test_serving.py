@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_prune.artifact import write_artifact
-from recbole_prune.artifact_files import Seen
-from recbole_prune.encoding import encode
+from recbole_prune.artifact.encoding import encode
+from recbole_prune.artifact.files import Seen
 from recbole_prune.errors import ArtifactError
 from recbole_prune.serving import Recommender, recommend
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from recbole_prune.encoding import information_bound_bits
+from recbole_prune.artifact.encoding import information_bound_bits
 from recbole_prune.errors import ConfigError
 from recbole_prune.pruners.base import Pruner
 from recbole_prune.scope import PaddingRule, find_scope

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
-from recbole_prune.encoding import Array
+from recbole_prune.artifact.encoding import Array
 from recbole_prune.errors import ArtifactError
 
 Recommendation = tuple[str, float]

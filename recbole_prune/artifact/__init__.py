@@ -1,7 +1,7 @@
 """An artifact: a trained ticket as a small folder that is read with numpy alone.
 
 ``ticket.json``         what it is, how to build the model, its scores and sizes, the sha256 of every file
-``ticket.safetensors``  weights in the encodings of :mod:`recbole_prune.encoding`
+``ticket.safetensors``  weights in the encodings of :mod:`recbole_prune.artifact.encoding`
 ``tokens.user.txt``     the user's own token of every internal user id, one a line from id 0
 ``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
@@ -20,9 +20,9 @@ from typing import Any, Union
 
 from safetensors.numpy import save as save_safetensors
 
-from recbole_prune import artifact_files as files
-from recbole_prune.artifact_files import Seen
-from recbole_prune.encoding import Array, EncodedTensor
+from recbole_prune.artifact import files
+from recbole_prune.artifact.encoding import Array, EncodedTensor
+from recbole_prune.artifact.files import Seen
 from recbole_prune.errors import ArtifactError
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -249,6 +249,6 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         ArtifactError: the artifact cannot be read, or the dataset or the model no longer fit it.
         ConfigError: the settings are refused, for example because the dataset is not there.
     """
-    from recbole_prune.rebuild import rebuild_model
+    from recbole_prune.artifact.rebuild import rebuild_model
 
     return rebuild_model(read_artifact(folder), config_dict or {})

@@ -10,8 +10,8 @@ row by row. Their positions are stored as
 
 Positions are never guessed from values: a live entry that is 0.0, or becomes 0 in ``int8``, stays live.
 
-How the values themselves are stored is said in :mod:`recbole_prune.value_types`. All bits are in little-endian order.
-Only numpy is needed.
+How the values themselves are stored is said in :mod:`recbole_prune.artifact.value_types`. All bits are in
+little-endian order. Only numpy is needed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.bit_packing import pack_bits, unpack_bits
+from recbole_prune.artifact.bit_packing import pack_bits, unpack_bits
+from recbole_prune.artifact.value_types import VALUE_TYPES, store_values
 from recbole_prune.errors import ArtifactError
-from recbole_prune.value_types import VALUE_TYPES, store_values
 
 ENCODINGS = ("dense", "bitmap", "rows")
 

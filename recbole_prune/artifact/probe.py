@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from recbole_prune import compat
-from recbole_prune.encoding import Array
+from recbole_prune.artifact.encoding import Array
 from recbole_prune.errors import ArtifactError
 
 compat.apply()

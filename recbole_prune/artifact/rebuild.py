@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from recbole_prune.artifact import Artifact
+from recbole_prune.artifact.encoding import Array
+from recbole_prune.artifact.probe import load_state, preserved_random_streams, tensors_of
 from recbole_prune.config import PruneConfig  # patches RecBole, so it goes before the imports below
-from recbole_prune.encoding import Array
 from recbole_prune.errors import ArtifactError
-from recbole_prune.probe import load_state, preserved_random_streams, tensors_of
 
 from recbole.data import create_dataset, data_preparation  # isort: skip
 from recbole.utils import init_seed  # isort: skip

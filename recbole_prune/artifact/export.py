@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_prune.artifact import Artifact, PathLike, write_artifact
-from recbole_prune.artifact_files import Seen
-from recbole_prune.dot_product import DotProduct, find_dot_product, to_numpy
-from recbole_prune.encoding import Array, EncodedTensor, encode
+from recbole_prune.artifact.dot_product import DotProduct, find_dot_product, to_numpy
+from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
+from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.probe import Probe, Scores, disagreement, effect, load_state, refresh, undisturbed
+from recbole_prune.artifact.value_types import VALUE_TYPES
 from recbole_prune.errors import ArtifactError
-from recbole_prune.probe import Probe, Scores, disagreement, effect, load_state, refresh, undisturbed
 from recbole_prune.serving.recommend import score_users
-from recbole_prune.value_types import VALUE_TYPES
 
 
 def export_ticket(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_prune.encoding import Array
-from recbole_prune.probe import Probe, Scores, disagreement
+from recbole_prune.artifact.encoding import Array
+from recbole_prune.artifact.probe import Probe, Scores, disagreement
 
 
 @dataclass(frozen=True)
