@@ -54,6 +54,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"prune_min_per_row": 16}, ["prune_min_per_row", "16"]),
         ({"prune_exclude": ["*"]}, ["BPR", "nothing to prune"]),
         ({"export_ticket": 7}, ["export_ticket", "7"]),
+        ({"model": "MultiVAE", "pruner": "small_dense"}, ["small_dense", "MultiVAE", "embedding_size"]),
+        ({"model": "MultiVAE", "pruner": "lcm"}, ["lcm", "MultiVAE"]),
         ({"prune_rate": None, "prune_rounds": None, "prune_target_sparsity": 1e-9}, ["prune_target_sparsity"]),
         ({"load_col": {"inter": ["user_id", "no_such_field"]}}, ["tiny"]),
     ],

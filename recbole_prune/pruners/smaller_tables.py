@@ -35,9 +35,14 @@ class SmallerDenseTables(Pruner):
             yield self.experiment.obtain(number, partial(self.plan, number, keep, dense))
 
     def check(self) -> None:
-        """The model needs a width setting."""
+        """The model needs a width setting that makes the targets of the last ticket narrower."""
         super().check()
-        self.widths()
+        changes, kept = self.narrow(self.fraction(self.counts()[-1]))
+        if kept >= self.scope.prunable:
+            raise ConfigError(
+                f"pruner={self.settings.pruner}: {', '.join(changes)} do not make what {self.experiment.config['model']} "
+                f"prunes narrower; there is no narrower form among {', '.join(WIDTH_KEYS)}"
+            )
 
     def widths(self) -> dict[str, int]:
         """Width settings of the model by key.
@@ -75,7 +80,7 @@ class SmallerDenseTables(Pruner):
         for width in range(max(1, -int(-fraction * widest // 1)), widest + 1):
             changes = {key: max(1, -(-value * width // widest)) for key, value in widths.items()}
             kept = self._table_entries(changes)
-            if kept is not None:
+            if kept is not None and (kept < self.scope.prunable or width == widest):
                 return changes, kept
         raise ConfigError(f"pruner={self.settings.pruner}: no narrower form of {widths} can be built")
 
@@ -97,6 +102,16 @@ class LinearCompression(SmallerDenseTables):
     activation. The width is the kept fraction of the wide one.
     """
 
+    def check(self) -> None:
+        """The model needs embedding tables to map."""
+        super().check()
+        if not self.tables():
+            raise ConfigError(f"pruner=lcm: {self.experiment.config['model']} has no embedding table to map")
+
+    def tables(self) -> list[str]:
+        """Names of the tables that become maps of the dense ones."""
+        return [target.name for target in self.scope if target.kind == "embedding"]
+
     def fraction(self, keep: int) -> float:
         """The kept fraction itself, as in the paper."""
         return keep / self.scope.prunable
@@ -105,13 +120,8 @@ class LinearCompression(SmallerDenseTables):
         """Train affine maps of the dense ticket's tables."""
         changes, kept = self.narrow(self.fraction(keep))
         teacher = self.experiment.weights_of(dense)
-        names = [target.name for target in self.scope if target.kind == "embedding"]
-        if not names:
-            raise ConfigError(f"pruner=lcm: {self.experiment.config['model']} has no embedding table to map")
-
-        def prepare(model: Any) -> None:
-            map_tables(model, {name: teacher[name] for name in names})
-
+        tables = {name: teacher[name] for name in self.tables()}
+        prepare = partial(map_tables, teacher=tables)
         return Plan(number, None, changes=changes, kept=kept, prepare=prepare, method={"equal_to_kept": keep})
 
 
