@@ -39,9 +39,10 @@ class SmallerDenseTables(Pruner):
         super().check()
         changes, kept = self.narrow(self.fraction(self.counts()[-1]))
         if kept >= self.scope.prunable:
+            model = self.experiment.config["model"]
             raise ConfigError(
-                f"pruner={self.settings.pruner}: {', '.join(changes)} do not make what {self.experiment.config['model']} "
-                f"prunes narrower; there is no narrower form among {', '.join(WIDTH_KEYS)}"
+                f"pruner={self.settings.pruner}: {', '.join(changes)} do not make the targets of {model} narrower, "
+                f"and no other of {', '.join(WIDTH_KEYS)} is set"
             )
 
     def widths(self) -> dict[str, int]:
