@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from zoo import DATASET, config_for
 from recbole_prune import run_recbole_prune
 from recbole_prune.config import PruneConfig
 from recbole_prune.experiment import Experiment
-from recbole_prune.pruners import PRUNERS
+from recbole_prune.pruners import PRUNERS, get_pruner
 from recbole_prune.schedule import kept_counts
+from recbole_prune.scope import Scope, Target
 from recbole_prune.store import RunFolder
 from recbole_prune.ticket import REWINDS
 from recbole_prune.ticket_training import TicketTraining
@@ -149,6 +151,25 @@ def test_official_rule_counts(tiny_data: Path) -> None:
     tickets = result["tickets"]
     for before, after in zip(tickets, tickets[1:]):
         assert after["kept"] == before["kept"] - int(0.4 * before["kept"]) - 1
+
+
+@pytest.mark.parametrize(
+    ("pruner", "expected"),
+    [
+        ("imp", [2_007_820, 1_626_333, 777_868, 105_074]),
+        ("omp", [2_007_820, 1_626_334, 777_870, 105_078]),
+        ("random", [2_007_821, 1_626_335, 777_871, 105_079]),
+    ],
+)
+def test_official_counts_of_the_paper(pruner: str, expected: list[int]) -> None:
+    """Tickets 1, 3, 10 and 29 of Yelp2018 with 32 dimensions (methods/lottery_ticket.md, section 6)."""
+    tables = (Target("user", "embedding", (31_668, 32)), Target("item", "embedding", (38_048, 32)))
+    settings = SimpleNamespace(
+        prune_rate=0.1, prune_rounds=29, prune_target_sparsity=None, prune_parity="official", explicit=frozenset()
+    )
+    experiment: Any = SimpleNamespace(settings=settings, scope=Scope(tables))
+    counts = get_pruner(pruner)(experiment).counts()
+    assert [counts[number] for number in (1, 3, 10, 29)] == expected
 
 
 def test_tensor_allocation_gives_every_table_the_same_sparsity(tiny_data: Path) -> None:

@@ -352,7 +352,9 @@ def test_quiet_where_nothing_is_wrong():
     ]
     assert [settle(user, {}, HOST)[1] for user in quiet] == [[], [], []]
     recipe = {"pruner": "imp", "prune_l2_weight": 1e-4, "prune_select": "test", "recipe_notice": "it leaks"}
-    settings, warnings = settle({"pruner": "random"}, {**recipe, "prune_parity": "official"}, Host(9, "LightGCN", True))
+    settings, warnings = settle(
+        {"pruner": "magprune"}, {**recipe, "prune_parity": "official"}, Host(9, "LightGCN", True)
+    )
     assert warnings == [] and settings.prune_l2_weight == 0.0 and settings.prune_parity == "exact"
 
 
