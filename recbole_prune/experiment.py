@@ -97,6 +97,7 @@ class Experiment:
         model = mask_aware(get_model(config["model"]))(config, self.train_data._dataset).to(config["device"])
         if not self.config.has_own_l2:
             model.l2_weight = self.settings.prune_l2_weight
+        model.storage = self.settings.prune_storage
         return model
 
     def fresh_weights(self, config: Any, offset: int) -> dict[str, torch.Tensor]:
@@ -166,6 +167,7 @@ class Experiment:
         config = self.config.with_changes(**changes) if changes else self.config
         model = self.build_model(config)
         checkpoint = self.checkpoint_of(ticket)
+        model.storage = "masked"  # an export reads whole tables
         model.set_masks(masks)
         model.load_state_dict(checkpoint["state_dict"])
         model.load_other_parameter(checkpoint.get("other_parameter"))

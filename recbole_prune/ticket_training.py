@@ -24,6 +24,7 @@ REWIND_FILE = "rewind.safetensors"
 
 def give_weights(model: Any, weights: dict[str, torch.Tensor], masks: MaskSet | None) -> None:
     """Load trained weights into a mask-aware model and put masks on."""
+    model.set_masks(None)
     model.load_state_dict(weights)
     model.set_masks(masks)
     if hasattr(model, "update_attentive_A"):
@@ -106,6 +107,7 @@ class TicketTraining:
             report=self.experiment.progress.epoch_done,
             learning_rate_schedule=settings.prune_lr_schedule,
             warmup=settings.prune_lr_warmup,
+            fused=settings.prune_fused,
             fixed_progress=plan.rewind == "none" and plan.ticket > 0,
         )
         trainer_class = mask_aware_trainer(get_trainer(self.config["MODEL_TYPE"], self.config["model"]))

@@ -34,14 +34,27 @@ def skip_without_package(model: str) -> None:
 
 def leaks(model: Any, masks: MaskSet) -> int:
     """Pruned entries of a model that are not exactly 0.0."""
+    weights = model.state_dict()
+    return sum(int((weights[name][~mask] != 0).sum()) for name, mask in masks.items())
+
+
+def held_dense(model: Any) -> list[str]:
+    """Embedding tables with pruned entries that a model holds as dense parameters."""
     parameters = dict(model.named_parameters())
-    return sum(int((parameters[name].detach()[~mask] != 0).sum()) for name, mask in masks.items())
+    return [
+        t.name
+        for t in model.masks.scope
+        if t.kind == "embedding" and t.name in parameters and not model.masks[t.name].all()
+    ]
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
 @pytest.mark.parametrize("model", gradient_models())
-def test_imp_runs_on_every_gradient_model(model: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imp_runs_on_every_gradient_model(
+    model: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     skip_without_package(model)
-    check_two_rounds(model, config_for(model, tiny_data), monkeypatch)
+    check_two_rounds(model, {**config_for(model, tiny_data), "prune_storage": storage}, monkeypatch)
 
 
 @pytest.mark.parametrize("model", [model for model in gradient_models() if stages_of(model)])
@@ -55,11 +68,14 @@ def test_imp_runs_on_the_last_stage(
 
 def check_two_rounds(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated_with_leaks = []
+    still_dense: set[str] = set()
     evaluate = Trainer.evaluate
 
     def checked_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.model.masks is not None:
             evaluated_with_leaks.append(leaks(self.model, self.model.masks))
+            if not self.model.masks.is_dense and self.config["prune_storage"] == "compact":
+                still_dense.update(held_dense(self.model))
         return evaluate(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "evaluate", checked_evaluate)
@@ -67,6 +83,7 @@ def check_two_rounds(model: str, settings: dict[str, Any], monkeypatch: pytest.M
     result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
 
     assert evaluated_with_leaks and not any(evaluated_with_leaks)
+    assert not still_dense
     tickets = [Ticket.from_record(record) for record in result["tickets"]]
     assert [t.kept for t in tickets] == kept_counts(tickets[0].prunable, rate=0.3, rounds=2)
 

@@ -1,4 +1,7 @@
-"""At sparsity 0 our way gives the metrics of plain RecBole, patched only by ``compat``, with the same seed."""
+"""At sparsity 0 our way gives the metrics of plain RecBole, patched only by ``compat``, with the same seed.
+
+Fused optimizers round differently, and a training is chaotic: metrics are equal digit by digit without them.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,8 @@ def test_dense_run_equals_plain_recbole(model: str, tiny_data: Path, tmp_path: P
         pytest.skip(reason)
     settings = {**config_for(model, tiny_data), "epochs": 3, "checkpoint_dir": str(tmp_path / "saved")}
     valid, test = plain_recbole(model, settings)
-    result = run_recbole_prune(model=model, dataset=DATASET, config_dict={**settings, "pruner": "none"})
+    result = run_recbole_prune(
+        model=model, dataset=DATASET, config_dict={**settings, "pruner": "none", "prune_fused": False}
+    )
     assert result["best_valid_result"] == {name: float(value) for name, value in valid.items()}
     assert result["test_result"] == {name: float(value) for name, value in test.items()}

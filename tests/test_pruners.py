@@ -68,21 +68,23 @@ def test_target_is_met_exactly(pruner: str, tiny_data: Path) -> None:
     assert result["chosen"]["ticket"] == 2
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
 @pytest.mark.parametrize("rewind", REWINDS)
-def test_rewinds_start_where_they_say(rewind: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewinds_start_where_they_say(
+    rewind: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The weights that a ticket's training starts from, pruned entries aside."""
     starts: dict[int, dict[str, torch.Tensor]] = {}
     fit = TicketTraining.fit
 
     def spy(self: TicketTraining) -> Any:
-        parameters = self.trainer.model.named_parameters()
-        starts[self.plan.ticket] = {name: parameter.detach().clone() for name, parameter in parameters}
+        starts[self.plan.ticket] = {name: value.clone() for name, value in self.trainer.model.state_dict().items()}
         return fit(self)
 
     monkeypatch.setattr(TicketTraining, "fit", spy)
     extra = {"prune_rewind_epoch": 1} if rewind == "late" else {}
     schedule = {"prune_lr_schedule": "linear"} if rewind == "lr" else {}
-    result, experiment = run(tiny_data, pruner="imp", prune_rewind=rewind, **extra, **schedule)
+    result, experiment = run(tiny_data, pruner="imp", prune_rewind=rewind, prune_storage=storage, **extra, **schedule)
     masks = experiment.masks_of(experiment.tickets[1])
     dense_best = experiment.weights_of(experiment.tickets[0])
     for name, mask in masks.items():

@@ -53,11 +53,12 @@ class Bench:
         init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
         return get_model(self.name)(self.config, self.train._dataset)
 
-    def model(self, masks: MaskSet | None = None) -> Any:
+    def model(self, masks: MaskSet | None = None, storage: str = "masked") -> Any:
         """The mask-aware model under the same seed, with masks on."""
         states.reseed(self.loaders, self.config["seed"])
         init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
         model = mask_aware(get_model(self.name))(self.config, self.train._dataset)
+        model.storage = storage
         model.set_masks(masks)
         return model
 
@@ -113,5 +114,5 @@ def scramble_random_streams() -> None:
 
 def leaks(model: Any, masks: MaskSet) -> int:
     """Pruned entries of a model that are not exactly 0.0."""
-    parameters = dict(model.named_parameters())
-    return sum(int((parameters[name].detach()[~mask] != 0).sum()) for name, mask in masks.items())
+    weights = model.state_dict()
+    return sum(int((weights[name][~mask] != 0).sum()) for name, mask in masks.items())

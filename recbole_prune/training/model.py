@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -11,38 +12,55 @@ from torch import nn
 from recbole_prune.errors import ConfigError
 from recbole_prune.masks import MaskSet
 from recbole_prune.scope import PaddingRule
+from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
+from recbole_prune.sparse.storage import choose_compact
 from recbole_prune.training.state import forget_caches
 
 
 class MaskAware:
     """What :func:`mask_aware` adds to a model: masks on weights and gradients, an optional L2 term.
 
-    Masks live outside the module (no buffers, no renamed parameters), so ``state_dict`` keeps RecBole's keys.
+    ``state_dict`` keeps RecBole's keys and dense tables, whatever the storage.
     """
 
     masks: MaskSet | None = None
     l2_weight: float = 0.0
+    storage: str = "masked"
 
     def set_masks(self, masks: MaskSet | None) -> None:
-        """Wear masks: gradients of pruned entries become 0 and :meth:`apply_masks` zeroes them.
+        """Wear masks: pruned entries are 0 and get no gradient.
 
-        Gradients are masked where they arrive, so clipping never sees those of pruned entries.
+        Tables become compact or stay dense as :attr:`storage` says (``prune_storage``); compact ones hold nothing at
+        pruned entries, the others are held at 0 by :meth:`apply_masks`. Parameters change with the storage, so
+        optimizers are made afterwards. Wearing the masks that are worn already changes no parameter.
         """
         for handle in getattr(self, "_mask_handles", ()):
             handle.remove()
-        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        if masks is not self.masks:
+            for _, module in list(compact_modules(self)):  # type: ignore[arg-type]
+                expand_in_place(module)
         self.masks = masks
         self._masked: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._mask_handles: list[Any] = []
         if masks is not None and not masks.is_dense:
-            for name, mask in masks.items():
-                parameter = parameters[name]
-                bits = live_bits(mask.to(parameter.device), parameter.dtype)
-                self._masked.append((parameter, bits))
-                if parameter.requires_grad:
-                    self._mask_handles.append(parameter.register_hook(_gradient_mask(bits)))
+            self._wear(masks)
         self.apply_masks()
         forget_caches(self)  # type: ignore[arg-type]
+
+    def _wear(self, masks: MaskSet) -> None:
+        tables, refused = choose_compact(self, masks, self.storage)  # type: ignore[arg-type]
+        for name, reason in refused.items() if self.storage == "compact" else ():
+            getLogger().warning(f"prune_storage=compact: {name} stays masked, it {reason}")
+        for name, module in tables.items():
+            if not isinstance(module, CompactEmbedding):
+                compact(module, masks[name])
+        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        for name in [name for name in masks if name not in tables]:
+            parameter = parameters[name]
+            bits = live_bits(masks[name].to(parameter.device), parameter.dtype)
+            self._masked.append((parameter, bits))
+            if parameter.requires_grad:
+                self._mask_handles.append(parameter.register_hook(_gradient_mask(bits)))
 
     def watch_gradients(self, names: list[str]) -> set[str]:
         """A set that fills with those of ``names`` that receive a gradient from now on."""

@@ -14,6 +14,7 @@ import torch
 from recbole_prune.errors import TrainingError
 from recbole_prune.schedule import learning_rate_factor
 from recbole_prune.training import state as states
+from recbole_prune.training.optimizers import fused
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Session:
         rewind: a state of the dense run whose random streams, data order and counters are taken over.
         report: called after each epoch and validation.
         learning_rate_schedule, warmup: see :func:`recbole_prune.schedule.learning_rate_factor`.
+        fused: use the fused form of the optimizer.
         fixed_progress: hold the schedule at its end (training that continues after the schedule has run out).
     """
 
@@ -51,6 +53,7 @@ class Session:
     learning_rate_schedule: str = "constant"
     warmup: int = 0
     fixed_progress: bool = False
+    fused: bool = True
 
 
 _COUNTERS = ("cur_step", "best_valid_score", "best_valid_result", "train_loss_dict")
@@ -82,6 +85,8 @@ class MaskAwareTrainer:
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        if self.session.fused:
+            optimizer = fused(optimizer, self.model)  # type: ignore[attr-defined]
         step = optimizer.step
 
         @wraps(step)

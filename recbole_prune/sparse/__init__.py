@@ -1,0 +1,1 @@
+"""Tables that store live entries only, and kernels over them."""

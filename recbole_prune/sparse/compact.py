@@ -1,0 +1,138 @@
+"""Embedding tables that store their live entries only."""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from recbole_prune.sparse.rows import CompressedRows, DenseTable, expand, look_up
+
+
+class CompactEmbedding(nn.Embedding):
+    """An ``nn.Embedding`` whose pruned entries do not exist: no value, no gradient, no optimizer moments.
+
+    Made in place from an ``nn.Embedding`` by :func:`compact`, so every reference to the module stays good. Its one
+    parameter is ``values``, the live entries row by row, shape ``[live]``. A lookup costs work in proportion to the
+    live entries of the rows looked up. ``weight`` is the dense table, made when asked for and differentiable, for
+    models that use the whole table; ``state_dict`` has the dense table under the key ``weight`` and nothing else.
+    """
+
+    values: nn.Parameter
+    rows: CompressedRows
+    _dense: tuple[nn.Parameter, int, DenseTable] | None
+    _lent: torch.Tensor | None
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The dense table, shape ``[num_embeddings, embedding_dim]``; a model may assign to its ``data``."""
+        self._take_writes()
+        if torch.is_grad_enabled():
+            return DenseTable.of(self, expand(self.values, self.rows))
+        # evaluation asks for it with every block of users
+        version = self.values._version
+        if self._dense is None or self._dense[0] is not self.values or self._dense[1] != version:
+            self._dense = self.values, version, DenseTable.of(self, expand(self.values, self.rows))
+        return self._dense[2]
+
+    @torch.no_grad()
+    def fill(self, table: torch.Tensor) -> None:
+        """Take the live entries from a dense table of the same shape."""
+        self.values.copy_(self.rows.gather(table.to(self.values.device)))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The rows of ids of any shape, as ``nn.Embedding`` gives them."""
+        self._take_writes()
+        return look_up(self.values, self.rows, input, self.padding_idx)
+
+    def train(self, mode: bool = True) -> CompactEmbedding:
+        """As ``nn.Module``; the dense table of an evaluation is released."""
+        self._dense = None
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{super().extra_repr()}, live={len(self.values)}"
+
+    def to_dense(self) -> nn.Embedding:
+        """A plain ``nn.Embedding`` of the same table; pruned entries are 0."""
+        table = self.rows.expand(self.values.detach())
+        dense = nn.Embedding(self.num_embeddings, self.embedding_dim, padding_idx=self.padding_idx, _weight=table)
+        dense.weight.requires_grad_(self.values.requires_grad)
+        return dense.train(self.training)
+
+    def _take_writes(self) -> None:
+        """What a model wrote into ``weight.data`` since it was handed out."""
+        if self._lent is not None and self._lent._version:
+            self.fill(self._lent)
+        self._lent = None
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """``to``, ``cuda``, ``double`` ...: the positions go to the device with the values."""
+        super()._apply(fn, *args, **kwargs)
+        self.rows = self.rows.to(self.values.device)
+        self._dense = None
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.rows.expand(self.values if keep_vars else self.values.detach())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        table = state_dict.get(prefix + "weight")
+        if table is None:
+            missing.append(prefix + "weight")
+        elif tuple(table.shape) != self.rows.shape:
+            errors.append(f"size mismatch for {prefix}weight: {tuple(table.shape)} instead of {self.rows.shape}")
+        else:
+            self.fill(table)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as a dense embedding: some checkpoints hold whole modules, and plain RecBole reads them."""
+        return copyreg._reconstructor, (nn.Embedding, object, None), self.to_dense().__dict__  # type: ignore[attr-defined]
+
+
+def compact(module: nn.Embedding, mask: torch.Tensor) -> CompactEmbedding:
+    """Turn an embedding into a compact one, in place; the dense table and its gradient are released.
+
+    Args:
+        module: the embedding; plain lookups only (no ``max_norm``, ``scale_grad_by_freq`` or ``sparse``).
+        mask: boolean, shape of its table; True is live.
+    """
+    rows = CompressedRows.of(mask.to(module.weight.device))
+    weight = module.weight
+    values = nn.Parameter(rows.gather(weight.detach()), requires_grad=weight.requires_grad)
+    del module._parameters["weight"]
+    module.__class__ = CompactEmbedding
+    module.values, module.rows, module._dense, module._lent = values, rows, None, None  # type: ignore[assignment]
+    return module  # type: ignore[return-value]
+
+
+def expand_in_place(module: CompactEmbedding) -> nn.Embedding:
+    """Undo :func:`compact`: the module is a plain ``nn.Embedding`` again, pruned entries are 0."""
+    weight = module.to_dense().weight
+    module._take_writes()
+    del module._parameters["values"]
+    for name in ("rows", "_dense", "_lent"):
+        delattr(module, name)
+    module.__class__ = nn.Embedding  # type: ignore[assignment]
+    module.weight = weight  # type: ignore[misc]
+    return module
+
+
+def compact_modules(model: nn.Module) -> Iterator[tuple[str, CompactEmbedding]]:
+    """Name of the table in ``state_dict`` and module, for every compact embedding of a model."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, CompactEmbedding):
+            yield f"{prefix}.weight" if prefix else "weight", module

@@ -1,0 +1,68 @@
+"""Loops over compressed rows, compiled by numba where it is installed (extra ``fast``); else None.
+
+torch needs ten operations with temporaries for what is one loop over the live entries of a batch's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+
+def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> None:
+    for i in range(ids.size):
+        for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
+            table[i, columns[at]] = values[at]
+
+
+def _add_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> None:
+    for i in range(ids.size):
+        for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
+            values[at] += table[i, columns[at]]
+
+
+def _expand(pointers: Any, columns: Any, values: Any, table: Any) -> None:
+    for row in range(pointers.size - 1):
+        for at in range(pointers[row], pointers[row + 1]):
+            table[row, columns[at]] = values[at]
+
+
+def _gather(pointers: Any, columns: Any, values: Any, table: Any) -> None:
+    for row in range(pointers.size - 1):
+        for at in range(pointers[row], pointers[row + 1]):
+            values[at] = table[row, columns[at]]
+
+
+_LOOPS = {"scatter_rows": _scatter_rows, "add_rows": _add_rows, "expand": _expand, "gather": _gather}
+
+
+@cache
+def _compiled(name: str) -> Callable[..., None] | None:
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+    try:
+        return njit(_LOOPS[name], nogil=True, cache=True)  # type: ignore[no-any-return]
+    except RuntimeError:  # numba finds no folder for its cache
+        return njit(_LOOPS[name], nogil=True)  # type: ignore[no-any-return]
+
+
+def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], None] | None:
+    """One of the loops, ready to be called on tensors, or None where it cannot: no numba, or not on a CPU.
+
+    Args:
+        name: ``scatter_rows`` (values of the rows ``ids`` into a zero table), ``add_rows`` (a table added to the values
+            of the rows ``ids``), ``expand`` (all values into a zero table) or ``gather`` (a table into all values).
+        tensors: pointers, columns, values, then ids where there are any, then the table ``[rows, columns]``.
+    """
+    if tensors[-1].device.type != "cpu" or tensors[-1].dtype not in (torch.float32, torch.float64):
+        return None
+    loop = _compiled(name)
+    if loop is None:
+        return None
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    return lambda: loop(*arrays)

@@ -1,0 +1,204 @@
+"""The positions of a table's live entries, and the lookup and expansion of values stored without the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recbole_prune.sparse.row_kernels import kernel
+
+
+@dataclass(frozen=True)
+class CompressedRows:
+    """Where the live entries of a table stand: compressed sparse rows without the values.
+
+    Attributes:
+        shape: rows and columns of the table.
+        pointers: live entries before each row, int32 (int64 above 2^31 entries), shape ``[rows + 1]``.
+        columns: column of every live entry, row by row, in the narrowest type that holds it (uint8, int16 or int32).
+    """
+
+    shape: tuple[int, int]
+    pointers: torch.Tensor
+    columns: torch.Tensor
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> CompressedRows:
+        """The live entries of a boolean mask ``[rows, columns]``."""
+        rows, width = mask.shape
+        counts = torch.zeros(rows + 1, dtype=torch.int64, device=mask.device)
+        parts = []
+        for start in range(0, rows, _ROWS_AT_ONCE):
+            block = mask[start : start + _ROWS_AT_ONCE]
+            counts[start + 1 : start + 1 + len(block)] = block.sum(1)
+            parts.append(block.nonzero()[:, 1].to(_narrowest(width)))
+        pointers = counts.cumsum(0)
+        live = int(pointers[-1])
+        return cls((rows, width), pointers.to(torch.int32 if live < 2**31 else torch.int64), torch.cat(parts))
+
+    @property
+    def live(self) -> int:
+        """Number of live entries."""
+        return len(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the positions."""
+        return sum(part.numel() * part.element_size() for part in (self.pointers, self.columns))
+
+    def to(self, device: torch.device) -> CompressedRows:
+        """The same positions on a device."""
+        if self.pointers.device == device:
+            return self
+        return CompressedRows(self.shape, self.pointers.to(device), self.columns.to(device))
+
+    def flat(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Positions ``row * width + column`` of the live entries of the rows ``start`` to ``stop - 1``, int64."""
+        stop = self.shape[0] if stop is None else stop
+        pointers = self.pointers[start : stop + 1].long()
+        rows = torch.arange(start, stop, device=pointers.device)
+        owner = torch.repeat_interleave(rows, pointers[1:] - pointers[:-1])
+        return owner.mul_(self.shape[1]).add_(self.columns[int(pointers[0]) : int(pointers[-1])])
+
+    def entries_of(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The live entries of some rows, ``ids`` int64 of shape ``[n]``.
+
+        Returns:
+            their positions ``i * width + column`` in the table of the rows looked up, and among the live entries.
+        """
+        starts = self.pointers[ids]
+        counts = self.pointers[ids + 1] - starts
+        owner = torch.repeat_interleave(counts)
+        position = torch.arange(len(owner), device=owner.device)
+        position += (starts - counts.cumsum(0) + counts).index_select(0, owner)
+        return owner.mul_(self.shape[1]).add_(self.columns.index_select(0, position)), position
+
+    def gather(self, table: torch.Tensor) -> torch.Tensor:
+        """The live entries of a dense table, row by row, shape ``[live]``."""
+        values = table.new_empty(self.live)
+        loop = kernel("gather", self.pointers, self.columns, values, table)
+        if loop:
+            loop()
+            return values
+        flat = table.reshape(-1)
+        parts = [flat.index_select(0, self.flat(*block)) for block in self._blocks()]
+        return torch.cat(parts)
+
+    def expand(self, values: torch.Tensor) -> torch.Tensor:
+        """The dense table of the shape; pruned entries are 0."""
+        table = values.new_zeros(self.shape)
+        loop = kernel("expand", self.pointers, self.columns, values, table)
+        if loop:
+            loop()
+            return table
+        for start, stop in self._blocks():
+            first, last = int(self.pointers[start]), int(self.pointers[stop])
+            table.view(-1).scatter_(0, self.flat(start, stop), values[first:last])
+        return table
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Ranges of rows whose positions fit beside a large table."""
+        return [(start, min(start + _ROWS_AT_ONCE, self.shape[0])) for start in range(0, self.shape[0], _ROWS_AT_ONCE)]
+
+
+_ROWS_AT_ONCE = 1 << 17
+
+
+def _narrowest(width: int) -> torch.dtype:
+    return torch.uint8 if width <= 2**8 else torch.int16 if width <= 2**15 else torch.int32
+
+
+class _Expand(torch.autograd.Function):
+    """Values -> dense table; backward keeps the gradient of the live entries."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, rows: CompressedRows) -> torch.Tensor:
+        ctx.rows = rows
+        return rows.expand(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.rows.gather(gradient), None
+
+
+def expand(values: torch.Tensor, rows: CompressedRows) -> torch.Tensor:
+    """The dense table, differentiable with respect to ``values``."""
+    return _Expand.apply(values, rows)  # type: ignore[no-any-return]
+
+
+class _LookUp(torch.autograd.Function):
+    """Values and row numbers -> dense rows; backward adds up the gradients of the live entries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, rows: CompressedRows, ids: torch.Tensor, padding_idx: int | None
+    ) -> torch.Tensor:
+        looked_up = values.new_zeros(len(ids), rows.shape[1])
+        ctx.rows, ctx.padding_idx, ctx.live = rows, padding_idx, len(values)
+        loop = kernel("scatter_rows", rows.pointers, rows.columns, values, ids, looked_up)
+        if loop:
+            loop()
+            ctx.save_for_backward(ids)
+            return looked_up
+        flat, position = rows.entries_of(ids)
+        looked_up.view(-1).scatter_(0, flat, values.index_select(0, position))
+        ctx.save_for_backward(flat, position)
+        return looked_up
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        rows, live = ctx.rows, gradient.new_zeros(ctx.live)
+        if len(ctx.saved_tensors) == 1:
+            kernel("add_rows", rows.pointers, rows.columns, live, *ctx.saved_tensors, gradient)()  # type: ignore[misc]
+        else:
+            flat, position = ctx.saved_tensors
+            live.index_add_(0, position, gradient.reshape(-1).index_select(0, flat))
+        if ctx.padding_idx is not None:
+            live[int(rows.pointers[ctx.padding_idx]) : int(rows.pointers[ctx.padding_idx + 1])] = 0
+        return live, None, None, None
+
+
+def look_up(
+    values: torch.Tensor, rows: CompressedRows, ids: torch.Tensor, padding_idx: int | None = None
+) -> torch.Tensor:
+    """Rows of a compact table.
+
+    Args:
+        values: live entries, shape ``[live]``.
+        rows: where they stand.
+        ids: row numbers, any shape.
+        padding_idx: a row that gets no gradient, as in ``nn.Embedding``.
+
+    Returns:
+        shape ``[*ids.shape, columns]``.
+    """
+    looked_up = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx)
+    return looked_up.view(*ids.shape, rows.shape[1])  # type: ignore[no-any-return]
+
+
+class DenseTable(torch.Tensor):
+    """A compact table's dense form that hands assignments to its ``data`` back to the table."""
+
+    # results of operations are plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _owner: Any
+
+    @classmethod
+    def of(cls, owner: Any, table: torch.Tensor) -> DenseTable:
+        """Wrap ``table`` for the compact embedding ``owner``."""
+        wrapped = table.as_subclass(cls)
+        wrapped._owner = owner
+        return wrapped
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The table without gradient; what is written into it reaches the owner at the owner's next use."""
+        lent = torch.Tensor.detach(self).as_subclass(torch.Tensor).clone()
+        self._owner._lent = lent
+        return lent
+
+    @data.setter
+    def data(self, table: torch.Tensor) -> None:
+        self._owner.fill(table)

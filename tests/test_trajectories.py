@@ -1,0 +1,112 @@
+"""Fifty optimizer steps: compact = masked = plain RecBole (at sparsity 0), up to rounding, over the four kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from training_bench import Bench
+
+from recbole_prune.masks import MaskSet
+from recbole_prune.sparse.compact import CompactEmbedding
+from recbole_prune.training import state as states
+
+from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
+from recbole.utils import get_trainer  # isort: skip
+
+STEPS = 50
+# steps of other models are in between, and the last ones have amplified the rounding of the first
+LOSS_TOLERANCE = 1e-4
+WEIGHT_TOLERANCE = 1e-4
+MODELS: dict[str, dict[str, Any]] = {
+    "BPR": {},
+    "LightGCN": {},
+    "NGCF": {"node_dropout": 0.0, "message_dropout": 0.0},
+    "SGL": {},
+    "NeuMF": {},
+    "ENMF": {},
+    "FISM": {},
+    "SASRec": {},
+    "GRU4Rec": {},
+    "NARM": {},
+    "FM": {},
+    "DeepFM": {},
+    "CKE": {},
+    "KTUP": {},
+    "KGAT": {},
+}
+
+
+class EnoughStepsError(Exception):
+    """Raised after the last step."""
+
+
+@pytest.fixture(autouse=True)
+def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
+    yield
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def bench(request: pytest.FixtureRequest, tiny_data: Path) -> Bench:
+    return Bench(request.param, tiny_data, train_batch_size=256, learning_rate=0.003, **MODELS[request.param])
+
+
+def trajectory(bench: Bench, trainer: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of every step, and the weights after the last."""
+    losses: list[float] = []
+    optimizer, step = trainer.optimizer, trainer.optimizer.step
+    check = trainer._check_nan
+
+    def counted_step(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        if len(losses) >= STEPS:
+            raise EnoughStepsError
+        return result
+
+    def record(loss: torch.Tensor) -> None:
+        losses.append(float(loss.detach()))
+        check(loss)
+
+    optimizer.step, trainer._check_nan = counted_step, record
+    with pytest.raises(EnoughStepsError):
+        for epoch in range(1000):
+            trainer._train_epoch(bench.train, epoch, show_progress=False)
+    return losses, trainer.model.state_dict()
+
+
+def ours(bench: Bench, masks: MaskSet, storage: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    model = bench.model(masks, storage)
+    if storage == "compact" and not masks.is_dense:
+        assert any(isinstance(module, CompactEmbedding) for module in model.modules())
+    return trajectory(bench, bench.trainer(model, save_state=None))
+
+
+def assert_close(
+    found: tuple[list[float], dict[str, torch.Tensor]], expected: tuple[list[float], dict[str, torch.Tensor]]
+) -> None:
+    assert len(found[0]) == len(expected[0]) == STEPS
+    assert found[0] == pytest.approx(expected[0], rel=LOSS_TOLERANCE)
+    assert list(found[1]) == list(expected[1])
+    for name, value in expected[1].items():
+        torch.testing.assert_close(found[1][name], value, rtol=WEIGHT_TOLERANCE, atol=WEIGHT_TOLERANCE, msg=name)
+
+
+@pytest.mark.parametrize("density", [0.6, 0.3])
+def test_compact_equals_masked(bench: Bench, density: float) -> None:
+    masks = bench.masks(density)
+    compact, masked = ours(bench, masks, "compact"), ours(bench, masks, "masked")
+    assert_close(compact, masked)
+    for name, mask in masks.items():
+        assert not compact[1][name][~mask].any()
+
+
+def test_dense_equals_plain_recbole(bench: Bench, tmp_path: Path) -> None:
+    found = ours(bench, MaskSet.dense(bench.scope()), "compact")
+    states.reseed(bench.loaders, bench.config["seed"])
+    trainer_class = get_trainer(bench.config["MODEL_TYPE"], bench.name)
+    assert_close(found, trajectory(bench, trainer_class(bench.config, bench.plain_model())))
