@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +20,12 @@ from recbole_prune.sparse.storage import choose_compact, compact_is_smaller
 
 
 @pytest.fixture(params=["numba", "torch"], autouse=True)
-def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs with the compiled loops and with torch's operations."""
     if request.param == "torch":
         monkeypatch.setattr(row_kernels, "_compiled", lambda name: None)
     else:
         pytest.importorskip("numba", reason="numba is not installed: only torch's operations are tested")
-    yield
 
 
 def table(rows: int, width: int, density: float, seed: int = 0, **options: Any) -> tuple[nn.Embedding, torch.Tensor]:
@@ -227,5 +225,5 @@ def test_tables_that_cannot_be_compact_say_why() -> None:
 
 @pytest.mark.parametrize(("rows", "width", "live", "smaller"), [(1000, 64, 60_000, True), (1000, 64, 60_001, False)])
 def test_the_rule_of_auto(rows: int, width: int, live: int, smaller: bool) -> None:
-    """17 bytes a live entry and 4 a row against 16 an entry: 64,000 * 16 = 1,024,000; 60,000 * 17 + 4,004 = 1,024,004."""
+    """17 bytes a live entry and 4 a row against 16 an entry: 60,000 * 17 + 1,001 * 4 is 4 more than 64,000 * 16."""
     assert compact_is_smaller(rows, width, live - 1) == smaller
