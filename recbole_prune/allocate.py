@@ -125,12 +125,12 @@ def _select_in_group(
     candidates = torch.nonzero(flat_live & ~protected).reshape(-1)
     missing = keep - int(protected.sum())
     if missing:
-        chosen[candidates[_best(flat_scores[candidates], missing, seed)]] = True
+        chosen[candidates[best(flat_scores[candidates], missing, seed)]] = True
     sizes = [live[name].numel() for name in group]
     return {name: part.view(scope[name].shape).clone() for name, part in zip(group, chosen.split(sizes))}
 
 
-def _best(scores: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+def best(scores: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """Positions of the ``count`` highest scores; equal scores at the threshold are drawn by the seed."""
     threshold = torch.kthvalue(scores, len(scores) - count + 1).values
     above = torch.nonzero(scores > threshold).reshape(-1)

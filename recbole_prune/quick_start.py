@@ -160,7 +160,7 @@ def _summarise(
     config: PruneConfig, folder: RunFolder, tickets: list[Ticket], chosen: Ticket, reason: str, notice: str | None
 ) -> None:
     """Write ``summary.json``."""
-    dense = tickets[0]
+    dense = next((ticket for ticket in tickets if ticket.ticket == 0), None)
     folder.write_json(
         "summary.json",
         {
@@ -171,7 +171,7 @@ def _summarise(
             "valid_metric": config["valid_metric"],
             "selected_on": config.settings.prune_select,
             "notice": notice,
-            "dense": {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
+            "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
             "chosen": chosen.ticket,
             "reason": reason,
             "highest_winning_sparsity": max((t.sparsity for t in tickets if t.wins_metric), default=None),

@@ -83,6 +83,14 @@ def _stepwise(live: int, goal: int, rate: float) -> list[int]:
     return counts
 
 
+def update_ratio(initial: float, floor: float, step: int, total: int) -> float:
+    """Fraction of the live entries that a prune-and-grow update at optimizer step ``step`` of ``total`` replaces.
+
+    Cosine annealing from ``initial`` to ``floor`` (official DSL code with floor 0.005; RigL, arXiv 1911.11134, with 0).
+    """
+    return floor + (initial - floor) * (1 + cos(pi * min(1.0, step / total))) / 2
+
+
 def learning_rate_factor(schedule: str, epoch: int, epochs: int, warmup: int) -> float:
     """Factor on the learning rate in ``epoch`` (from 0) of ``epochs``.
 

@@ -118,7 +118,9 @@ def is_used(name: str, values: Mapping[str, Any]) -> bool:
 
 def rounds_planned(values: Mapping[str, Any]) -> int | None:
     """Prunes, or None where it follows from the entries of the model (a target reached in steps of a rate)."""
-    return values["prune_rounds"] if is_used("prune_rounds", values) else 0
+    if is_used("prune_rounds", values):
+        return values["prune_rounds"]  # type: ignore[no-any-return]
+    return 1 if is_used("prune_target_sparsity", values) else 0
 
 
 def _settle_unused(values: dict[str, Any], base: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:

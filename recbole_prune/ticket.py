@@ -67,6 +67,7 @@ class Plan:
         weights: a state dict to start from, or to evaluate if ``train`` is False.
         train: False only evaluates ``weights`` under ``masks``.
         changes: RecBole settings that differ from the run's (a smaller ``embedding_size``).
+        dynamics: moves the masks while the ticket trains (prune and grow).
         prepare: changes the built model before its training (LCM's linear maps).
         kept: live entries where there are no masks.
         method: fields to add to the journal line.
@@ -78,6 +79,7 @@ class Plan:
     weights: dict[str, torch.Tensor] | None = None
     train: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
+    dynamics: Any = None
     prepare: Any = None
     kept: int | None = None
     method: dict[str, Any] = field(default_factory=dict)

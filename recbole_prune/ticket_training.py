@@ -108,6 +108,7 @@ class TicketTraining:
             learning_rate_schedule=settings.prune_lr_schedule,
             warmup=settings.prune_lr_warmup,
             fused=settings.prune_fused,
+            dynamics=plan.dynamics,
             fixed_progress=plan.rewind == "none" and plan.ticket > 0,
         )
         trainer_class = mask_aware_trainer(get_trainer(self.config["MODEL_TYPE"], self.config["model"]))
@@ -183,6 +184,9 @@ class TicketTraining:
         """Write mask and journal line."""
         plan, trainer, experiment = self.plan, self.trainer, self.experiment
         masks, untrained = plan.masks, []
+        if plan.dynamics is not None:
+            masks = trainer.best_masks
+            self.method.update(plan.dynamics.report(masks))
         if plan.ticket == 0 and masks is not None:
             untrained = [target.name for target in experiment.scope if target.name not in self.received]
             experiment.drop_untrained(untrained)

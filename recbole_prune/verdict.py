@@ -52,7 +52,7 @@ def choose(
     pruned = [ticket for ticket in tickets if ticket.ticket > 0]
     if not pruned:
         return tickets[0], "the dense model, nothing was pruned"
-    if target is not None and pruned[-1].sparsity >= target - 1 / pruned[-1].prunable:
+    if target is not None and pruned[-1].sparsity >= target - 1e-3:
         return pruned[-1], f"the ticket at the target sparsity {target}"
     winners = [ticket for ticket in pruned if ticket.wins_metric]
     if winners:

@@ -12,6 +12,10 @@ PRUNERS = {
     "omp": "magnitude:OneShotMagnitudePruning",
     "random": "random_mask:RandomPruning",
     "magprune": "post_training:PostTrainingMagnitudePruning",
+    "static": "dynamic_sparse:StaticSparseTraining",
+    "dsl": "dynamic_sparse:DynamicSparseTraining",
+    "rigl": "dynamic_sparse:DynamicSparseTraining",
+    "set": "dynamic_sparse:DynamicSparseTraining",
     "lcm": "smaller_tables:LinearCompression",
     "small_dense": "smaller_tables:SmallerDenseTables",
 }

@@ -62,7 +62,7 @@ def _row(label: str, record: dict[str, Any], names: list[str]) -> list[str]:
 
 def _verdict(record: dict[str, Any]) -> str:
     if record["wins"] is None:
-        return "dense"
+        return "dense" if record["ticket"] == 0 else "-"
     return "yes" if record["wins"] else ("metric" if record["wins_metric"] else "no")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,17 +25,18 @@ class CompactEmbedding(nn.Embedding):
     rows: CompressedRows
     _dense: tuple[nn.Parameter, int, DenseTable] | None
     _lent: torch.Tensor | None
+    record: Callable[[torch.Tensor | None, torch.Tensor], None] | None = None
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """The dense table, shape ``[num_embeddings, embedding_dim]``; a model may assign to its ``data``."""
         self._take_writes()
         if torch.is_grad_enabled():
-            return DenseTable.of(self, expand(self.values, self.rows))
+            return DenseTable.of(self, expand(self.values, self.rows, self.record))
         # evaluation asks for it with every block of users
         version = self.values._version
         if self._dense is None or self._dense[0] is not self.values or self._dense[1] != version:
-            self._dense = self.values, version, DenseTable.of(self, expand(self.values, self.rows))
+            self._dense = self.values, version, DenseTable.of(self, self.rows.expand(self.values))
         return self._dense[2]
 
     @torch.no_grad()
@@ -43,10 +44,31 @@ class CompactEmbedding(nn.Embedding):
         """Take the live entries from a dense table of the same shape."""
         self.values.copy_(self.rows.gather(table.to(self.values.device)))
 
+    @torch.no_grad()
+    def move(self, mask: torch.Tensor, moments: Iterable[torch.Tensor] = ()) -> None:
+        """Change which entries are live, as many as before; entries that become live start at 0.
+
+        Args:
+            mask: boolean, shape of the table.
+            moments: further tensors of the shape of ``values`` that change in the same way.
+
+        Raises:
+            ValueError: the number of live entries differs.
+        """
+        moved = CompressedRows.of(mask.to(self.values.device))
+        if moved.live != self.rows.live:
+            raise ValueError(f"{moved.live} entries cannot take the place of {self.rows.live}")
+        before, after = self.rows.flat(), moved.flat()
+        source = torch.searchsorted(before, after).clamp_(max=max(0, len(before) - 1))
+        stayed = before[source] == after
+        for tensor in (self.values, *moments):
+            tensor.copy_(torch.where(stayed, tensor[source], torch.zeros_like(tensor)))
+        self.rows, self._dense = moved, None
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The rows of ids of any shape, as ``nn.Embedding`` gives them."""
         self._take_writes()
-        return look_up(self.values, self.rows, input, self.padding_idx)
+        return look_up(self.values, self.rows, input, self.padding_idx, self.record)
 
     def train(self, mode: bool = True) -> CompactEmbedding:
         """As ``nn.Module``; the dense table of an evaluation is released."""
@@ -124,8 +146,8 @@ def expand_in_place(module: CompactEmbedding) -> nn.Embedding:
     weight = module.to_dense().weight
     module._take_writes()
     del module._parameters["values"]
-    for name in ("rows", "_dense", "_lent"):
-        delattr(module, name)
+    for name in ("rows", "_dense", "_lent", "record"):
+        vars(module).pop(name, None)
     module.__class__ = nn.Embedding  # type: ignore[assignment]
     module.weight = weight  # type: ignore[misc]
     return module

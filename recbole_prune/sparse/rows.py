@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -104,6 +105,7 @@ class CompressedRows:
 
 
 _ROWS_AT_ONCE = 1 << 17
+Recording = Optional[Callable[[Optional[torch.Tensor], torch.Tensor], None]]
 
 
 def _narrowest(width: int) -> torch.dtype:
@@ -114,18 +116,20 @@ class _Expand(torch.autograd.Function):
     """Values -> dense table; backward keeps the gradient of the live entries."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rows: CompressedRows) -> torch.Tensor:
-        ctx.rows = rows
+    def forward(ctx: Any, values: torch.Tensor, rows: CompressedRows, record: Recording) -> torch.Tensor:
+        ctx.rows, ctx.record = rows, record
         return rows.expand(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.rows.gather(gradient), None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if ctx.record is not None:
+            ctx.record(None, gradient)
+        return ctx.rows.gather(gradient), None, None
 
 
-def expand(values: torch.Tensor, rows: CompressedRows) -> torch.Tensor:
-    """The dense table, differentiable with respect to ``values``."""
-    return _Expand.apply(values, rows)  # type: ignore[no-any-return]
+def expand(values: torch.Tensor, rows: CompressedRows, record: Recording = None) -> torch.Tensor:
+    """The dense table, differentiable with respect to ``values``; ``record`` as in :func:`look_up`."""
+    return _Expand.apply(values, rows, record)  # type: ignore[no-any-return]
 
 
 class _LookUp(torch.autograd.Function):
@@ -133,10 +137,16 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, rows: CompressedRows, ids: torch.Tensor, padding_idx: int | None
+        ctx: Any,
+        values: torch.Tensor,
+        rows: CompressedRows,
+        ids: torch.Tensor,
+        padding_idx: int | None,
+        record: Recording,
     ) -> torch.Tensor:
         looked_up = values.new_zeros(len(ids), rows.shape[1])
-        ctx.rows, ctx.padding_idx, ctx.live = rows, padding_idx, len(values)
+        ctx.rows, ctx.padding_idx, ctx.live, ctx.record = rows, padding_idx, len(values), record
+        ctx.ids = ids if record is not None else None
         loop = kernel("scatter_rows", rows.pointers, rows.columns, values, ids, looked_up)
         if loop:
             loop()
@@ -148,7 +158,7 @@ class _LookUp(torch.autograd.Function):
         return looked_up
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         rows, live = ctx.rows, gradient.new_zeros(ctx.live)
         if len(ctx.saved_tensors) == 1:
             kernel("add_rows", rows.pointers, rows.columns, live, *ctx.saved_tensors, gradient)()  # type: ignore[misc]
@@ -157,11 +167,18 @@ class _LookUp(torch.autograd.Function):
             live.index_add_(0, position, gradient.reshape(-1).index_select(0, flat))
         if ctx.padding_idx is not None:
             live[int(rows.pointers[ctx.padding_idx]) : int(rows.pointers[ctx.padding_idx + 1])] = 0
-        return live, None, None, None
+        if ctx.record is not None:
+            real = slice(None) if ctx.padding_idx is None else ctx.ids != ctx.padding_idx
+            ctx.record(ctx.ids[real], gradient[real])
+        return live, None, None, None, None
 
 
 def look_up(
-    values: torch.Tensor, rows: CompressedRows, ids: torch.Tensor, padding_idx: int | None = None
+    values: torch.Tensor,
+    rows: CompressedRows,
+    ids: torch.Tensor,
+    padding_idx: int | None = None,
+    record: Recording = None,
 ) -> torch.Tensor:
     """Rows of a compact table.
 
@@ -170,11 +187,12 @@ def look_up(
         rows: where they stand.
         ids: row numbers, any shape.
         padding_idx: a row that gets no gradient, as in ``nn.Embedding``.
+        record: called in the backward pass with row numbers (None: all rows) and their dense gradients.
 
     Returns:
         shape ``[*ids.shape, columns]``.
     """
-    looked_up = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx)
+    looked_up = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx, record)
     return looked_up.view(*ids.shape, rows.shape[1])  # type: ignore[no-any-return]
 
 

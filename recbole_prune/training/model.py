@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, partial
 from logging import getLogger
 from typing import Any
 
@@ -14,6 +15,7 @@ from recbole_prune.masks import MaskSet
 from recbole_prune.scope import PaddingRule
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.storage import choose_compact
+from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.state import forget_caches
 
 
@@ -26,6 +28,8 @@ class MaskAware:
     masks: MaskSet | None = None
     l2_weight: float = 0.0
     storage: str = "masked"
+    dense_moments: bool = False
+    _recorder: GradientRecorder | None = None
 
     def set_masks(self, masks: MaskSet | None) -> None:
         """Wear masks: pruned entries are 0 and get no gradient.
@@ -40,7 +44,7 @@ class MaskAware:
             for _, module in list(compact_modules(self)):  # type: ignore[arg-type]
                 expand_in_place(module)
         self.masks = masks
-        self._masked: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._masked: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
         self._mask_handles: list[Any] = []
         if masks is not None and not masks.is_dense:
             self._wear(masks)
@@ -58,9 +62,40 @@ class MaskAware:
         for name in [name for name in masks if name not in tables]:
             parameter = parameters[name]
             bits = live_bits(masks[name].to(parameter.device), parameter.dtype)
-            self._masked.append((parameter, bits))
+            self._masked[name] = parameter, bits
             if parameter.requires_grad:
-                self._mask_handles.append(parameter.register_hook(_gradient_mask(bits)))
+                self._mask_handles.append(parameter.register_hook(partial(self._mask_gradient, name)))
+
+    def _mask_gradient(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """Masked where it arrives, so that clipping never sees gradients of pruned entries."""
+        if self._recorder is not None:
+            self._recorder.of(name)(None, gradient.to_dense() if gradient.is_sparse else gradient)
+        return gradient if self.dense_moments else _masked(gradient, self._masked[name][1])
+
+    @torch.no_grad()
+    def move_masks(self, masks: MaskSet, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Change which entries are live; in every compact table as many as before.
+
+        Parameters stay the same objects. Entries that stay live keep weight and moments; entries that become live
+        start at weight 0 with moments 0 (with :attr:`dense_moments`, with those they have).
+        """
+        states = [optimizer.state for optimizer in optimizers]
+        for name, module in compact_modules(self):  # type: ignore[arg-type]
+            module.move(masks[name], _moments(states, module.values))
+        for name, (parameter, bits) in self._masked.items():
+            moved = live_bits(masks[name].to(parameter.device), parameter.dtype)
+            for moment in () if self.dense_moments else _moments(states, parameter):
+                moment.masked_fill_((moved & ~bits).bool(), 0)
+            self._masked[name] = parameter, moved
+        self.masks = masks
+        self.apply_masks()
+        forget_caches(self)  # type: ignore[arg-type]
+
+    def record_gradients(self, recorder: GradientRecorder | None) -> None:
+        """From the next batch on, hand the dense gradients of the masked tensors to a recorder; None ends it."""
+        self._recorder = recorder
+        for name, module in compact_modules(self):  # type: ignore[arg-type]
+            module.record = None if recorder is None else recorder.of(name)
 
     def watch_gradients(self, names: list[str]) -> set[str]:
         """A set that fills with those of ``names`` that receive a gradient from now on."""
@@ -73,7 +108,7 @@ class MaskAware:
     @torch.no_grad()
     def apply_masks(self) -> None:
         """Set pruned entries to exactly 0.0."""
-        for parameter, bits in getattr(self, "_masked", ()):
+        for parameter, bits in getattr(self, "_masked", {}).values():
             parameter.detach().view(bits.dtype).bitwise_and_(bits)
 
     def load_other_parameter(self, para: Any) -> None:
@@ -129,18 +164,17 @@ def live_bits(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return -mask.to(integer)
 
 
-def _gradient_mask(bits: torch.Tensor) -> Any:
-    def masked(values: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-        return torch.bitwise_and(values.view(bits.dtype), bits).view(values.dtype)
+def _masked(gradient: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    if gradient.is_sparse:
+        rows = gradient.coalesce()
+        return torch.sparse_coo_tensor(rows.indices(), _masked(rows.values(), bits[rows.indices()[0]]), rows.shape)
+    return torch.bitwise_and(gradient.view(bits.dtype), bits).view(gradient.dtype)
 
-    def hook(gradient: torch.Tensor) -> torch.Tensor:
-        if gradient.is_sparse:
-            rows = gradient.coalesce()
-            values = masked(rows.values(), bits[rows.indices()[0]])
-            return torch.sparse_coo_tensor(rows.indices(), values, rows.shape)
-        return masked(gradient, bits)
 
-    return hook
+def _moments(states: Iterable[Any], parameter: nn.Parameter) -> list[torch.Tensor]:
+    """The tensors of a parameter's shape that optimizers keep for it."""
+    kept = [value for state in states for value in state.get(parameter, {}).values()]
+    return [value for value in kept if isinstance(value, torch.Tensor) and value.shape == parameter.shape]
 
 
 @cache

@@ -9,9 +9,11 @@ from io import BytesIO
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from recbole_prune.errors import TrainingError
+from recbole_prune.masks import MaskSet
 from recbole_prune.schedule import learning_rate_factor
 from recbole_prune.training import state as states
 from recbole_prune.training.optimizers import fused
@@ -34,6 +36,7 @@ class Session:
         rewind: a state of the dense run whose random streams, data order and counters are taken over.
         report: called after each epoch and validation.
         learning_rate_schedule, warmup: see :func:`recbole_prune.schedule.learning_rate_factor`.
+        dynamics: moves the masks between optimizer steps (:class:`~recbole_prune.pruners.prune_and_grow.PruneAndGrow`).
         fused: use the fused form of the optimizer.
         fixed_progress: hold the schedule at its end (training that continues after the schedule has run out).
     """
@@ -54,6 +57,7 @@ class Session:
     warmup: int = 0
     fixed_progress: bool = False
     fused: bool = True
+    dynamics: Any = None
 
 
 _COUNTERS = ("cur_step", "best_valid_score", "best_valid_result", "train_loss_dict")
@@ -66,6 +70,7 @@ class MaskAwareTrainer:
     Attributes:
         history: (epochs trained, validation score) of every validation.
         best_epoch: epochs trained when the best checkpoint was written.
+        best_masks: the masks of that checkpoint.
         epochs_done: epochs trained.
         train_seconds, eval_seconds: wall-clock seconds spent in epochs and validations.
     """
@@ -74,6 +79,8 @@ class MaskAwareTrainer:
         self.session = session
         self.history: list[tuple[int, float]] = []
         self.best_epoch = 0
+        self.best_masks: MaskSet | None = None
+        self._began = False
         self.epochs_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
@@ -93,6 +100,8 @@ class MaskAwareTrainer:
         def step_and_mask(*args: Any, **step_kwargs: Any) -> Any:
             result = step(*args, **step_kwargs)
             self.model.apply_masks()  # type: ignore[attr-defined]
+            if self.session.dynamics is not None:
+                self.session.dynamics.after_step(self)
             return result
 
         optimizer.step = step_and_mask  # type: ignore[method-assign]
@@ -114,6 +123,9 @@ class MaskAwareTrainer:
                 session.save_state(epoch_idx, self._state())
         self._set_learning_rate(epoch_idx)
         self.model.apply_masks()  # type: ignore[attr-defined]
+        if session.dynamics is not None and not self._began:
+            session.dynamics.begin(self.model)  # type: ignore[attr-defined]
+            self._began = True
         self.epoch = epoch_idx
         start = perf_counter()
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
@@ -144,6 +156,7 @@ class MaskAwareTrainer:
         super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)  # type: ignore[misc]
         self.session.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
+        self.best_masks = self.model.masks  # type: ignore[attr-defined]
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """The pretraining stages of S3Rec and RaCT write the ticket's checkpoint like any other training."""
@@ -157,6 +170,8 @@ class MaskAwareTrainer:
             map_location=self.device,  # type: ignore[attr-defined]
             weights_only=False,
         )
+        if self.best_masks is not self.model.masks:  # type: ignore[attr-defined]
+            self.model.set_masks(self.best_masks)  # type: ignore[attr-defined]
         self.model.load_state_dict(checkpoint["state_dict"])  # type: ignore[attr-defined]
         self.model.load_other_parameter(checkpoint.get("other_parameter"))  # type: ignore[attr-defined]
 
@@ -180,7 +195,9 @@ class MaskAwareTrainer:
 
     def _state(self) -> dict[str, Any]:
         model = self.model  # type: ignore[attr-defined]
+        dynamics = self.session.dynamics
         return {
+            "dynamics": None if dynamics is None else {**dynamics.state(), "masks": self._masks_now()},
             "weights": states.weights_of(model),
             "attributes": self.session.watch.changed(),
             "optimizers": states.optimizer_state(self),
@@ -188,6 +205,11 @@ class MaskAwareTrainer:
             "loaders": [loader.generator.get_state() for loader in states.dataloaders(self.session.loaders)],
             "trainer": {name: _plain(getattr(self, name)) for name in (*_COUNTERS, *_OWN)},
         }
+
+    def _masks_now(self) -> list[np.ndarray | None]:
+        """The masks in force and those of the best epoch, packed; None before the first checkpoint."""
+        both = self.model.masks, self.best_masks  # type: ignore[attr-defined]
+        return [None if masks is None else np.frombuffer(masks.to_bytes(), np.uint8) for masks in both]
 
     def _rewind_state(self) -> dict[str, Any]:
         """What a rewound ticket starts from; without clocks, so that equal trainings keep equal bytes."""
@@ -202,11 +224,21 @@ class MaskAwareTrainer:
         states.set_random_state(state["random"])
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if state["dynamics"] is not None:
+            self._restore_dynamics(state["dynamics"])
         states.set_weights(self.model, state["weights"])  # type: ignore[attr-defined]
         states.set_optimizer_state(self, state["optimizers"])
         for name, value in state["trainer"].items():
             setattr(self, name, value)
         self._take_over(state)
+
+    def _restore_dynamics(self, state: dict[str, Any]) -> None:
+        model = self.model  # type: ignore[attr-defined]
+        scope = model.masks.scope
+        now, best = (data if data is None else MaskSet.from_bytes(data.tobytes(), scope) for data in state["masks"])
+        model.move_masks(now, [])
+        self.best_masks = best
+        self.session.dynamics.restore(state, self.device)  # type: ignore[attr-defined]
 
 
 def _plain(value: Any) -> Any:

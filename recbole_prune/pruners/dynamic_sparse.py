@@ -1,0 +1,112 @@
+"""Sparse from the first step to the last: fixed random masks, and masks that move while the model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from recbole_prune.errors import ConfigError
+from recbole_prune.masks import MaskSet
+from recbole_prune.pruners.base import Pruner
+from recbole_prune.pruners.prune_and_grow import PruneAndGrow
+from recbole_prune.sparse.random_masks import kept_by_target, random_masks
+from recbole_prune.ticket import Plan, Ticket
+
+
+class StaticSparseTraining(Pruner):
+    """A fixed random mask, trained once: what prune-and-grow has to beat.
+
+    Ticket 0 is the dense model to compare with (``prune_dense``), ticket 1 the sparse one.
+    """
+
+    def counts(self) -> list[int]:
+        """The dense model, and the live entries at ``prune_target_sparsity`` (their mean for ``bernoulli``)."""
+        return [self.scope.prunable, sum(self.kept().values())]
+
+    def kept(self) -> dict[str, int]:
+        """Live entries of each target."""
+        return kept_by_target(self.scope, 1 - self.settings.prune_target_sparsity, self.settings.prune_init)
+
+    def check(self) -> None:
+        """Raise ConfigError if there is no target sparsity, or if it leaves a target without live entries."""
+        if self.settings.prune_target_sparsity is None:
+            raise ConfigError("prune_target_sparsity is empty: --pruner=" + self.settings.pruner + " needs a sparsity")
+        for name, kept in self.kept().items():
+            if not kept:
+                raise ConfigError(
+                    f"prune_target_sparsity={self.settings.prune_target_sparsity} leaves no live entry in {name} "
+                    f"({self.scope[name].prunable} entries): choose a lower one, or leave it out with prune_exclude"
+                )
+
+    def tickets(self) -> Iterator[Ticket]:
+        """The dense ticket if it is wanted, then the sparse one."""
+        if self.settings.prune_dense or 0 in self.experiment.tickets:
+            yield self.experiment.dense()
+        yield self.experiment.obtain(1, self.plan)
+
+    def plan(self) -> Plan:
+        """One training under random masks."""
+        return Plan(1, self.masks(), dynamics=self.dynamics())
+
+    def masks(self) -> MaskSet:
+        """The initial masks."""
+        return random_masks(self.scope, self.kept(), self.settings.prune_init, self.experiment.config["seed"])
+
+    def dynamics(self) -> PruneAndGrow | None:
+        """What moves the masks."""
+        return None
+
+
+class DynamicSparseTraining(StaticSparseTraining):
+    """Prune and grow: every ``prune_update_interval`` steps the smallest live entries make room for as many others.
+
+    ``dsl``: growth where the gradient is largest, cosine ratio; Wang et al., "Dynamic Sparse Learning", WSDM 2024,
+    arXiv 2402.02855. ``rigl``: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134. ``set``: random growth,
+    Mocanu et al., Nature Communications 2018, arXiv 1707.04780. They differ in the defaults of their property files.
+    """
+
+    def check(self) -> None:
+        """As above; and combinations that need dense moments must be able to have them."""
+        super().check()
+        settings = self.settings
+        official = settings.prune_parity == "official"
+        if official and settings.prune_moments != "dense":
+            raise ConfigError(
+                f"prune_moments={settings.prune_moments}: prune_parity=official keeps the moments of pruned entries, "
+                "set prune_moments=dense"
+            )
+        if settings.prune_growth == "momentum" and settings.prune_moments != "dense":
+            raise ConfigError(
+                f"prune_moments={settings.prune_moments}: prune_growth=momentum ranks by moments of pruned entries, "
+                "set prune_moments=dense"
+            )
+        if settings.prune_moments == "dense" and settings.prune_storage == "compact":
+            raise ConfigError(
+                "prune_storage=compact holds no moments of pruned entries, as prune_moments=dense asks for: "
+                "set prune_moments=reset, or prune_storage=masked"
+            )
+        if official:
+            self.experiment.logger.warning(
+                "prune_parity=official repeats the rule of the DSL code, its leak included: live entries take part in "
+                "the growth, so the sparsity rises during the training; the journal has the sparsity reached"
+            )
+
+    def plan(self) -> Plan:
+        """One training under masks that move."""
+        return Plan(1, self.masks(), dynamics=self.dynamics(), prepare=self._prepare)
+
+    def dynamics(self) -> PruneAndGrow:
+        """The updates over all optimizer steps of the training."""
+        experiment = self.experiment
+        steps = len(experiment.train_data) * experiment.config["epochs"]
+        dynamics = PruneAndGrow(self.settings, steps, experiment.config["seed"])
+        if not any(map(dynamics.is_update, range(dynamics.last_update + 1))):
+            experiment.logger.warning(
+                f"prune_update_interval={self.settings.prune_update_interval}: the training has {steps} steps and no "
+                f"update up to step {dynamics.last_update}, so the masks never move"
+            )
+        return dynamics
+
+    def _prepare(self, model: Any) -> None:
+        if self.settings.prune_moments == "dense":
+            model.storage, model.dense_moments = "masked", True
