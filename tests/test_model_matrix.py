@@ -32,6 +32,10 @@ def skip_without_package(model: str) -> None:
         pytest.skip(f"{model}: {reason}")
 
 
+# a row of their batches is a whole user
+BATCHES_OF_USERS = "CDAE DiffRec ENMF LDiffRec MacridVAE MultiDAE MultiVAE RaCT RecVAE".split()
+
+
 def leaks(model: Any, masks: MaskSet) -> int:
     """Pruned entries of a model that are not exactly 0.0."""
     weights = model.state_dict()
@@ -66,7 +70,40 @@ def test_imp_runs_on_the_last_stage(
     check_two_rounds(model, last_stage_settings(model, tiny_data, tmp_path), monkeypatch)
 
 
+@pytest.mark.parametrize("model", gradient_models())
+def test_dsl_runs_on_every_gradient_model(model: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse from scratch over every target, masks that move between steps, no dense model."""
+    skip_without_package(model)
+    settings = {**config_for(model, tiny_data), "pruner": "dsl", "prune_dense": False, "prune_scope": "all"}
+    settings.update(prune_target_sparsity=0.6, prune_update_interval=2)
+    experiment, result = checked_run(
+        model, {**settings, "train_batch_size": 16 if model in BATCHES_OF_USERS else 256}, monkeypatch
+    )
+    (ticket,) = experiment.tickets.values()
+    assert ticket.kept == sum(round(0.4 * target.prunable) for target in experiment.scope)
+    masks = experiment.masks_of(ticket)
+    for target in experiment.scope:
+        assert int(masks.per_row(target.name).sum()) == round(0.4 * target.prunable)
+    assert ticket.method["updates"] > 0 and ticket.method["exploration_rate"] > ticket.kept / ticket.prunable
+    check_checkpoint(experiment, ticket, masks)
+
+
 def check_two_rounds(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**settings, "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 2}
+    experiment, result = checked_run(model, settings, monkeypatch)
+    tickets = [Ticket.from_record(record) for record in result["tickets"]]
+    assert [t.kept for t in tickets] == kept_counts(tickets[0].prunable, rate=0.3, rounds=2)
+    masks = experiment.masks_of(tickets[2])
+    assert masks.kept == tickets[2].kept and masks.is_nested_in(experiment.masks_of(tickets[1]))
+    for target in experiment.scope:
+        assert target.name not in tickets[0].untrained
+    check_checkpoint(experiment, tickets[2], masks)
+
+
+def checked_run(
+    model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Experiment, dict[str, Any]]:
+    """A run without leaks at any evaluation, with compact tables where they are asked for."""
     evaluated_with_leaks = []
     still_dense: set[str] = set()
     evaluate = Trainer.evaluate
@@ -79,22 +116,13 @@ def check_two_rounds(model: str, settings: dict[str, Any], monkeypatch: pytest.M
         return evaluate(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "evaluate", checked_evaluate)
-    settings = {**settings, "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 2}
     result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
-
     assert evaluated_with_leaks and not any(evaluated_with_leaks)
     assert not still_dense
-    tickets = [Ticket.from_record(record) for record in result["tickets"]]
-    assert [t.kept for t in tickets] == kept_counts(tickets[0].prunable, rate=0.3, rounds=2)
-
     config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
     experiment = Experiment(config, RunFolder(Path(result["folder"])))
     experiment.load_journal()
-    masks = experiment.masks_of(tickets[2])
-    assert masks.kept == tickets[2].kept and masks.is_nested_in(experiment.masks_of(tickets[1]))
-    for target in experiment.scope:
-        assert target.name not in tickets[0].untrained
-    check_checkpoint(experiment, tickets[2], masks)
+    return experiment, result
 
 
 def check_checkpoint(experiment: Experiment, ticket: Ticket, masks: MaskSet) -> None:

@@ -1,0 +1,311 @@
+"""Prune-and-grow: the worked vector and schedule of the method file, exact budgets, resume, equality of storages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from training_bench import Bench, Files, leaks, scramble_random_streams
+
+from recbole_prune import grow
+from recbole_prune.masks import MaskSet
+from recbole_prune.pruners.prune_and_grow import PruneAndGrow
+from recbole_prune.schedule import update_ratio
+from recbole_prune.scope import find_scope
+from recbole_prune.training import codec
+from recbole_prune.training.gradient_record import GradientRecorder
+from recbole_prune.training.model import MaskAware
+
+from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
+
+WEIGHTS = torch.tensor([0.9, -0.2, 0.05, 0, 0, 0.4, -0.7, 0, 0, 0.1])
+LIVE = [0, 1, 2, 5, 6, 9]
+
+
+@pytest.fixture(autouse=True)
+def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
+
+
+def vector_mask() -> torch.Tensor:
+    mask = torch.zeros(10, dtype=torch.bool)
+    mask[LIVE] = True
+    return mask
+
+
+def updated(gradient: list[float], ratio: float = 0.5, seed: int = 0) -> list[int]:
+    """Live positions of the worked vector after one update, read as a table of one row."""
+    mask, positions = vector_mask(), torch.tensor(LIVE)
+
+    def choose(empty: torch.Tensor, count: int) -> torch.Tensor:
+        return grow.grow_by_score(empty, None, torch.tensor([gradient]).abs(), count, seed)
+
+    new = grow.update(mask[None], torch.tensor([True]), positions, WEIGHTS[LIVE].abs(), ratio, choose, seed)
+    return new.view(-1).nonzero().view(-1).tolist()
+
+
+def test_the_worked_vector() -> None:
+    """Method file, section 6: W and the gradient give the live set {0, 1, 4, 5, 6, 9}."""
+    assert updated([9, 8, 1, 2, 7, 9, 9, 3, 0, 6]) == [0, 1, 4, 5, 6, 9]
+
+
+def test_the_official_rule_on_the_worked_vector() -> None:
+    gradient = torch.tensor([9.0, 8, 1, 2, 7, 9, 9, 3, 0, 6])
+    found = grow.update_official(vector_mask(), WEIGHTS, gradient, 0.5)
+    assert found.nonzero().view(-1).tolist() == [0, 1, 4, 5, 6, 9]
+
+
+def test_the_official_rule_leaks_and_ours_does_not() -> None:
+    """A gradient at index 3 only: the official growth takes 3 and the live entries 0 and 1 again, 5 stay of 6."""
+    gradient = torch.zeros(10)
+    gradient[3] = 1.0
+    found = grow.update_official(vector_mask(), WEIGHTS, gradient, 0.5)
+    assert found.nonzero().view(-1).tolist() == [0, 1, 3, 5, 6]
+    for seed in range(20):
+        ours = updated(gradient.tolist(), seed=seed)
+        assert len(ours) == 6 and {0, 3, 5, 6} <= set(ours)
+
+
+@pytest.mark.parametrize(
+    ("part", "ratio"), [(0, 0.5), (0.25, 0.42751), (0.5, 0.2525), (0.75, 0.07749), (1, 0.005), (1.5, 0.005)]
+)
+def test_the_cosine_schedule(part: float, ratio: float) -> None:
+    assert update_ratio(0.5, 0.005, int(part * 10_000), 10_000) == pytest.approx(ratio, abs=5e-6)
+
+
+def keys(**changes: Any) -> SimpleNamespace:
+    values = {
+        "pruner": "dsl",
+        "prune_parity": "exact",
+        "prune_growth": "gradient",
+        "prune_update_interval": 100,
+        "prune_update_ratio": 0.5,
+        "prune_update_floor": 0.005,
+        "prune_end_fraction": 1.0,
+        "prune_gradient_window": 1,
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "updates"), [(1_209_000, 3000, 403), (386_000, 2000, 193), (52_400, 100, 524)]
+)
+def test_update_counts_of_the_official_runs(steps: int, interval: int, updates: int) -> None:
+    """Section 1 (6): the official code updates after the last step too; ours never does."""
+    official = PruneAndGrow(keys(prune_update_interval=interval, prune_parity="official"), steps, 0)
+    ours = PruneAndGrow(keys(prune_update_interval=interval), steps, 0)
+    assert sum(map(official.is_update, range(0, steps + 1, interval))) == updates
+    assert sum(map(ours.is_update, range(0, steps + 1, interval))) == updates - 1
+
+
+def test_rigl_ends_at_its_end_fraction() -> None:
+    dynamics = PruneAndGrow(keys(pruner="rigl", prune_update_floor=0.0, prune_end_fraction=0.5), 1000, 0)
+    assert [step for step in range(1001) if dynamics.is_update(step)] == [100, 200, 300, 400, 500]
+    assert dynamics.ratio(500) == 0.0 and dynamics.ratio(0) == 0.5
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, 12),
+    width=st.integers(1, 6),
+    density=st.floats(0.0, 1.0),
+    ratio=st.floats(0.001, 1.0),
+    touched=st.floats(0.0, 1.0),
+    seed=st.integers(0, 1000),
+)
+def test_an_update_keeps_the_budget_and_grows_the_best(
+    rows: int, width: int, density: float, ratio: float, touched: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, width, generator=generator) < density
+    countable = torch.rand(rows, generator=generator) < 0.9
+    mask[~countable] = True
+    weights = torch.randn(rows, width, generator=generator).mul_(4).round_() * mask  # many ties
+    gradient = torch.randn(rows, width, generator=generator) * (torch.rand(rows, 1, generator=generator) < touched)
+    positions = (mask & countable[:, None]).view(-1).nonzero().view(-1)
+
+    def choose(empty: torch.Tensor, count: int) -> torch.Tensor:
+        assert not (empty & mask).view(-1)[positions].sum() > count  # only what was just pruned is empty again
+        return grow.grow_by_score(empty, None, gradient.abs(), count, seed)
+
+    new = grow.update(mask, countable, positions, weights.view(-1)[positions].abs(), ratio, choose, seed)
+    assert int(new.sum()) == int(mask.sum())
+    assert bool(new[~countable].all())
+    count = grow.pruned_count(ratio, len(positions))
+    assert int((mask & ~new).sum()) <= count
+    # brute force: what grew has gradients at least as large as every positive one that did not
+    grown, left = gradient.abs()[new & ~mask], gradient.abs()[~new & countable[:, None]]
+    if len(grown) and len(left) and bool((left > 0).any()) and bool((grown > 0).any()):
+        assert grown[grown > 0].min() >= left.max()
+    kept, gone = weights.abs()[mask & new & countable[:, None]], weights.abs()[mask & ~new]
+    regrown = count - int((mask & ~new).sum())
+    if len(kept) and len(gone) and not regrown:
+        assert gone.max() <= kept.min()
+
+
+@pytest.mark.parametrize("many", [grow._MANY, 0])
+def test_random_growth_is_uniform_and_without_repetition(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grow, "_MANY", many)
+    empty = torch.zeros(10, 8, dtype=torch.bool)
+    empty[2:8] = True
+    hits = torch.zeros(80)
+    for seed in range(400):
+        drawn = grow.grow_at_random(empty, 6, seed)
+        assert len(set(drawn.tolist())) == 6 and bool(empty.view(-1)[drawn].all())
+        hits[drawn] += 1
+    expected = 400 * 6 / 48
+    assert not hits[~empty.view(-1)].any()
+    assert abs(hits[empty.view(-1)] - expected).max() < 6 * expected**0.5
+    with pytest.raises(ValueError, match="only 48 are empty"):
+        grow.grow_at_random(empty, 49, 0)
+
+
+def test_the_recorder_adds_what_autograd_would() -> None:
+    """Looked up rows, the whole table and both together give the dense gradient's absolute value, batch by batch."""
+    table = nn.Embedding(9, 4)
+    recorder = GradientRecorder()
+    expected = torch.zeros(9, 4)
+    for whole in (False, True, False):
+        ids = torch.randint(9, (5,))
+        weight = torch.randn(5, 4)
+        table.zero_grad()
+        loss = (table(ids) * weight).sum() + (table.weight.pow(2).sum() if whole else 0)
+        loss.backward()
+        recorder.of("t")(ids[:3], weight[:3])
+        recorder.of("t")(ids[3:], weight[3:])
+        if whole:
+            recorder.of("t")(None, 2 * table.weight.detach())
+        recorder.end_batch()
+        expected += table.weight.grad.abs()
+    rows, values = recorder.take("t")
+    assert rows is None and torch.allclose(values, expected)
+    assert recorder.take("t") is None
+
+
+def test_the_recorder_leaves_out_a_batch_that_is_not_finite() -> None:
+    recorder = GradientRecorder()
+    recorder.of("t")(torch.tensor([1]), torch.tensor([[float("inf")]]))
+    recorder.end_batch()
+    assert recorder.take("t") is None
+
+
+class Toy(MaskAware, nn.Module):
+    """A table, a matrix and a convolution."""
+
+    def __init__(self, storage: str) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 6)
+        self.linear = nn.Linear(6, 5)
+        self.conv = nn.Conv1d(1, 3, 2)
+        self.storage = storage
+
+    def loss(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.linear(self.table(ids)))
+        return self.conv(hidden[:, None]).pow(2).mean()
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("growth", ["gradient", "random"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_two_hundred_updates_keep_every_budget(storage: str, growth: str, window: int) -> None:
+    """Untouched rows included; weights, gradients and moments of pruned entries are 0 all the time."""
+    torch.manual_seed(3)
+    model = Toy(storage)
+    scope = find_scope(model, scope="all")
+    masks = MaskSet(scope, {t.name: torch.rand(t.shape) < 0.4 for t in scope})
+    budgets = {name: int(mask.sum()) for name, mask in masks.items()}
+    model.set_masks(masks)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    trainer = SimpleNamespace(model=model, optimizer=optimizer)
+    dynamics = PruneAndGrow(
+        keys(prune_update_interval=4, prune_growth=growth, prune_gradient_window=window), 4 * 201, seed=5
+    )
+    dynamics.begin(model)
+    rate = dynamics.exploration_rate(model.masks)
+    assert rate == pytest.approx(model.masks.kept / model.masks.prunable)
+    for _ in range(4 * 200):
+        before = model.state_dict()
+        ids = torch.randint(10, (4,))  # rows 10 to 29 are never touched
+        optimizer.zero_grad()
+        model.loss(ids).backward()
+        optimizer.step()
+        model.apply_masks()
+        old, trained = model.masks, model.state_dict()
+        dynamics.after_step(trainer)
+        after = model.state_dict()
+        for name, mask in model.masks.items():
+            assert int(mask.sum()) == budgets[name]
+            assert not after[name][~mask].any()
+            stayed = mask & old[name]
+            assert torch.equal(after[name][stayed], trained[name][stayed])
+            assert not after[name][mask & ~old[name]].any()
+        assert before.keys() == after.keys()
+    assert dynamics.updates == 200
+    assert rate < dynamics.exploration_rate(model.masks) <= 1
+
+
+def bench_of(model: str, data: Path) -> Bench:
+    return Bench(model, data, epochs=4, learning_rate=0.01, train_batch_size=160)
+
+
+def dynamic_trainer(bench: Bench, storage: str, files: Files | None = None, **session: Any) -> Any:
+    masks = bench.masks(0.3)
+    model = bench.model(masks, storage)
+    steps = len(bench.train) * 4
+    dynamics = PruneAndGrow(keys(prune_update_interval=5, prune_gradient_window=3, prune_end_fraction=0.8), steps, 1)
+    return bench.trainer(model, files, dynamics=dynamics, **session)
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"])
+def test_resumed_in_an_interval_equals_uninterrupted(model: str, storage: str, tiny_data: Path) -> None:
+    bench = bench_of(model, tiny_data)
+    files = Files()
+    whole = dynamic_trainer(bench, storage, files)
+    bench.fit(whole)
+    assert whole.session.dynamics.updates > 2
+    epoch = 2
+    state, checkpoint = files.states[epoch]
+    again = Files(checkpoint=checkpoint)
+    scramble_random_streams()
+    resumed = dynamic_trainer(bench, storage, again, resume=codec.decode(state))
+    scramble_random_streams()
+    resumed.start_epoch = epoch
+    bench.fit(resumed)
+    assert resumed.model.masks.equals(whole.model.masks)
+    assert resumed.best_masks.equals(whole.best_masks)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    report = whole.session.dynamics.report(whole.best_masks)
+    assert resumed.session.dynamics.report(resumed.best_masks) == report
+    assert leaks(resumed.model, resumed.model.masks) == 0
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
+def test_storages_move_the_same_masks(model: str, tiny_data: Path) -> None:
+    bench = bench_of(model, tiny_data)
+    compact = dynamic_trainer(bench, "compact")
+    bench.fit(compact)
+    masked = dynamic_trainer(bench, "masked")
+    bench.fit(masked)
+    for name, mask in compact.model.masks.items():
+        same = (mask == masked.model.masks[name]).float().mean()
+        assert same > 0.99  # rounding decides between nearly equal scores
+
+
+def test_the_best_checkpoint_is_loaded_under_its_own_masks(tiny_data: Path) -> None:
+    bench = bench_of("BPR", tiny_data)
+    trainer = dynamic_trainer(bench, "compact")
+    bench.fit(trainer)
+    last = trainer.model.masks
+    trainer.best_masks = MaskSet(last.scope, {n: m.clone() for n, m in bench.masks(0.3).items()})
+    trainer.load_best()
+    assert trainer.model.masks is trainer.best_masks
+    assert leaks(trainer.model, trainer.best_masks) == 0
