@@ -7,7 +7,7 @@ in the journal, or continues it where a killed process left it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from logging import getLogger
 from typing import Any
@@ -25,6 +25,8 @@ from recbole_prune.ticket import Plan, Ticket
 from recbole_prune.ticket_training import REWIND_FILE, TicketTraining, give_weights
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
+from recbole_prune.training.batches import assemble_batches_fast
+from recbole_prune.training.membership import samplers_over_arrays
 from recbole_prune.training.model import batch_l2, mask_aware, padding_rule
 from recbole_prune.training.user_uniform import sample_users_uniformly
 
@@ -50,7 +52,10 @@ class Experiment:
         with _recbole_says(f"load the dataset {config['dataset']}"):
             self.dataset = create_dataset(config)
             self.logger.info(self.dataset)
-            self.train_data, self.valid_data, self.test_data = data_preparation(config, self.dataset)
+            # a saved loader must load where this package is not installed: it keeps RecBole's classes
+            with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
+                self.train_data, self.valid_data, self.test_data = data_preparation(config, self.dataset)
+        assemble_batches_fast(self.train_data)
         self.select_data = self.test_data if self.settings.prune_select == "test" else self.valid_data
         if self.settings.prune_user_uniform:
             sample_users_uniformly(self.train_data, config)

@@ -20,7 +20,7 @@ def sample_users_uniformly(train_data: Any, config: Any) -> None:
     Raises:
         ConfigError: the model's dataloader does not go through interactions (autoencoders, knowledge graphs).
     """
-    if type(train_data) is not TrainDataLoader:
+    if not isinstance(train_data, TrainDataLoader):
         raise ConfigError(
             f"prune_user_uniform=True: {config['model']} uses RecBole's {type(train_data).__name__}; "
             "only models trained on single interactions can draw users uniformly"

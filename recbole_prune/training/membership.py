@@ -1,0 +1,253 @@
+"""RecBole's negative samplers over arrays: the same draws from the same random stream, without Python sets.
+
+RecBole keeps one Python set per user and phase and asks each drawn item ``item in set`` in a Python loop. Here the used
+pairs of a phase are one sorted array of codes, and a batch is asked at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import numpy as np
+import recbole.data.utils as data_utils
+import torch
+from recbole.sampler import KGSampler, RepeatableSampler, Sampler
+
+# multiplicative hashing (Knuth, TAOCP 3, 6.4): 2**64 over the golden ratio and over the silver ratio, made odd
+_HASHES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x6A09E667F3BCC909)
+
+
+class UsedIds:
+    """The values each key has used, in place of RecBole's numpy array of one Python set per key.
+
+    A pair is the code ``key * values + value``; the codes are stored once, sorted: 8 bytes per pair. A test looks into
+    a table of hashed bits (1 to 2 bytes per pair, made at the first test) and searches only where the bit is set.
+
+    Args:
+        keys, values: integer arrays of equal length, the used pairs; repeated ones count once.
+        key_count, value_count: keys are in ``[0, key_count)``, values in ``[0, value_count)``.
+    """
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray, key_count: int, value_count: int) -> None:
+        self.key_count, self.value_count = key_count, value_count
+        codes = np.sort(keys.astype(np.int64) * value_count + values)
+        # np.unique hashes in some versions, many times slower than sorting
+        self.codes = codes[np.append(True, codes[1:] != codes[:-1])] if len(codes) else codes
+        self._offsets: np.ndarray | None = None
+        self._bits: np.ndarray | None = None
+        self._shift = np.uint64(0)
+
+    @classmethod
+    def from_sets(cls, sets: Any, value_count: int) -> UsedIds:
+        """The same content as an array of sets, index = key."""
+        keys = np.repeat(np.arange(len(sets)), [len(used) for used in sets])
+        values = np.fromiter((value for used in sets for value in used), dtype=np.int64, count=len(keys))
+        return cls(keys, values, len(sets), value_count)
+
+    def __len__(self) -> int:
+        return self.key_count
+
+    def __getitem__(self, key: Any) -> Any:
+        """The set of one key; an object array of sets for an array of keys; itself for None (RecBole's first user)."""
+        if key is None:
+            return self
+        if isinstance(key, (list, np.ndarray)):
+            sets = np.empty(len(key), dtype=object)
+            sets[:] = [self[one] for one in key]
+            return sets
+        return set(self.values_of(int(key)).tolist())
+
+    def values_of(self, key: int) -> np.ndarray:
+        """The values of one key, ascending."""
+        if not 0 <= key < self.key_count:
+            raise IndexError(f"key {key} is out of range for {self.key_count} keys")
+        return self.codes[self.offsets[key] : self.offsets[key + 1]] - key * self.value_count
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each key's codes begin, and the end, shape ``(key_count + 1,)``."""
+        if self._offsets is None:
+            self._offsets = np.searchsorted(self.codes, np.arange(self.key_count + 1) * np.int64(self.value_count))
+        return self._offsets
+
+    def contains(self, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Whether each pair is used, a boolean array; a value of -1 is used by nobody.
+
+        Raises:
+            IndexError: a key is out of range.
+        """
+        found = np.zeros(len(keys), dtype=bool)
+        if not len(keys) or not len(self.codes):
+            return found
+        if keys.view(np.uint64).max() >= self.key_count:  # negative ones are huge without their sign
+            raise IndexError(f"a key is out of range for {self.key_count} keys")
+        codes = keys * np.int64(self.value_count) + values
+        maybe = self._candidates(codes)
+        codes = codes[maybe]
+        places = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        found[maybe] = (self.codes[places] == codes) & (values[maybe] >= 0)
+        return found
+
+    def _candidates(self, codes: np.ndarray) -> np.ndarray:
+        """Places of the codes whose two bits are set: every present one, and 1 absent one in 25 to 75."""
+        if self._bits is None:
+            exponent = max(int(8 * len(self.codes) - 1).bit_length(), 3)
+            self._shift = np.uint64(64 - exponent)
+            table = np.zeros(1 << exponent, dtype=bool)
+            for factor in _HASHES:
+                table[self._slots(self.codes, factor)] = True
+            self._bits = np.packbits(table, bitorder="little")
+        places: np.ndarray = np.flatnonzero(self._bit(self._slots(codes, _HASHES[0])))
+        places = places[np.flatnonzero(self._bit(self._slots(codes[places], _HASHES[1])))]
+        return places
+
+    def _slots(self, codes: np.ndarray, factor: np.uint64) -> np.ndarray:
+        return ((codes.view(np.uint64) * factor) >> self._shift).view(np.int64)
+
+    def _bit(self, slots: np.ndarray) -> np.ndarray:
+        assert self._bits is not None
+        bits: np.ndarray = (self._bits[slots >> 3] >> (slots & 7).astype(np.uint8)) & np.uint8(1)
+        return bits
+
+
+class _ArraySampling:
+    """What replaces Python loops in ``AbstractSampler``; the draws are RecBole's, in number, order and size."""
+
+    used_ids: UsedIds
+
+    def _build_alias_table(self) -> None:
+        """RecBole's alias table, operation by operation (in lists, where RecBole has dicts keyed by id)."""
+        candidates = np.asarray(self._get_candidates_list())  # type: ignore[attr-defined]
+        keys, first, counts = np.unique(candidates, return_index=True, return_counts=True)
+        order = np.argsort(first)  # RecBole's keys stand in the order of their first appearance
+        powers = [pow(count / len(candidates), self.alpha) for count in counts[order].tolist()]  # type: ignore[attr-defined]
+        total = sum(powers)
+        prob = [power / total * len(powers) for power in powers]
+        alias = [-1] * len(prob)
+        large = deque(i for i, p in enumerate(prob) if p > 1)
+        small = deque(i for i, p in enumerate(prob) if p < 1)
+        while large and small:
+            giver, taker = large.popleft(), small.popleft()
+            alias[taker] = giver
+            prob[giver] = prob[giver] - (1 - prob[taker])
+            if prob[giver] < 1:
+                small.append(giver)
+            elif prob[giver] > 1:
+                large.append(giver)
+        keys = keys[order].astype(np.int64)
+        self._set_alias_table(keys, np.array(prob), np.where(np.array(alias) < 0, -1, keys[alias]))
+
+    def _set_alias_table(self, keys: np.ndarray, prob: np.ndarray, alias: np.ndarray) -> None:
+        self._alias_keys, self._alias_prob, self._alias = keys, prob, alias
+
+    def _pop_sampling(self, sample_num: int) -> np.ndarray:
+        places = np.random.randint(0, len(self._alias_keys), sample_num)
+        chances = np.random.random(sample_num)
+        return np.where(self._alias_prob[places] > chances, self._alias_keys[places], self._alias[places])
+
+    def sample_by_key_ids(self, key_ids: Any, num: int) -> torch.Tensor:
+        """``num`` unused values for every key, in RecBole's order: shape ``(num * keys,)``.
+
+        Raises:
+            IndexError: a key is out of range (RecBole turns it into a ValueError that names the key).
+        """
+        keys = np.tile(np.asarray(key_ids, dtype=np.int64), num)
+        return self._draw_unused(len(keys), lambda places, drawn: self.used_ids.contains(keys[places], drawn))
+
+    def _draw_unused(self, count: int, is_used: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> torch.Tensor:
+        values = np.empty(count, dtype=np.int64)
+        pending = np.arange(count)
+        while len(pending):
+            drawn = self.sampling(len(pending))  # type: ignore[attr-defined]
+            values[pending] = drawn
+            pending = pending[is_used(pending, drawn)]
+        return torch.from_numpy(values)
+
+
+class ArraySampler(_ArraySampling, Sampler):
+    """RecBole's ``Sampler``; each phase has used what it and the phases before it contain."""
+
+    def get_used_ids(self) -> dict[str, UsedIds]:
+        used: dict[str, UsedIds] = {}
+        keys = values = np.empty(0, dtype=np.int64)
+        for phase, dataset in zip(self.phases, self.datasets):
+            keys = np.concatenate([keys, dataset.inter_feat[self.uid_field].numpy()])
+            values = np.concatenate([values, dataset.inter_feat[self.iid_field].numpy()])
+            used[phase] = UsedIds(keys, values, self.user_num, self.item_num)
+        if (np.diff(used[self.phases[-1]].offsets) + 1 == self.item_num).any():
+            raise ValueError(
+                "Some users have interacted with all items, "
+                "which we can not sample negative items for them. "
+                "Please set `user_inter_num_interval` to filter those users."
+            )
+        return used
+
+
+class ArrayKGSampler(_ArraySampling, KGSampler):
+    """RecBole's ``KGSampler``; a head entity has used its tails."""
+
+    def get_used_ids(self) -> UsedIds:
+        used = UsedIds(np.asarray(self.hid_list), np.asarray(self.tid_list), self.entity_num, self.entity_num)
+        if (np.diff(used.offsets) + 1 == self.entity_num).any():
+            raise ValueError(
+                "Some head entities have relation with all entities, "
+                "which we can not sample negative entities for them."
+            )
+        return used
+
+
+class ArrayRepeatableSampler(_ArraySampling, RepeatableSampler):
+    """RecBole's ``RepeatableSampler``; a row has used its own positive item only."""
+
+    def get_used_ids(self) -> UsedIds:
+        nothing = np.empty(0, dtype=np.int64)
+        return UsedIds(nothing, nothing, self.user_num, self.item_num)
+
+    def sample_by_user_ids(self, user_ids: Any, item_ids: Any, num: int) -> torch.Tensor:
+        positives = np.tile(np.asarray(item_ids), num)
+        return self._draw_unused(len(positives), lambda places, drawn: drawn == positives[places])
+
+
+_ARRAY_CLASSES: dict[type, type] = {
+    Sampler: ArraySampler,
+    KGSampler: ArrayKGSampler,
+    RepeatableSampler: ArrayRepeatableSampler,
+}
+
+
+@contextmanager
+def samplers_over_arrays() -> Iterator[None]:
+    """Let ``data_preparation`` build its samplers over arrays, without ever making a set per user."""
+    originals = {array.__mro__[2].__name__: plain for plain, array in _ARRAY_CLASSES.items()}
+    for plain, array in _ARRAY_CLASSES.items():
+        setattr(data_utils, plain.__name__, array)
+    try:
+        yield
+    finally:
+        for name, plain in originals.items():
+            setattr(data_utils, name, plain)
+
+
+def convert_sampler(sampler: Any) -> bool:
+    """Turn a sampler that RecBole built (for one phase) into one over arrays, in place.
+
+    Returns:
+        Whether it is one over arrays now; a sampler of a class that is not RecBole's stays what it is.
+    """
+    if isinstance(sampler, _ArraySampling):
+        return True
+    array_class = _ARRAY_CLASSES.get(type(sampler))
+    if array_class is None:
+        return False
+    value_count = sampler.entity_num if isinstance(sampler, KGSampler) else sampler.item_num
+    sampler.used_ids = UsedIds.from_sets(sampler.used_ids, value_count)
+    if sampler.distribution == "popularity":
+        keys = list(sampler.prob)
+        prob, alias = ([table[key] for key in keys] for table in (sampler.prob, sampler.alias))
+        sampler.__class__ = array_class
+        sampler._set_alias_table(np.array(keys, dtype=np.int64), np.array(prob), np.array(alias, dtype=np.int64))
+    sampler.__class__ = array_class
+    return True
