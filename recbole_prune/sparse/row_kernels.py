@@ -11,17 +11,35 @@ from typing import Any
 
 import torch
 
-
-def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> None:
-    for i in range(ids.size):
-        for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
-            table[i, columns[at]] = values[at]
+# The rows of a batch lie anywhere in memory. Reading the first entry of some of them in a loop of its own, without
+# branches, lets the processor wait for all at once; the loop over their entries waits for each in turn.
+_TOUCHED_TOGETHER = 128
 
 
-def _add_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> None:
-    for i in range(ids.size):
-        for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
-            values[at] += table[i, columns[at]]
+def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> Any:
+    touched, last = 0.0, values.size - 1
+    for first in range(0, ids.size, _TOUCHED_TOGETHER):
+        end = min(ids.size, first + _TOUCHED_TOGETHER)
+        for i in range(first, end):
+            at = min(pointers[ids[i]], last)
+            touched += values[at] + columns[at]
+        for i in range(first, end):
+            for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
+                table[i, columns[at]] = values[at]
+    return touched
+
+
+def _add_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> Any:
+    touched, last = 0.0, values.size - 1
+    for first in range(0, ids.size, _TOUCHED_TOGETHER):
+        end = min(ids.size, first + _TOUCHED_TOGETHER)
+        for i in range(first, end):
+            at = min(pointers[ids[i]], last)
+            touched += values[at] + columns[at]
+        for i in range(first, end):
+            for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
+                values[at] += table[i, columns[at]]
+    return touched
 
 
 def _expand(pointers: Any, columns: Any, values: Any, table: Any) -> None:
@@ -40,7 +58,7 @@ _LOOPS = {"scatter_rows": _scatter_rows, "add_rows": _add_rows, "expand": _expan
 
 
 @cache
-def _compiled(name: str) -> Callable[..., None] | None:
+def _compiled(name: str) -> Callable[..., Any] | None:
     try:
         from numba import njit
     except ImportError:
@@ -51,7 +69,7 @@ def _compiled(name: str) -> Callable[..., None] | None:
         return njit(_LOOPS[name], nogil=True)  # type: ignore[no-any-return]
 
 
-def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], None] | None:
+def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:
     """One of the loops, ready to be called on tensors, or None where it cannot: no numba, or not on a CPU.
 
     Args:
@@ -65,4 +83,6 @@ def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], None] | None:
     if loop is None:
         return None
     arrays = [tensor.detach().numpy() for tensor in tensors]
+    if len(arrays[2]) == 0:  # nothing is live
+        return lambda: None
     return lambda: loop(*arrays)

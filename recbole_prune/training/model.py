@@ -16,6 +16,7 @@ from recbole_prune.scope import PaddingRule
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.storage import choose_compact
 from recbole_prune.training.gradient_record import GradientRecorder
+from recbole_prune.training.propagation import speed_up_propagation
 from recbole_prune.training.state import forget_caches
 
 
@@ -96,6 +97,12 @@ class MaskAware:
         self._recorder = recorder
         for name, module in compact_modules(self):  # type: ignore[arg-type]
             module.record = None if recorder is None else recorder.of(name)
+
+    def train(self, mode: bool = True) -> Any:
+        """RecBole's switch between training and evaluation; models may have built new graphs since the last one."""
+        result = super().train(mode)  # type: ignore[misc]
+        speed_up_propagation(self)  # type: ignore[arg-type]
+        return result
 
     def watch_gradients(self, names: list[str]) -> set[str]:
         """A set that fills with those of ``names`` that receive a gradient from now on."""
