@@ -91,14 +91,14 @@ def update_ratio(initial: float, floor: float, step: int, total: int) -> float:
     return floor + (initial - floor) * (1 + cos(pi * min(1.0, step / total))) / 2
 
 
-def learning_rate_factor(schedule: str, epoch: int, epochs: int, warmup: int) -> float:
+def learning_rate_factor(schedule: str, epoch: int, epochs: int, warmup: int, floor: float = 0.0) -> float:
     """Factor on the learning rate in ``epoch`` (from 0) of ``epochs``.
 
-    Linear warm-up over ``warmup`` epochs, then constant, linear or cosine decay towards zero.
+    Linear warm-up over ``warmup`` epochs, then constant, linear or cosine decay towards the fraction ``floor``.
     """
     if epoch < warmup:
         return (epoch + 1) / (warmup + 1)
     progress = min(1.0, (epoch - warmup) / max(1, epochs - warmup))
     if schedule == "cosine":
-        return 0.5 * (1 + cos(pi * progress))
-    return 1.0 - progress if schedule == "linear" else 1.0
+        return floor + (1 - floor) * 0.5 * (1 + cos(pi * progress))
+    return 1.0 - (1 - floor) * progress if schedule == "linear" else 1.0

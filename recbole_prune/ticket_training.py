@@ -107,6 +107,7 @@ class TicketTraining:
             report=self.experiment.progress.epoch_done,
             learning_rate_schedule=settings.prune_lr_schedule,
             warmup=settings.prune_lr_warmup,
+            learning_rate_floor=settings.prune_lr_floor,
             fused=settings.prune_fused,
             dynamics=plan.dynamics,
             fixed_progress=plan.rewind == "none" and plan.ticket > 0,

@@ -35,7 +35,7 @@ class Session:
         resume: the state to continue from.
         rewind: a state of the dense run whose random streams, data order and counters are taken over.
         report: called after each epoch and validation.
-        learning_rate_schedule, warmup: see :func:`recbole_prune.schedule.learning_rate_factor`.
+        learning_rate_schedule, warmup, learning_rate_floor: see :func:`recbole_prune.schedule.learning_rate_factor`.
         dynamics: moves the masks between optimizer steps (:class:`~recbole_prune.pruners.prune_and_grow.PruneAndGrow`).
         fused: use the fused form of the optimizer.
         fixed_progress: hold the schedule at its end (training that continues after the schedule has run out).
@@ -55,6 +55,7 @@ class Session:
     report: Callable[[MaskAwareTrainer], None] = field(default=lambda trainer: None)
     learning_rate_schedule: str = "constant"
     warmup: int = 0
+    learning_rate_floor: float = 0.0
     fixed_progress: bool = False
     fused: bool = True
     dynamics: Any = None
@@ -188,7 +189,9 @@ class MaskAwareTrainer:
             return
         epochs: int = self.epochs  # type: ignore[attr-defined]
         at = epochs - 1 if session.fixed_progress else epoch
-        factor = learning_rate_factor(session.learning_rate_schedule, at, epochs, session.warmup)
+        factor = learning_rate_factor(
+            session.learning_rate_schedule, at, epochs, session.warmup, session.learning_rate_floor
+        )
         for optimizer, rates in zip(states.optimizers_of(self).values(), self._base_rates):
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
