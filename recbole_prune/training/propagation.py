@@ -141,7 +141,7 @@ class _Product(torch.autograd.Function):
         return torch.mm(rows.csr, dense)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         return _Product.apply(gradient, ctx.rows.transposed), None
 
 
@@ -158,7 +158,7 @@ class _MeanOfLayers(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         return _MeanOfLayers.apply(gradient, ctx.rows.transposed, ctx.layers), None, None
 
 
