@@ -115,6 +115,8 @@ class Killed(BaseException):
         ("RecVAE", {}),
         ("KGAT", {}),
         ("NCL", {}),
+        ("LightGCN", {}),
+        ("SGL", {}),
         ("LDiffRec", {}),
         ("SASRec", {}),
         ("DIN", {}),

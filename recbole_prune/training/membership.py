@@ -100,9 +100,9 @@ class UsedIds:
             for factor in _HASHES:
                 table[self._slots(self.codes, factor)] = True
             self._bits = np.packbits(table, bitorder="little")
-        places: np.ndarray = np.flatnonzero(self._bit(self._slots(codes, _HASHES[0])))
-        places = places[np.flatnonzero(self._bit(self._slots(codes[places], _HASHES[1])))]
-        return places
+        first = np.flatnonzero(self._bit(self._slots(codes, _HASHES[0])))
+        both: np.ndarray = first[np.flatnonzero(self._bit(self._slots(codes[first], _HASHES[1])))]
+        return both
 
     def _slots(self, codes: np.ndarray, factor: np.uint64) -> np.ndarray:
         return ((codes.view(np.uint64) * factor) >> self._shift).view(np.int64)

@@ -1,8 +1,9 @@
 """Graph propagation on compressed sparse rows, for every model that multiplies a fixed sparse matrix.
 
-RecBole's graph models keep their matrix in COO form and call ``torch.sparse.mm`` with it in every batch. The same product
-on CSR with 32-bit indices takes a fifth of the time on a CPU, and its backward, which torch does by transposing the COO
-matrix anew each time, is one more such product. The models stay as they are: their matrix becomes a tensor that knows.
+RecBole's graph models keep their matrix in COO form and call ``torch.sparse.mm`` with it in every batch. The same
+product on CSR with 32-bit indices takes a fifth of the time on a CPU, and its backward, for which torch transposes the
+COO matrix anew each time, is one more such product. The models stay as they are: their matrix becomes a tensor that
+multiplies in another way.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _LONGEST_CONTAINER = 1000  # entries; longer lists and dicts of a model are data
 def speed_up_propagation(model: nn.Module) -> None:
     """Replace the fixed sparse matrices among a model's attributes by :class:`FixedMatrix`.
 
-    To be called whenever a model may have got new ones: at every ``train()`` and ``eval()``, since models such as SGL and
-    KGAT rebuild theirs between epochs. Matrices that are there already stay the same object; a matrix costs nothing
-    before its first product. What a model makes per batch is never an attribute at these moments and stays COO, since
-    it would be converted for a single use.
+    To be called whenever a model may have got new ones: at every ``train()`` and ``eval()``, since models such as SGL
+    and KGAT rebuild theirs between epochs. Matrices that are there already stay the same object. A matrix is converted
+    at its first product, whatever happened before, so that a resumed training repeats the products of an unbroken one.
+    What a model makes per batch is no attribute at these moments and stays COO: it would be converted for a single use.
     """
     known: dict[int, FixedMatrix] = {}
     for module in model.modules():
@@ -107,12 +108,22 @@ class FixedMatrix(torch.Tensor):
         )
 
     def _multiply(self, right: torch.Tensor) -> torch.Tensor:
+        return self._apply(_Product, right)
+
+    def mean_of_layers(self, ego: torch.Tensor, layers: int) -> torch.Tensor:
+        """Mean of ``ego``, ``A ego``, ..., ``A^layers ego`` without keeping the layers; shape of ``ego``.
+
+        Source: LightGCN (He et al. 2020, arXiv:2002.02126), eq. 8 with equal weights.
+        """
+        return self._apply(_MeanOfLayers, ego, layers)
+
+    def _apply(self, function: Any, dense: torch.Tensor, *arguments: int) -> torch.Tensor:
         if self._rows is None or self._rows.version != self.plain._version:
             self._rows = _CompressedRows(self.plain)
         # autocast would cast one side only, which is why RecBole's graph models fail under it
-        with torch.autocast(right.device.type, enabled=False):
-            product: torch.Tensor = _Product.apply(right.to(self.plain.dtype), self._rows)  # type: ignore[no-untyped-call]
-        return product
+        with torch.autocast(dense.device.type, enabled=False):
+            result: torch.Tensor = function.apply(dense.to(self.plain.dtype), self._rows, *arguments)
+        return result
 
 
 def _unwrap(value: Any) -> Any:
@@ -130,8 +141,25 @@ class _Product(torch.autograd.Function):
         return torch.mm(rows.csr, dense)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
-        return _Product.apply(gradient, ctx.rows.transposed), None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _Product.apply(gradient, ctx.rows.transposed), None
+
+
+class _MeanOfLayers(torch.autograd.Function):
+    """sum of (matrix ^ k) dense for k = 0 ... layers, over layers + 1; the gradient is the same with the transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, dense: torch.Tensor, rows: _CompressedRows, layers: int) -> torch.Tensor:
+        ctx.rows, ctx.layers = rows, layers
+        share = dense / (layers + 1)
+        total = share
+        for _ in range(layers):  # Horner's rule
+            total = torch.addmm(share, rows.csr, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _MeanOfLayers.apply(gradient, ctx.rows.transposed, ctx.layers), None, None
 
 
 class _CompressedRows:
@@ -175,3 +203,39 @@ def _multiplies_csr(device: str, dtype: torch.dtype) -> bool:
         works = False
         getLogger().debug(f"propagation stays in COO form: {error}")
     return works
+
+
+class _LightGCN:
+    """LightGCN whose layers are averaged as they come, not stacked first."""
+
+    def forward(self: Any) -> Any:
+        ego = self.get_ego_embeddings()
+        matrix = self.norm_adj_matrix
+        if type(matrix) is not FixedMatrix or not matrix._can_multiply(ego):
+            return super().forward()  # type: ignore[misc]
+        return torch.split(matrix.mean_of_layers(ego, self.n_layers), [self.n_users, self.n_items])
+
+
+class _SGL:
+    """SGL likewise, for graphs that are the same in every layer (all but its random walks in training)."""
+
+    def forward(self: Any, graph: Any) -> Any:
+        ego = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        if type(graph) is not FixedMatrix or not graph._can_multiply(ego):
+            return super().forward(graph)  # type: ignore[misc]
+        return torch.split(graph.mean_of_layers(ego, self.n_layers), [self.n_users, self.n_items], dim=0)
+
+
+_FORWARDS = {
+    "recbole.model.general_recommender.lightgcn": _LightGCN,
+    "recbole.model.general_recommender.sgl": _SGL,
+}
+
+
+def faster_forward(model_class: type) -> tuple[type, ...]:
+    """The class to put before ``model_class`` in a subclass of it, or nothing: a ``forward`` equal up to rounding.
+
+    Only for models whose ``forward`` is RecBole's own, not overridden.
+    """
+    mixin = _FORWARDS.get(getattr(model_class.forward, "__module__", ""))  # type: ignore[attr-defined]
+    return () if mixin is None else (mixin,)

@@ -18,6 +18,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from torch import nn
 
 from recbole_prune.training.codec import is_supported
+from recbole_prune.training.propagation import plain
 
 # propagated tables that a model computes from its weights and clears at the next loss
 CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e", "i_embedding")
@@ -107,6 +108,7 @@ class _Identity:
 
 def _fingerprint(value: Any) -> Any:
     """Something that differs when a value has changed."""
+    value = plain(value)
     if isinstance(value, torch.Tensor):
         return _Identity(value, value._version)
     if isinstance(value, np.ndarray):
