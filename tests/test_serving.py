@@ -61,7 +61,10 @@ def plain_ranking(recommender: Recommender, user: int, k: int, exclude_seen: boo
     """The same lists by sorting everything."""
     artifact = recommender._artifact
     tables = [artifact.tensor(f"{name}_embedding.weight").astype(np.float64) for name in ("user", "item")]
-    scores = (scale * tables[1][:ITEMS] @ tables[0][user]).astype(np.float32)
+    scores = np.zeros(ITEMS)
+    for column in range(tables[0].shape[1]):  # products are added in the order of the coordinates
+        scores += scale * tables[0][user, column] * tables[1][:ITEMS, column]
+    scores = scores.astype(np.float32)
     excluded = set(artifact.seen.of(user).tolist()) if exclude_seen else set()
     order = sorted((-float(score), item) for item, score in enumerate(scores) if item and item not in excluded)
     return [(artifact.items[item], -score) for score, item in order[:k]]
@@ -77,15 +80,17 @@ def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     users=st.lists(st.integers(1, USERS - 1), max_size=12),
     k=st.integers(1, ITEMS - 1),
     exclude_seen=st.booleans(),
-    blocks=st.tuples(st.integers(1, 10), st.integers(1, 120)),
+    with_numba=st.booleans(),
 )
-def test_lists_equal_a_full_sort_whatever_the_blocks(
-    recommender: Recommender, users: list[int], k: int, exclude_seen: bool, blocks: tuple[int, int]
+def test_lists_equal_a_full_sort_with_and_without_numba(
+    recommender: Recommender, users: list[int], k: int, exclude_seen: bool, with_numba: bool
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recommend, "_USERS_AT_ONCE", blocks[0])
-        patch.setattr(recommend, "_ITEMS_AT_ONCE", blocks[1])
-        found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
+    if not with_numba:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recommend, "available", lambda: False)
+            recommender = Recommender(recommender._artifact)
+        assert recommender._scan is None
+    found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
     assert found == [plain_ranking(recommender, user, k, exclude_seen) for user in users]
 
 

@@ -56,8 +56,8 @@ class Artifact:
     items: Sequence[str] = field(repr=False)
     seen: Seen = field(repr=False)
 
-    def tensor(self, name: str) -> Array:
-        """Decode one weight, or one of the vectors.
+    def encoded(self, name: str) -> EncodedTensor:
+        """One weight, or one of the vectors, as it is stored.
 
         Raises:
             ArtifactError: there is none of that name.
@@ -66,7 +66,11 @@ class Artifact:
         if encoded is None:
             known = ", ".join([*self.tensors, *self.shared, *self.vectors])
             raise ArtifactError(f"{self.folder} has no tensor {name!r}; it has {known}")
-        return encoded.decode()
+        return encoded
+
+    def tensor(self, name: str) -> Array:
+        """Decode one weight, or one of the vectors; as :meth:`encoded`."""
+        return self.encoded(name).decode()
 
     def state(self) -> dict[str, Array]:
         """Decode all weights: the model's ``state_dict`` in numpy."""

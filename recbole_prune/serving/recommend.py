@@ -8,21 +8,21 @@ import json
 import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
+from logging import getLogger
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
-from recbole_prune.artifact.encoding import Array
+from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.errors import ArtifactError
+from recbole_prune.sparse.dense_top_k import dense_top_k
+from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, InvertedLists, Rows, TopK, available
 
 Recommendation = tuple[str, float]
 
-_USERS_AT_ONCE = 256
-_ITEMS_AT_ONCE = 8192
 # above this many tokens, only those that begin or end alike are compared for near matches
 _MANY_TOKENS = 20_000
 
@@ -32,7 +32,8 @@ def score_users(
 ) -> NDArray[np.float32]:
     """Scores of some users for the items ``start`` to ``stop - 1``.
 
-    Products are added in float64 and rounded once, so that equal rows score equally wherever they stand in a block.
+    Products are added in float64, coordinate by coordinate, and rounded once: the scores that :meth:`Recommender.top_k`
+    ranks by, however it finds the best.
 
     Args:
         user_vectors: shape ``[users, width]``.
@@ -42,31 +43,16 @@ def score_users(
     Returns:
         float32, shape ``[users, stop - start]``.
     """
-    block = item_vectors[start:stop].astype(np.float64)
-    scores = (scale * user_vectors.astype(np.float64)) @ block.T
-    return np.asarray(scores.astype(np.float32))
+    scaled = scale * user_vectors.astype(np.float64)
+    total = np.zeros((len(user_vectors), stop - start))
+    for column in range(user_vectors.shape[1]):
+        total += scaled[:, column, None] * item_vectors[start:stop, column].astype(np.float64)
+    return np.asarray(total.astype(np.float32))
 
 
-@dataclass
-class _Best:
-    """The best items of one user among the blocks so far: score descending, then internal id ascending."""
-
-    size: int
-    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    items: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    def add(self, scores: NDArray[np.float32], first: int) -> None:
-        """Take in the scores of the items from ``first`` on, which must follow all items so far."""
-        full = self.items.size == self.size
-        # an equal score loses against an earlier item, so "greater" is enough once there are enough
-        wanted = np.flatnonzero(scores > (self.scores[-1] if full else np.float32(-np.inf)))
-        if wanted.size > self.size:
-            least = np.partition(scores[wanted], wanted.size - self.size)[wanted.size - self.size]
-            wanted = wanted[scores[wanted] >= least]
-        both = np.concatenate([self.scores, scores[wanted]])
-        order = np.argsort(-both, kind="stable")[: self.size]
-        self.items = np.concatenate([self.items, first + wanted])[order]
-        self.scores = both[order]
+def _rows_of(table: EncodedTensor) -> Rows:
+    pointers, columns, values = table.csr()
+    return Rows(pointers, columns.astype(np.int32), values.astype(np.float32))
 
 
 class Recommender:
@@ -79,11 +65,21 @@ class Recommender:
             raise ArtifactError(f"{artifact.folder} cannot recommend without RecBole: {reason}")
         self._artifact = artifact
         self._scale = float(serving["scale"])
-        self._user_vectors = artifact.tensor(serving["user"])
-        # knowledge graph models keep further entities behind the items
-        self._item_vectors = artifact.tensor(serving["item"])[: len(artifact.items)]
-        if len(self._user_vectors) != len(artifact.users) or len(self._item_vectors) != len(artifact.items):
+        count = len(artifact.items)
+        users, items = (artifact.encoded(serving[side]) for side in ("user", "item"))
+        if users.rows != len(artifact.users) or items.rows < count:
             raise ArtifactError(f"{artifact.folder} contradicts itself: tokens and vectors differ in number")
+        self._scan: tuple[Rows, InvertedLists] | None = None
+        self._tables: tuple[Array, Array] | None = None
+        sparse = items.kept <= DENSEST_SCAN * items.entries
+        if sparse and not available():
+            getLogger(__name__).info("numba is not installed: ranking by matrix products, which is slower (extra fast)")
+        if sparse and available():
+            # knowledge graph models keep further entities behind the items
+            own = _rows_of(items).some(np.arange(count))
+            self._scan = _rows_of(users), InvertedLists(own, items.columns)
+        else:
+            self._tables = users.decode(), items.decode()[:count]
 
     @classmethod
     def from_artifact(cls, folder: PathLike) -> Recommender:
@@ -98,13 +94,16 @@ class Recommender:
     def _ids(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self._artifact.users) if number > 0}
 
-    def recommend(self, users: Sequence[str], k: int = 10, exclude_seen: bool = True) -> list[list[Recommendation]]:
+    def recommend(
+        self, users: Sequence[str], k: int = 10, exclude_seen: bool = True, threads: int = 0
+    ) -> list[list[Recommendation]]:
         """The k best items of each user.
 
         Args:
             users: the user's own tokens.
             k: length of a list, from 1 to the number of items.
             exclude_seen: leave out what a user has consumed; a list is shorter where fewer than k items are left.
+            threads: for sparse tables; 0: all usable cores.
 
         Returns:
             for each user, in order, ``(item token, score)`` from the best on; equal scores by internal id.
@@ -112,29 +111,42 @@ class Recommender:
         Raises:
             ArtifactError: a user is unknown, or k is out of range.
         """
-        size = self._check_k(k)
-        ids = self._internal_ids(users)
-        found: list[list[Recommendation]] = []
-        for start in range(0, len(ids), _USERS_AT_ONCE):
-            for best in self._rank(ids[start : start + _USERS_AT_ONCE], size, exclude_seen):
-                tokens = [self._artifact.items[item] for item in best.items]
-                found.append(list(zip(tokens, best.scores.tolist())))
-        return found
+        numbers = self._internal_ids(users)
+        best = self.top_k(np.asarray(numbers, dtype=np.int64), k, exclude_seen, threads)
+        tokens = self._artifact.items
+        return [
+            [(tokens[item], score) for item, score in zip(row.tolist(), scores.tolist()) if item >= 0]
+            for row, scores in zip(best.items, best.scores)
+        ]
 
-    def _rank(self, users: Sequence[int], size: int, exclude_seen: bool) -> list[_Best]:
-        best = [_Best(size) for _ in users]
-        vectors = self._user_vectors[np.asarray(users)]
-        seen = [self._artifact.seen.of(user) if exclude_seen else np.zeros(0, np.int64) for user in users]
-        for start in range(0, len(self._item_vectors), _ITEMS_AT_ONCE):
-            stop = min(start + _ITEMS_AT_ONCE, len(self._item_vectors))
-            scores = score_users(vectors, self._item_vectors, start, stop, self._scale)
-            if start == 0:
-                scores[:, 0] = -np.inf  # padding
-            for row, (own, consumed) in enumerate(zip(best, seen)):
-                here = consumed[np.searchsorted(consumed, start) : np.searchsorted(consumed, stop)]
-                scores[row, here.astype(np.int64) - start] = -np.inf
-                own.add(scores[row], start)
-        return best
+    def top_k(self, users: NDArray[np.int64], k: int = 10, exclude_seen: bool = True, threads: int = 0) -> TopK:
+        """The k best items by internal ids, for many users at once.
+
+        Sparse tables are scanned by inverted lists where numba is installed, and stay compressed in memory; dense ones
+        are multiplied. The lists are the same (:mod:`recbole_prune.sparse.inverted_lists`).
+
+        Args:
+            users: internal user ids, shape ``[users]``.
+            k: length of a list, from 1 to the number of items.
+            exclude_seen: leave out what a user has consumed.
+            threads: for the scan; 0: all usable cores.
+
+        Raises:
+            ArtifactError: k or threads is out of range.
+        """
+        size = self._check_k(k)
+        if threads < 0:
+            raise ArtifactError(f"threads={threads} is not allowed: it must be 0 (all usable cores) or more")
+        seen = self._artifact.seen
+        starts = seen.indptr[users].astype(np.int64)
+        counts = seen.indptr[users + 1].astype(np.int64) - starts if exclude_seen else np.zeros(len(users), np.int64)
+        pointers = np.concatenate([[0], np.cumsum(counts)])
+        items = seen.indices[np.arange(pointers[-1]) + np.repeat(starts - pointers[:-1], counts)].astype(np.int64)
+        if self._scan is not None:
+            rows, lists = self._scan
+            return lists.top_k(rows.some(users), size, pointers, items, scale=self._scale, threads=threads)
+        user_table, item_table = self._tables  # type: ignore[misc]
+        return dense_top_k(user_table[users], item_table, size, pointers, items, scale=self._scale)
 
     def _check_k(self, k: int) -> int:
         items = len(self._artifact.items) - 1
@@ -185,10 +197,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--users", required=True, help="user tokens with commas between them")
     parser.add_argument("--k", type=int, default=10, help="items for each user (default 10)")
     parser.add_argument("--exclude_seen", choices=["True", "False"], default="True", help="leave out consumed items")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads for sparse tables (default 0: all usable cores)"
+    )
     parser.add_argument("--format", choices=["table", "json"], default="table")
     options = parser.parse_args(argv)
     users = options.users.split(",")
-    lists = Recommender.from_artifact(options.artifact).recommend(users, options.k, options.exclude_seen == "True")
+    recommender = Recommender.from_artifact(options.artifact)
+    lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
     text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# accumulators are looked at in groups: one comparison of a group's members with the bound, without branches
+# accumulators are looked at in groups: how many of a group reach the bound is counted without branches, by vectors
 _GROUP = 64
 
 
@@ -37,6 +37,7 @@ def _scan(
     k = found_items.shape[1]
     width = starts.shape[1] - 1
     accumulators = np.empty(block, np.float32)
+    groups = accumulators.reshape(block // _GROUP, _GROUP)
     candidates = np.empty(items, np.int32)
     rough = np.empty(items, np.float32)
     best = np.empty(k, np.float32)
@@ -56,7 +57,8 @@ def _scan(
         for number in range(starts.shape[0]):
             base = number * block
             size = min(block, items - base)
-            accumulators[:size] = 0
+            accumulators[:] = 0
+            accumulators[size:] = -np.inf
             for at in range(begin, end):
                 column = user_columns[at]
                 factor = np.float32(vector[column])
@@ -67,15 +69,15 @@ def _scan(
             while seen_at < seen_end and seen_items[seen_at] < base + size:
                 accumulators[seen_items[seen_at] - base] = -np.inf
                 seen_at += 1
-            for first in range(0, size, _GROUP):
-                last = min(first + _GROUP, size)
+            for number_of_group in range((size + _GROUP - 1) // _GROUP):
+                group = groups[number_of_group]
                 reached = 0
-                for offset in range(first, last):
-                    reached |= accumulators[offset] >= bound
+                for member in range(_GROUP):
+                    reached += group[member] >= bound
                 if not reached:
                     continue
-                for offset in range(first, last):
-                    score = accumulators[offset]
+                for member in range(_GROUP):
+                    score = group[member]
                     if score < bound or score == -np.inf:
                         continue
                     if score == 0:
@@ -83,7 +85,7 @@ def _scan(
                         zeros += 1
                         if zeros > k + 1:
                             continue
-                    candidates[count] = base + offset
+                    candidates[count] = base + number_of_group * _GROUP + member
                     rough[count] = score
                     count += 1
                     if score > best[k - 1]:

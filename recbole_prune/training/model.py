@@ -16,7 +16,7 @@ from recbole_prune.scope import PaddingRule
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.storage import choose_compact
 from recbole_prune.training.gradient_record import GradientRecorder
-from recbole_prune.training.propagation import speed_up_propagation
+from recbole_prune.training.propagation import faster_forward, speed_up_propagation
 from recbole_prune.training.state import forget_caches
 
 
@@ -187,7 +187,8 @@ def _moments(states: Iterable[Any], parameter: nn.Parameter) -> list[torch.Tenso
 @cache
 def mask_aware(model_class: type) -> type:
     """The mask-aware subclass of a RecBole model class; it keeps the class's name."""
-    return type(model_class.__name__, (MaskAware, model_class), {"__doc__": model_class.__doc__})
+    bases = MaskAware, *faster_forward(model_class), model_class
+    return type(model_class.__name__, bases, {"__doc__": model_class.__doc__})
 
 
 def padding_rule(model: nn.Module, dataset: Any) -> PaddingRule:
