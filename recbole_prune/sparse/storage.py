@@ -52,7 +52,7 @@ def choose_compact(
         reason = _refusal(module) or shared.get(id(module._parameters.get("weight")), "")
         if reason:
             refused[name] = reason
-        elif storage == "compact" or compact_is_smaller(mask.shape[0], mask.shape[1], int(mask.sum())):
+        elif storage == "compact" or compact_is_smaller(mask.shape[0], mask.shape[1], int(torch.count_nonzero(mask))):
             chosen[name] = module
     return chosen, refused
 
