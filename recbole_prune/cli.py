@@ -1,4 +1,4 @@
-"""``recbole-prune``: run (default), export, recommend, doctor."""
+"""``recbole-prune``: run (default), export, recommend, compare, doctor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from recbole_prune.errors import PruneError
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
        recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
        recbole-prune recommend --artifact=FOLDER --users=196,186 [--k=10]
+       recbole-prune compare --model=BPR --dataset=ml-100k --pruners=static,dsl --sparsities=0.5,0.9 --seeds=1,2,3
        recbole-prune doctor
 
 Every RecBole setting works as with run_recbole.py: --model (-m), --dataset (-d), --config_files="a.yaml b.yaml",
@@ -22,6 +23,7 @@ COMMANDS = {
     "run": "recbole_prune.run_command",
     "export": "recbole_prune.export_command",
     "recommend": "recbole_prune.serving.recommend",
+    "compare": "recbole_prune.compare_command",
     "doctor": "recbole_prune.doctor",
 }
 
