@@ -48,28 +48,59 @@ def find_dot_product(
         return None, f"{name} scores pairs of a user and an item one by one: use load_ticket()"
     if not scores.any():
         return None, f"{name} scores 0 for every user of the probe, so nothing can be compared: use load_ticket()"
-    cached = {
-        attribute: to_numpy(value)
-        for attribute, value in vars(model).items()
-        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
-    }
-    for stored, tables in ((True, decoded), (False, cached)):
-        for user, item in _pairs(tables, dataset.user_num, dataset.item_num):
-            products = tables[user][probe.users].astype(np.float64) @ tables[item][probe.items].T.astype(np.float64)
-            scale = _scale(products, scores)
-            if scale is not None and not disagreement(scale * products, scores):
-                return DotProduct(user, item, scale, stored), None
+    for stored, tables in ((True, decoded), (False, vars(model))):
+        found = match_tables(tables, probe.users, probe.items, scores, dataset.user_num, dataset.item_num)
+        if found is not None:
+            return DotProduct(*found, stored), None
     return None, f"the scores of {name} are not dot products of a user table and an item table: use load_ticket()"
 
 
-def _pairs(tables: Mapping[str, Array], users: int, items: int) -> Iterator[tuple[str, str]]:
+def match_tables(
+    tables: Mapping[str, Any], users: Array, items: Array, scores: Scores, user_count: int, item_count: int
+) -> tuple[str, str, float] | None:
+    """The two tables whose dot products are the scores of some users and items.
+
+    Args:
+        tables: numpy arrays and tensors by name; anything else is passed over.
+        users: internal ids ``[rows]``.
+        items: internal ids ``[columns]``.
+        scores: the model's, ``[rows, columns]``.
+        user_count: rows of a user table.
+        item_count: least number of rows of an item table.
+
+    Returns:
+        (name of the user table, name of the item table, constant factor), or None.
+    """
+    for user, item in _pairs(tables, user_count, item_count):
+        products = _rows(tables[user], users) @ _rows(tables[item], items).T
+        scale = _scale(products, scores)
+        if scale is not None and not disagreement(scale * products, scores):
+            return user, item, scale
+    return None
+
+
+def _pairs(tables: Mapping[str, Any], users: int, items: int) -> Iterator[tuple[str, str]]:
     """Names of possible user and item tables; entity tables, whose first rows are the items, come last."""
-    flat = [name for name, table in tables.items() if table.ndim == 2 and table.dtype.kind == "f"]
+    flat = [name for name, table in tables.items() if _is_table(table)]
     candidates = [name for name in flat if len(tables[name]) >= items]
     for item in sorted(candidates, key=lambda name: len(tables[name]) != items):
         for user in flat:
             if user != item and len(tables[user]) == users and tables[user].shape[1] == tables[item].shape[1]:
                 yield user, item
+
+
+def _is_table(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 2 and value.layout == torch.strided and value.is_floating_point()
+    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
+
+
+def _rows(table: Any, ids: Array) -> Scores:
+    if isinstance(table, torch.Tensor):
+        table = table.detach()[torch.from_numpy(ids).to(table.device)].double().cpu().numpy()
+    else:
+        table = table[ids].astype(np.float64)
+    return np.asarray(table)
 
 
 def _scale(products: Scores, scores: Scores) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from io import BytesIO
 from time import perf_counter
 from typing import Any
@@ -16,6 +16,7 @@ from recbole_prune.errors import TrainingError
 from recbole_prune.masks import MaskSet
 from recbole_prune.schedule import learning_rate_factor
 from recbole_prune.training import state as states
+from recbole_prune.training.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.training.optimizers import fused
 
 
@@ -181,7 +182,24 @@ class MaskAwareTrainer:
         if eval_data and load_best_model:
             self.load_best()
         self.model.apply_masks()  # type: ignore[attr-defined]
+        if eval_data:
+            eval_data = self._block_evaluation.blocks(eval_data) or eval_data
         return super().evaluate(eval_data, load_best_model=False, **kwargs)  # type: ignore[misc]
+
+    @cached_property
+    def _block_evaluation(self) -> BlockEvaluation:
+        return BlockEvaluation(
+            self,
+            batch_scores=super()._full_sort_batch_eval,  # type: ignore[misc]
+            evaluate=super().evaluate,  # type: ignore[misc]
+            train_data=self.session.loaders[0],
+        )
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        """RecBole's scores of a batch, or the ranking of a block of users."""
+        if isinstance(batched_data, UserBlock):
+            return None, self._block_evaluation.rank(batched_data), None, None
+        return super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
 
     def _set_learning_rate(self, epoch: int) -> None:
         session = self.session

@@ -1,0 +1,114 @@
+"""RecBole's collector of ranking results without a dense matrix of positives and without growing tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best items of some users.
+
+    Attributes:
+        items: internal ids, best first, int64 ``[users, k]``.
+        hits: 1 where the item is a positive, else 0, int64 ``[users, k]``.
+        positives: number of positives, int64 ``[users, 1]``.
+    """
+
+    items: torch.Tensor
+    hits: torch.Tensor
+    positives: torch.Tensor
+
+
+def find_hits(items: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor, item_count: int) -> torch.Tensor:
+    """Which ranked items are positives, by binary search.
+
+    Args:
+        items: internal ids ``[users, k]``.
+        rows: the number of each user's row in ``codes`` ``[users]``.
+        codes: ``row * item_count + item`` of every positive, ascending, not empty.
+        item_count: number of items, padding included.
+
+    Returns:
+        1 for a positive, else 0, int64 ``[users, k]``.
+    """
+    wanted = rows[:, None] * item_count + items
+    found = torch.searchsorted(codes, wanted).clamp_(max=len(codes) - 1)
+    return (codes[found] == wanted).long()
+
+
+class _Chunks(DataStruct):
+    """What batches add is kept in lists, to be joined once."""
+
+    def update_tensor(self, name: str, value: torch.Tensor) -> None:
+        if name not in self:
+            self.set(name, [])
+        self.get(name).append(value.clone().detach())
+
+
+class RankingCollector(Collector):
+    """Collects what RecBole's collector collects, ``rec.items`` and ``rec.topk`` at a lower price.
+
+    RecBole writes the positives of a batch into a zero matrix of the size of the scores, sums it over all items, and
+    copies everything collected so far at every batch; and it moves plain numbers to the CPU as if they were tensors,
+    which ends ItemCoverage, GiniIndex, AveragePopularity and TailPercentage with an AttributeError.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.data_struct = _Chunks()
+        self.wants_items = self.register.need("rec.items")
+        self.wants_hits = self.register.need("rec.topk")
+        # what is collected here is struck off, so that RecBole's code collects the rest
+        for name in ("rec.items", "rec.topk"):
+            setattr(self.register, name, False)
+
+    def only_top_items(self) -> bool:
+        """Whether the best items of every user are all that the metrics need from the scores."""
+        return not any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
+
+    def eval_batch_collect(self, scores_tensor: Any, interaction: Any, positive_u: Any, positive_i: Any) -> None:
+        """Collect a batch.
+
+        Args:
+            scores_tensor: the scores as RecBole gives them, ``[users, items]``, or a :class:`Ranked`.
+            interaction: the batch; not read for a :class:`Ranked`, like the two below.
+            positive_u: row of each positive.
+            positive_i: item of each positive.
+        """
+        if isinstance(scores_tensor, Ranked):
+            self._keep(scores_tensor)
+            return
+        if self.wants_items or self.wants_hits:
+            self._keep(self._rank(scores_tensor, positive_u, positive_i))
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+
+    def _rank(self, scores: torch.Tensor, positive_u: torch.Tensor, positive_i: torch.Tensor) -> Ranked:
+        users, item_count = scores.shape
+        items = torch.topk(scores, max(self.topk), dim=-1).indices
+        # a pair that occurs twice is one positive
+        codes = torch.unique(positive_u.to(items.device) * item_count + positive_i.to(items.device))
+        counts = torch.bincount(torch.div(codes, item_count, rounding_mode="floor"), minlength=users)
+        rows = torch.arange(users, device=items.device)
+        return Ranked(items, find_hits(items, rows, codes, item_count), counts[:, None])
+
+    def _keep(self, ranked: Ranked) -> None:
+        if self.wants_items:
+            self.data_struct.update_tensor("rec.items", ranked.items)
+        if self.wants_hits:
+            self.data_struct.update_tensor("rec.topk", torch.cat((ranked.hits, ranked.positives), dim=1))
+
+    def get_data_struct(self) -> DataStruct:
+        """Everything collected, on the CPU; what batches added is forgotten."""
+        collected = DataStruct()
+        for name, value in list(self.data_struct._data_dict.items()):
+            if isinstance(value, list):
+                del self.data_struct[name]
+                value = torch.cat(value).cpu()
+            collected.set(name, value)
+        return collected
