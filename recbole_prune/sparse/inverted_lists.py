@@ -9,6 +9,7 @@ find the candidates (:mod:`recbole_prune.sparse.dense_top_k`). Only numpy is imp
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -127,11 +128,11 @@ class InvertedLists:
             scale: constant factor of the scores.
             threads: 0: all usable cores.
         """
-        from recbole_prune.sparse.scan_kernel import scan
+        from recbole_prune.sparse.scan_kernel import compiled
 
         total = len(users.pointers) - 1
         found = TopK.empty(total, k)
-        kernel = scan()
+        kernel = compiled("scan")
 
         def work(first: int) -> None:
             last = min(first + _USERS_AT_ONCE, total)
@@ -142,6 +143,33 @@ class InvertedLists:
                 found.items, found.scores, found.tied,
             )  # fmt: skip
 
-        with ThreadPoolExecutor(threads or usable_cores()) as pool:
-            list(pool.map(work, range(0, total, _USERS_AT_ONCE)))
+        in_threads(work, range(0, total, _USERS_AT_ONCE), threads)
         return found
+
+
+def largest(scores: NDArray[np.float32], k: int, threads: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k largest scores of each row of ``[rows, columns]``, k at most the columns, largest first; needs numba.
+
+    Returns:
+        columns and scores, each ``[rows, k]``; among equal scores those of smaller columns.
+    """
+    from recbole_prune.sparse.scan_kernel import compiled
+
+    rows, kernel = len(scores), compiled("largest")
+    items, values = np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
+    step = -(-rows // (threads or usable_cores()))
+    in_threads(
+        lambda first: kernel(scores, first, min(rows, first + step), items, values), range(0, rows, step), threads
+    )
+    return items, values
+
+
+def in_threads(work: Callable[[int], None], firsts: range, threads: int) -> None:
+    """Call a function that releases the interpreter's lock for every first row; 0 threads: all usable cores."""
+    threads = min(threads or usable_cores(), len(firsts))
+    if threads < 2:
+        for first in firsts:
+            work(first)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, firsts))

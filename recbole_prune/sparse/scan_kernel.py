@@ -118,16 +118,42 @@ def _scan(
                 tied[user] = True
 
 
+def _largest(scores: Any, first: int, last: int, found_items: Any, found_scores: Any) -> None:
+    """The k largest of each row of scores, largest first; among equal ones those first in the row."""
+    k, columns = found_items.shape[1], scores.shape[1]
+    for row in range(first, last):
+        values, items, best = scores[row], found_items[row], found_scores[row]
+        best[:] = -np.inf
+        items[:] = 0
+        for start in range(0, columns, _GROUP):
+            group = values[start : start + _GROUP]
+            bound = best[k - 1]
+            reached = 0
+            for member in range(group.size):
+                reached += group[member] > bound
+            if not reached:
+                continue
+            for member in range(group.size):
+                score = group[member]
+                if score > best[k - 1]:
+                    place = k - 1
+                    while place > 0 and best[place - 1] < score:
+                        best[place], items[place] = best[place - 1], items[place - 1]
+                        place -= 1
+                    best[place], items[place] = score, start + member
+
+
 @cache
-def scan() -> Callable[..., None]:
-    """The compiled scan; it releases the interpreter's lock.
+def compiled(name: str) -> Callable[..., None]:
+    """A loop of this module, compiled: ``scan`` or ``largest``; it releases the interpreter's lock.
 
     Raises:
         ImportError: numba is not installed.
     """
     from numba import njit
 
+    loop = {"scan": _scan, "largest": _largest}[name]
     try:
-        return njit(_scan, nogil=True, cache=True)  # type: ignore[no-any-return]
+        return njit(loop, nogil=True, cache=True)  # type: ignore[no-any-return]
     except RuntimeError:  # numba finds no folder for its cache
-        return njit(_scan, nogil=True)  # type: ignore[no-any-return]
+        return njit(loop, nogil=True)  # type: ignore[no-any-return]

@@ -166,7 +166,8 @@ class BlockEvaluation:
         live = int(torch.count_nonzero(items))
         if not available() or items.device.type != "cpu" or live > DENSEST_SCAN * items.numel():
             return dense()
-        return ScanRanker(rows, *(self._rows(name, tables) for name in names), items.shape[1], dense, scale)
+        user_rows, item_rows = (self._rows(name, tables) for name in names)
+        return ScanRanker(rows, user_rows, item_rows, items.shape[1], dense, scale)
 
     def _rows(self, name: str, tables: dict[str, Any]) -> Rows:
         """The live entries of a table; a compact one has them."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_prune.sparse.inverted_lists import InvertedLists, Rows
+from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, available, largest
 
 # items whose largest score stands for all of them in the first pass over a row
 _GROUP = 64
 # scores of a block of users: a few MB stay in a CPU's last cache, a GPU wants more work at once
-_BLOCK_SCORES = {"cpu": 1 << 21, "cuda": 1 << 26}
+_BLOCK_SCORES = {"cpu": 1 << 22, "cuda": 1 << 26}
 # with fewer users a matrix product is bound by reading the item table
 _LEAST_USERS = 32
 # users that are scanned between two steps of a progress bar
@@ -25,7 +25,7 @@ _SCANNED_USERS = 4096
 
 
 def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of every row, found among the k groups of neighbours with the largest maxima.
+    """The k largest of every row: in one pass with numba, else among the k groups with the largest maxima.
 
     Args:
         scores: ``[rows, width]``, without NaN.
@@ -35,6 +35,9 @@ def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         (values, positions), each ``[rows, k]``, largest first; which of equal values come first is not defined.
     """
     rows, width = scores.shape
+    if scores.device.type == "cpu" and scores.dtype == torch.float32 and available():
+        items, best = largest(scores.numpy(), k, torch.get_num_threads())
+        return torch.from_numpy(best), torch.from_numpy(items)
     if width % _GROUP or width // _GROUP <= k:
         values, positions = torch.topk(scores, k, dim=1)
         return values, positions
