@@ -1,4 +1,4 @@
-"""``recbole-prune``: run (default), export, recommend, compare, doctor."""
+"""``recbole-prune``: run (default), export, recommend, compare, bench, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp
        recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
        recbole-prune recommend --artifact=FOLDER --users=196,186 [--k=10]
        recbole-prune compare --model=BPR --dataset=ml-100k --pruners=static,dsl --sparsities=0.5,0.9 --seeds=1,2,3
+       recbole-prune bench train --model=BPR --dataset=ml-100k [--sparsities=0,0.9] [--to=FILE]   (bench --help)
        recbole-prune doctor
 
 Every RecBole setting works as with run_recbole.py: --model (-m), --dataset (-d), --config_files="a.yaml b.yaml",
@@ -24,6 +25,7 @@ COMMANDS = {
     "export": "recbole_prune.export_command",
     "recommend": "recbole_prune.serving.recommend",
     "compare": "recbole_prune.compare_command",
+    "bench": "recbole_prune.bench.command",
     "doctor": "recbole_prune.doctor",
 }
 
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "run"
-    if arguments and not arguments[0].startswith("-"):
+    if name != "bench" and arguments and not arguments[0].startswith("-"):
         print(f"recbole-prune: unknown command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:

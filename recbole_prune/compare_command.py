@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.report.table import format_rows
-from recbole_prune.run_command import launch_arguments
+from recbole_prune.run_command import hand_to_recbole
 from recbole_prune.schema import did_you_mean, near_names
 
 _OPTIONS = {"pruners": "static,dsl", "sparsities": "0.5,0.75,0.9", "seeds": "2020,2021,2022", "to": ""}
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     sparsities = [_number("sparsities", word, float) for word in own["sparsities"].split(",")]
     seeds = [_number("seeds", word, int) for word in own["seeds"].split(",")]
     _check(pruners, sparsities)
-    arguments = launch_arguments(rest)
+    model, dataset, files = hand_to_recbole(rest)
     from recbole_prune.quick_start import run_recbole_prune
 
     records: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         for sparsity in sparsities:
             for pruner in pruners:
                 changes = {"pruner": pruner, "prune_target_sparsity": sparsity, "seed": seed}
-                result = run_recbole_prune(**arguments, config_dict=changes)
+                result = run_recbole_prune(model, dataset, files, changes)
                 for ticket in [t for t in result["tickets"] if t["ticket"] == 0] + [result["chosen"]]:
                     name = "dense" if ticket["ticket"] == 0 else pruner
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": result["folder"]})

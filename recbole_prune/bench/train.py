@@ -1,0 +1,68 @@
+"""``bench train``: seconds of training epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.bench.measuring import Candidate, device_clock, first_batches, take_turns
+from recbole_prune.bench.results import Results
+from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
+from recbole_prune.pruners import get_pruner
+from recbole_prune.pruners.dynamic_sparse import StaticSparseTraining
+
+_WARM_UP = 20
+
+
+def run(options: dict[str, Any], words: list[str], results: Results) -> None:
+    """Plain RecBole, then ours at each sparsity, in turn; before that some batches of each to warm up."""
+    with scratch_folder() as scratch:
+        request = Request.of(words, scratch, show_progress=False)
+        config = request.ours()
+        results.settings = settings_of(config)
+        candidates = [*_plain(request, config, scratch, options), *_ours(config, scratch, options)]
+        if options["batches"]:
+            results.notes.append(f"only the first {options['batches']} batches of an epoch, its start included")
+        take_turns(candidates, options["repeats"], results, device_clock(config["device"]))
+
+
+def _plain(request: Request, config: Any, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
+    plain = PlainRun(request.plain(config), scratch)
+    return [_candidate("plain", None, plain.trainer, plain.train_data, plain.reseed, options)]
+
+
+def _ours(config: Any, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
+    ours = OurRun(config, scratch)
+    pruner = config.settings.pruner
+    from_scratch = issubclass(get_pruner(pruner), StaticSparseTraining)
+    candidates = []
+    for sparsity in options["sparsities"]:
+        name = f"ours, {pruner}" if from_scratch and sparsity else "ours"
+        trainer = ours.dynamic_trainer(sparsity) if name != "ours" else ours.trainer(ours.random_masks(sparsity))
+        candidates.append(_candidate(name, sparsity, trainer, ours.experiment.train_data, ours.reseed, options))
+    return candidates
+
+
+def _candidate(
+    name: str,
+    sparsity: float | None,
+    trainer: Any,
+    train_data: Any,
+    reseed: Callable[[int], None],
+    options: dict[str, Any],
+) -> Candidate:
+    batches = options["batches"]
+    timed, short = first_batches(train_data, batches), first_batches(train_data, min(_WARM_UP, batches or _WARM_UP))
+
+    def epochs() -> None:
+        for _ in range(options["together"]):
+            trainer._train_epoch(timed, 1)
+
+    return Candidate(
+        name,
+        sparsity,
+        work=epochs,
+        before=reseed,
+        warm_up=lambda: trainer._train_epoch(short, 0),
+    )
