@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.bench import options as own
-from recbole_prune.bench.measuring import set_threads
 from recbole_prune.bench.options import Option
 from recbole_prune.errors import ConfigError
 from recbole_prune.schema import did_you_mean, near_names
@@ -33,6 +33,7 @@ class Benchmark:
         units: unit of each measure.
         references: candidates that others are compared with.
         options: its own options.
+        speedups: as in :class:`~recbole_prune.bench.results.Results`.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Benchmark:
     units: Mapping[str, str]
     references: tuple[str, ...]
     options: Mapping[str, Option]
+    speedups: bool = True
 
 
 _COMMON = {"threads": own.THREADS, "to": own.TO}
@@ -74,7 +76,7 @@ BENCHMARKS = {
     "memory": Benchmark(
         "memory",
         "bytes of weights, gradients and optimizer after a step, and of the process; a process for each candidate",
-        {"state": "bytes", "peak": "bytes", "peak_of_epoch": "bytes", "peak_on_device": "bytes"},
+        dict.fromkeys(("state", "all_tensors", "peak", "peak_of_epoch", "peak_on_device"), "bytes"),
         ("plain",),
         {
             "sparsities": own.SPARSITIES,
@@ -101,6 +103,7 @@ BENCHMARKS = {
         {"seconds": "seconds", "train_and_eval": "seconds", "train": "seconds", "eval": "seconds"},
         ("plain",),
         _COMMON,
+        speedups=False,
     ),
 }
 _GENERATE = {
@@ -111,6 +114,7 @@ _GENERATE = {
     "seed": own.number(2020, "decides the draw"),
 }
 _OTHERS = ("table", "generate")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def main(argv: list[str]) -> int:
@@ -148,22 +152,25 @@ def main(argv: list[str]) -> int:
         print(_help())
         return 0
     options, words = own.parse(name, BENCHMARKS[name].options, rest)
-    return measure(name, options, words)
+    return measure(name, options, words, argv)
 
 
-def measure(name: str, options: dict[str, Any], words: list[str]) -> int:
+def measure(name: str, options: dict[str, Any], words: list[str], command: list[str]) -> int:
     """Run a benchmark; whatever ends it, what was measured is printed and written.
 
     Args:
         options: values of all its own options.
         words: the rest of the command line.
+        command: all of it, for the record.
     """
     set_threads(options["threads"])
-    # these import torch, which must not happen before the threads are set
+    # imported now: it loads torch and numpy, whose libraries read the number of threads only once
     from recbole_prune.bench.results import Results
 
     benchmark = BENCHMARKS[name]
-    results = Results(name, benchmark.units, benchmark.references, options["to"], {**options, "to": None})
+    results = Results(
+        name, benchmark.units, benchmark.references, options["to"], command=command, speedups=benchmark.speedups
+    )
     results.save()  # a file that cannot be written is better known before the work
     run: Callable[..., None] = import_module(f"recbole_prune.bench.{benchmark.module}").run
     try:
@@ -171,12 +178,22 @@ def measure(name: str, options: dict[str, Any], words: list[str]) -> int:
         results.complete = True
         return 0
     except KeyboardInterrupt:
-        print("\nrecbole-prune: interrupted; what was measured so far follows", file=sys.stderr)
+        print("\nrecbole-prune: interrupted; what was measured so far is kept", file=sys.stderr)
         return 130
     finally:
         results.save()
         if results.has_samples:
             print(results.text())
+
+
+def set_threads(threads: int | None) -> None:
+    """Give every library, and every process started from here, the same number of threads; None changes nothing."""
+    if threads is None:
+        return
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _help() -> str:

@@ -1,8 +1,7 @@
-"""Timing: candidates in turn, a clock that waits for the device, threads, the first batches of an epoch."""
+"""Timing: candidates in turn, a clock that waits for the device, the first batches of an epoch."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,21 +13,6 @@ from tqdm import tqdm
 from recbole_prune.bench.results import Results
 
 Clock = Callable[[], float]
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-def set_threads(threads: int | None) -> None:
-    """Give every library the same number of threads; call it before torch and numpy are imported.
-
-    Subprocesses inherit the number. None leaves everything as it is.
-    """
-    if threads is None:
-        return
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def device_clock(device: Any) -> Clock:

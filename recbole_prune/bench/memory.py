@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from recbole_prune.bench.measuring import first_batches, set_threads
+from recbole_prune.bench.measuring import first_batches
 from recbole_prune.bench.results import Results, quantity
 from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
 from recbole_prune.errors import ConfigError, PruneError
@@ -37,7 +37,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         jobs.insert(0, ("plain", None))
     with scratch_folder() as scratch:
         for name, sparsity in tqdm(jobs, desc="bench memory", unit="process", ncols=100):
-            job = {"name": name, "sparsity": sparsity, "batches": options["batches"], "threads": options["threads"]}
+            job = {"name": name, "sparsity": sparsity, "batches": options["batches"]}
             found = _run_process(job, words, scratch / "found.json")
             results.settings = found.pop("settings", results.settings)
             failed = found.pop("failed", None)
@@ -52,16 +52,24 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
                 results.notes.append(f"{name}{'' if sparsity is None else f' {sparsity:g}'}: {shown}")
             results.save()
     results.notes.append(
-        "state: weights, gradients, optimizer state, buffers and every other tensor that the model keeps (masks, "
-        "positions, graphs) after the last step; peak: of the process with data and libraries; peak_of_epoch: likewise "
-        "after loading and building"
+        "state: weights, gradients and optimizer state after the last step; all_tensors: with buffers and every other "
+        "tensor that the model keeps (masks, positions of live entries, graphs); peak: of the process, with data and "
+        "libraries; peak_of_epoch: likewise, from the end of loading and building on"
     )
 
 
 def _run_process(job: dict[str, Any], words: list[str], file: Path) -> dict[str, Any]:
     """Train one candidate in a new process; a process that memory ends is a result, not an error."""
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "recbole_prune.bench.memory", json.dumps({**job, "file": str(file)}), *words]
+    warnings = [f"-W{option}" for option in sys.warnoptions]
+    command = [
+        sys.executable,
+        *warnings,
+        "-m",
+        "recbole_prune.bench.memory",
+        json.dumps({**job, "file": str(file)}),
+        *words,
+    ]
     # what a killed process leaves lies in our own temporary folder
     done = subprocess.run(command, stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(file.parent)})
     if file.exists():
@@ -79,7 +87,6 @@ def _run_process(job: dict[str, Any], words: list[str], file: Path) -> dict[str,
 
 def main(job: dict[str, Any], words: list[str]) -> None:
     """Train an epoch or some batches, count, and write what was found to the job's file."""
-    set_threads(job["threads"])
     try:
         found = _train_and_count(job, words)
     except PruneError as error:
@@ -119,7 +126,8 @@ def _train_and_count(job: dict[str, Any], words: list[str]) -> dict[str, Any]:
         return {
             "settings": settings_of(config),
             "details": details,
-            "state": sum(details.values()),
+            "state": sum(details[part] for part in ("weights", "gradients", "optimizer")),
+            "all_tensors": sum(details.values()),
             "peak": max(before, of_epoch),
             "peak_of_epoch": of_epoch,
             "peak_on_device": torch.cuda.max_memory_allocated(config["device"]) if cuda else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +19,8 @@ from recbole_prune.store import write_atomic
 
 FORMAT = "recbole_prune benchmark"
 _OPTIONAL = {"numba": ("numba",), "faiss": ("faiss-cpu", "faiss-gpu"), "implicit": ("implicit",)}
-# unit of a measure -> what its ratio is
-RATIOS = {
-    "seconds": "reference / candidate: how many times faster",
-    "bytes": "candidate / reference: the part that is left",
-}
+FASTER = "reference / candidate: how many times faster"
+PART = "candidate / reference: the part, or multiple, of the reference"
 
 
 class Results:
@@ -34,7 +31,8 @@ class Results:
         units: unit of each measure, ``seconds`` or ``bytes``.
         references: names of the candidates that others are compared with.
         file: where the JSON goes; None writes none.
-        options: the subcommand's own options.
+        command: the words after ``recbole-prune bench``.
+        speedups: ratios of seconds say how many times faster; False: they say the part of the reference, as for bytes.
 
     Attributes:
         settings: settings of the runs, filled in when they are known.
@@ -48,13 +46,15 @@ class Results:
         units: Mapping[str, str],
         references: Sequence[str],
         file: Path | None = None,
-        options: Mapping[str, Any] | None = None,
+        command: Sequence[str] = (),
+        speedups: bool = True,
     ) -> None:
         self.benchmark = benchmark
         self.units = dict(units)
         self.references = list(references)
         self.file = file
-        self.options = dict(options or {})
+        self.command = ["recbole-prune", "bench", *command]
+        self.ratios = {name: FASTER if speedups and unit == "seconds" else PART for name, unit in units.items()}
         self.settings: dict[str, Any] = {}
         self.notes: list[str] = []
         self.complete = False
@@ -96,12 +96,11 @@ class Results:
             "benchmark": self.benchmark,
             "complete": self.complete,
             "date": self._date,
-            "command": " ".join(["recbole-prune", "bench", self.benchmark, *_words(self.options), *sys.argv[1:]]),
+            "command": shlex.join(self.command),
             **self._environment,
-            "options": self.options,
             "settings": self.settings,
             "units": self.units,
-            "ratios": {measure: RATIOS[unit] for measure, unit in self.units.items()},
+            "ratios": self.ratios,
             "references": self.references,
             "candidates": [self._describe(candidate) for candidate in self._candidates],
             "notes": self.notes,
@@ -130,7 +129,7 @@ class Results:
             samples = others.get(candidate["sparsity"]) or others.get(None)
             if samples:
                 reference = median(samples)
-                over, under = (reference, value) if self.units[measure] == "seconds" else (value, reference)
+                over, under = (reference, value) if self.ratios[measure] == FASTER else (value, reference)
                 ratios[name] = over / under if under else None
         return ratios
 
@@ -151,13 +150,6 @@ class Results:
         if not self.complete:
             lines.append("INCOMPLETE: not everything was measured")
         return "\n".join(lines + ([f"written to {self.file}"] if self.file else []))
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    given = {name: value for name, value in options.items() if value is not None}
-    return [
-        f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}" for name, value in given.items()
-    ]
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -257,29 +249,30 @@ def table_of(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         ranged = any(len(m["samples"]) > 1 for m in having)
         references = [name for name in document["references"] if any(name in m["ratio_to"] for m in having)]
-        columns.append((measure, unit, ranged, references))
+        faster = document["ratios"][measure] == FASTER
+        columns.append((measure, unit, ranged, faster, references))
         header += [measure, *(["min - max"] if ranged else [])]
-        header += [f"{'times' if unit == 'seconds' else 'part of'} {name}" for name in references]
+        header += [f"{'times faster than' if faster else 'of'} {name}" for name in references]
     rows = []
     for candidate in candidates:
         sparsity = candidate["sparsity"]
         row = [candidate["name"], "" if sparsity is None else f"{100 * sparsity:g} %"]
-        for measure, unit, ranged, references in columns:
+        for measure, unit, ranged, faster, references in columns:
             found = candidate["measures"].get(measure)
-            row += _cells(found, unit, ranged, references) if found else [""] * (1 + ranged + len(references))
+            row += _cells(found, unit, ranged, faster, references) if found else [""] * (1 + ranged + len(references))
         if candidate.get("failed"):
             row[2:] = [str(candidate["failed"]), *[""] * (len(header) - 3)][: len(header) - 2]
         rows.append(row)
     return header, rows
 
 
-def _cells(found: Mapping[str, Any], unit: str, ranged: bool, references: list[str]) -> list[str]:
+def _cells(found: Mapping[str, Any], unit: str, ranged: bool, faster: bool, references: list[str]) -> list[str]:
     cells = [quantity(found["median"], unit)]
     if ranged:
         cells.append(f"{quantity(found['min'], unit)} - {quantity(found['max'], unit)}")
     for name in references:
         ratio = found["ratio_to"].get(name)
-        cells.append("" if ratio is None else f"{ratio:.2f}" if unit == "seconds" else f"{ratio:.3f}")
+        cells.append("" if ratio is None else f"{ratio:.2f}" if faster else f"{ratio:.3f}")
     return cells
 
 
