@@ -114,7 +114,7 @@ _GENERATE = {
     "seed": own.number(2020, "decides the draw"),
 }
 _OTHERS = ("table", "generate")
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def main(argv: list[str]) -> int:
@@ -190,7 +190,7 @@ def set_threads(threads: int | None) -> None:
     """Give every library, and every process started from here, the same number of threads; None changes nothing."""
     if threads is None:
         return
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     import torch
 
     torch.set_num_threads(threads)

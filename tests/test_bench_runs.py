@@ -1,0 +1,259 @@
+"""Benchmarks over real models on the data set ``tiny``: both sides are what they claim to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from zoo import DATASET, config_for
+
+from recbole_prune import cli
+from recbole_prune.artifact import read_artifact
+from recbole_prune.bench import artifact, command, evaluate, memory, train
+from recbole_prune.bench.results import Results, read_document
+from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder
+from recbole_prune.masks import MaskSet
+
+_WIDTH = 16
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--threads`` sets variables of the process for good."""
+    for name in command.THREAD_VARIABLES:
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def words(tiny_data: Path, tmp_path: Path) -> list[str]:
+    """Words of the command line for BPR on ``tiny``."""
+    return words_for("BPR", tiny_data, tmp_path)
+
+
+def words_for(model: str, tiny_data: Path, tmp_path: Path, **settings: Any) -> list[str]:
+    (tmp_path / "bpr.yaml").write_text(yaml.safe_dump({**config_for(model, tiny_data), **settings}))
+    return [f"--model={model}", f"--dataset={DATASET}", f"--config_files={tmp_path / 'bpr.yaml'}"]
+
+
+def bench(name: str, words: list[str], tmp_path: Path, *options: str) -> dict[str, Any]:
+    """The document that a benchmark wrote."""
+    file = tmp_path / f"{name}.json"
+    assert cli.main(["bench", name, f"--to={file}", "--threads=1", *options, *words]) == 0
+    document = read_document(file)
+    assert document["complete"]
+    return document
+
+
+def measures(document: dict[str, Any], name: str, sparsity: float | None = None) -> dict[str, Any]:
+    [found] = [c for c in document["candidates"] if (c["name"], c["sparsity"]) == (name, sparsity)]
+    return found["measures"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def both(words: list[str]) -> Iterator[tuple[PlainRun, OurRun]]:
+    with scratch_folder() as scratch:
+        request = Request.of(words, scratch)
+        config = request.ours()
+        yield PlainRun(request.plain(config), scratch), OurRun(config, scratch)
+
+
+def test_train_times_every_candidate(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = bench("train", words, tmp_path, "--repeats=2", "--sparsities=0,0.5", "--batches=2")
+    for name, sparsity in (("plain", None), ("ours", 0.0), ("ours", 0.5)):
+        seconds = measures(document, name, sparsity)["seconds"]
+        assert len(seconds["samples"]) == 2 and min(seconds["samples"]) > 0
+        if name == "ours":
+            expected = measures(document, "plain")["seconds"]["median"] / seconds["median"]
+            assert seconds["ratio_to"]["plain"] == pytest.approx(expected)
+    assert document["settings"]["model"] == "BPR" and document["settings"]["train_batch_size"] == 1024
+    assert "first 2 batches" in capsys.readouterr().out
+    assert [path.name for path in Path.cwd().iterdir() if path.suffix not in (".json", ".yaml")] == []
+
+
+def test_interrupted_epoch_leaves_the_rounds_before(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(0, 1000, 3))
+
+    def clock() -> float:
+        tick = next(ticks)
+        if tick >= 15:  # two readings for each sample: the third sample never ends
+            raise KeyboardInterrupt
+        return float(tick)
+
+    monkeypatch.setattr(train, "device_clock", lambda device: clock)
+    file = tmp_path / "found.json"
+    assert cli.main(["bench", "train", "--sparsities=0.5", "--batches=1", f"--to={file}", *words]) == 130
+    document = read_document(file)
+    assert not document["complete"]
+    assert measures(document, "plain")["seconds"]["samples"] == [3.0]
+    assert measures(document, "ours", 0.5)["seconds"] == {
+        "samples": [3.0], "median": 3.0, "min": 3.0, "max": 3.0, "ratio_to": {"plain": 1.0}
+    }  # fmt: skip
+
+
+def test_plain_is_recbole_itself_and_ours_is_a_run_of_the_same(both: tuple[PlainRun, OurRun]) -> None:
+    plain, ours = both
+    assert type(plain.model).__module__ == "recbole.model.general_recommender.bpr"
+    assert type(plain.trainer).__module__ == "recbole.trainer.trainer"
+    assert type(plain.config).__module__ == "recbole.config.configurator"
+    assert type(plain.train_data).__module__.startswith("recbole.data.")
+    assert plain.train_data is not ours.experiment.train_data
+    trainer = ours.trainer(MaskSet.dense(ours.scope))
+    for key, value in plain.model.state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[key], value)
+    plain.reseed(3)
+    theirs = plain.trainer._train_epoch(plain.train_data, 0)
+    ours.reseed(3)
+    assert trainer._train_epoch(ours.experiment.train_data, 0) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_settings_of_both_sides_come_from_the_same_places(words: list[str], tmp_path: Path) -> None:
+    with scratch_folder() as scratch:
+        request = Request.of([*words, "--learning_rate=0.25"], scratch, epochs=7, eval_batch_size=11)
+        ours = request.ours()
+        plain = request.plain(ours)
+    for config in (ours, plain):
+        assert config["learning_rate"] == 0.25  # command line
+        assert config["epochs"] == 1  # the user's file, above the benchmark's default
+        assert config["eval_batch_size"] == 11  # the benchmark's default, above RecBole's
+
+
+def test_masks_are_exact(both: tuple[PlainRun, OurRun]) -> None:
+    ours = both[1]
+    masks = ours.random_masks(0.9)
+    assert masks.kept == masks.prunable - int(0.9 * masks.prunable)
+    weights = ours.trained(1)
+    masks = ours.magnitude_masks(weights, 0.75)
+    assert masks.kept == masks.prunable - int(0.75 * masks.prunable)
+    live = torch.cat([weights[name][1:][mask[1:]].abs() for name, mask in masks.items()])
+    pruned = torch.cat([weights[name][1:][~mask[1:]].abs() for name, mask in masks.items()])
+    assert live.min() >= pruned.max()
+    assert ours.random_masks(0.0).is_dense
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec"])
+def test_validation_finds_the_same_metrics_on_both_sides(model: str, tiny_data: Path, tmp_path: Path) -> None:
+    words = words_for(model, tiny_data, tmp_path)
+    document = bench("eval", words, tmp_path, "--repeats=1", "--sparsities=0,0.8", "--large_batch=50000")
+    ours = [candidate for candidate in document["candidates"] if candidate["name"] == "ours"]
+    assert [candidate["metrics_equal"] for candidate in ours] == [True, True]
+    assert [candidate["metrics"] == candidate["plain_metrics"] for candidate in ours] == [True, True]
+    assert ours[0]["metrics"] != ours[1]["metrics"]
+    sizes = {c["name"]: c["eval_batch_size"] for c in document["candidates"] if c["name"] != "ours"}
+    assert sizes == {"plain": 4096, "plain, large batches": 50000}
+    assert set(measures(document, "ours", 0.8)["seconds"]["ratio_to"]) == set(sizes)
+    assert sum("metrics equal plain RecBole's" in note for note in document["notes"]) == 2
+
+
+def test_different_metrics_are_called_different(both: tuple[PlainRun, OurRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = both
+    weights = ours.trained(3)
+    trainer = ours.trainer(MaskSet.dense(ours.scope), weights)
+    monkeypatch.setattr(plain, "wear", lambda weights: None)  # it evaluates its own, untrained weights
+    found = Results("eval", {"seconds": "seconds"}, ["plain"])
+    evaluate._compare(trainer, ours.experiment.valid_data, plain, 0.0, found)
+    assert found.document()["candidates"][0]["metrics_equal"] is False
+    assert "METRICS DIFFER" in found.notes[0]
+
+
+def test_bytes_of_a_training_are_those_of_the_formula(both: tuple[PlainRun, OurRun]) -> None:
+    plain, ours = both
+    entries = (plain.dataset.user_num + plain.dataset.item_num) * _WIDTH
+    table = {"weights": 4 * entries, "gradients": 4 * entries, "optimizer": 2 * 4 * entries + 2 * 4}
+    plain.trainer._train_epoch(plain.train_data, 0)
+    assert memory.tensor_bytes(plain.trainer) == {**table, "buffers": 0, "other": 0}
+    trainer = ours.trainer(ours.random_masks(0.0))
+    trainer._train_epoch(ours.experiment.train_data, 0)
+    found = memory.tensor_bytes(trainer)
+    assert {name: found[name] for name in table} == table
+    assert found["other"] == entries  # the masks, a byte each
+
+
+@pytest.mark.multiprocess
+def test_memory_is_measured_in_processes(words: list[str], tmp_path: Path) -> None:
+    document = bench("memory", words, tmp_path, "--skip_plain=True", "--sparsities=0.5", "--batches=1")
+    assert document["settings"]["model"] == "BPR"
+    assert document["candidates"][0]["failed"] == "left out (--skip_plain)"
+    ours, details = measures(document, "ours", 0.5), document["candidates"][1]["details"]
+    assert ours["state"]["median"] == details["weights"] + details["gradients"] + details["optimizer"]
+    assert ours["all_tensors"]["median"] == sum(details.values())
+    assert ours["peak"]["median"] >= ours["peak_of_epoch"]["median"] > 1e8  # torch alone is larger
+
+
+@pytest.mark.multiprocess
+def test_what_the_runs_refuse_is_one_message(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", "memory", "--sparsities=0.5", *words, "--prune_scope=everything"]) == 2
+    assert "prune_scope=everything" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_artifact_is_compared_with_checkpoint_weights_and_bound(words: list[str], tmp_path: Path) -> None:
+    document = bench("artifact", words, tmp_path, "--repeats=1", "--sparsities=0,0.9", "--values=fp32,int8")
+    bare = measures(document, "bare weights")["bytes"]["median"]
+    assert bare == 4 * _WIDTH * (121 + 241)
+    assert measures(document, "checkpoint")["bytes"]["median"] > 3 * bare  # weights and two moments
+    dense = measures(document, "artifact fp32", 0.0)
+    assert dense["tables"]["median"] == bare
+    sparse = measures(document, "artifact fp32", 0.9)
+    assert 0.1 * bare < sparse["bound"]["median"] <= sparse["tables"]["median"] < 0.2 * bare
+    assert measures(document, "artifact int8", 0.9)["tables"]["median"] < sparse["tables"]["median"]
+    assert sparse["load"]["median"] > 0
+    assert sparse["bytes"]["ratio_to"]["bare weights"] == pytest.approx(sparse["bytes"]["median"] / bare)
+
+
+def test_exported_weights_are_the_trained_ones_without_the_pruned(
+    both: tuple[PlainRun, OurRun], tmp_path: Path
+) -> None:
+    ours = both[1]
+    weights = ours.trained(1)
+    artifact.export(ours, weights, 0.8, tmp_path / "artifact", "fp32")
+    state, masks = read_artifact(tmp_path / "artifact").state(), ours.magnitude_masks(weights, 0.8)
+    for name, mask in masks.items():
+        assert np.array_equal(state[name], (weights[name] * mask).numpy())
+
+
+@pytest.mark.skipif(
+    find_spec("recbole_prune.bench.rivals") is None, reason="recbole_prune.bench.rivals is not part of this checkout"
+)
+def test_recommending_compares_lists_and_says_what_is_missing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recbole_prune.bench import recommend
+
+    monkeypatch.setattr(
+        recommend, "RIVALS", {"torch": recommend.RIVALS["torch"], "faiss": ("absent_module", lambda *_: None)}
+    )
+    document = bench("recommend", words, tmp_path, "--repeats=2", "--sparsities=0.5,0.9", "--k=7")
+    for sparsity in (0.5, 0.9):
+        ours = measures(document, "ours", sparsity)["seconds"]
+        assert set(ours["ratio_to"]) == {"torch"} and len(ours["samples"]) == 2
+    [missing, _] = [c for c in document["candidates"] if c["name"] == "faiss"]
+    assert missing["failed"] == "not installed" and missing["measures"] == {}
+    [same, _] = [c["same_lists_as_torch"] for c in document["candidates"] if c["name"] == "ours"]
+    assert same > 0.99
+
+
+def test_search_against_one_dense_run(words: list[str], tmp_path: Path) -> None:
+    options = [f"--output_dir={tmp_path / 'pruned'}", "--prune_rounds=1", "--prune_rate=0.5", "--epochs=2"]
+    document = bench("search", [*words, *options], tmp_path)
+    plain, ours = measures(document, "plain"), measures(document, "ours", 0.5)
+    for side in (plain, ours):
+        parts = side["train"]["median"] + side["eval"]["median"]
+        assert side["train_and_eval"]["median"] == pytest.approx(parts)
+        assert side["seconds"]["median"] > parts
+    expected = ours["seconds"]["median"] / plain["seconds"]["median"]
+    assert ours["seconds"]["ratio_to"]["plain"] == pytest.approx(expected)
+    [epochs] = [c["epochs"] for c in document["candidates"] if c["name"] == "ours"]
+    assert epochs == 4
+    again = bench("search", [*words, *options], tmp_path)  # the folder is finished: nothing is trained
+    assert "seconds" not in measures(again, "ours", 0.5)
+    assert measures(again, "ours", 0.5)["train"]["median"] == ours["train"]["median"]
+    assert any("summed from the journal" in note for note in again["notes"])
