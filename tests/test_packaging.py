@@ -191,7 +191,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_wheel_holds_the_package_and_its_properties(wheel: zipfile.ZipFile) -> None:
     """All files of the package and of properties/, byte for byte, and nothing beside them."""
-    files = [file for file in (ROOT / "recbole_prune").rglob("*") if file.suffix != ".pyc" and file.is_file()]
+    files = [file for file in (ROOT / "recbole_prune").rglob("*") if "__pycache__" not in file.parts and file.is_file()]
     expected = {str(file.relative_to(ROOT)): file for file in files}
     expected |= {f"recbole_prune/{file.relative_to(ROOT)}": file for file in (ROOT / "properties").rglob("*.yaml")}
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}

@@ -83,7 +83,7 @@ class ToyTrainer:
 
 
 def toy_trainer(model: Any, learner: Any, rate: float = 1e-3) -> Any:
-    session: Any = SimpleNamespace()
+    session: Any = SimpleNamespace(fused=False, dynamics=None)
     return mask_aware_trainer(ToyTrainer)({"learner": learner, "learning_rate": rate}, model, session)
 
 
@@ -223,7 +223,8 @@ def test_stale_propagated_tables_are_dropped_and_saved_ones_kept(tiny_data: Path
         assert not torch.equal(masked_scores, dense_scores)
         plain = bench.plain_model().eval()
         plain.load_state_dict(model.state_dict())
-        assert torch.equal(plain.full_sort_predict(users), masked_scores)
+        # the products run in another order here (training/propagation.py)
+        torch.testing.assert_close(plain.full_sort_predict(users), masked_scores)
         model.load_other_parameter(saved)
         assert torch.equal(model.restore_user_e, saved["restore_user_e"])
 
