@@ -3,8 +3,8 @@
 Exact: a list is that of dense scoring with products added in float64 in the order of the coordinates, rounded once to
 float32, equal scores in the order of item ids. The scan itself adds in float32 and keeps every item within the rounding
 error of the k-th best; those are scored again exactly. Items come by falling length, so that the scan of a user ends
-where no score can reach the k-th best any more (the upper bound of Cauchy and Schwarz). Needs numba; without it, and for
-dense tables, matrix products find the candidates (:mod:`recbole_prune.sparse.dense_top_k`). Only numpy is imported.
+where no score can reach the k-th best any more (the upper bound of Cauchy and Schwarz). Needs numba; without it, and
+for dense tables, matrix products find the candidates (:mod:`recbole_prune.sparse.dense_top_k`). Only numpy is imported.
 """
 
 from __future__ import annotations
