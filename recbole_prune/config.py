@@ -16,13 +16,15 @@ from recbole_prune import compat, fingerprint, host, schema
 from recbole_prune.command_line import check_words
 from recbole_prune.errors import ConfigError
 from recbole_prune.host import dataset_names, model_names
-from recbole_prune.paths import property_file
+from recbole_prune.models import join_recbole
+from recbole_prune.paths import property_file, property_names
 from recbole_prune.settings import Host, Settings, defaults, settle
 
 __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
 
 # no Config can be built unpatched on current libraries; what is imported already is patched too
 compat.apply()
+join_recbole()
 
 # our settings that ask for something once and are no part of what a config describes
 _ONE_SHOT = ("fresh", "dry_run")
@@ -149,7 +151,7 @@ class PruneConfig(Config):
         name = self.external_config_dict.get("model") if model is None else model
         if isinstance(name, str) and name not in model_names():
             near = schema.did_you_mean(schema.near_names(name, model_names()))
-            raise ConfigError(f"model {name} is unknown: RecBole has no model of that name{near}")
+            raise ConfigError(f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}")
         try:
             return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
         except ImportError as error:
@@ -157,6 +159,8 @@ class PruneConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
+        if model in property_names("model"):
+            self._update_internal_config_dict(str(property_file("model", model)))
         self._private.own_l2 = bool({"reg_weight", "reg_weights"} & set(self.internal_config_dict))
         methods = {kind: schema.check(kind, self.external_config_dict.get(kind)) for kind in schema.METHOD_KINDS}
         self.internal_config_dict.update(defaults(**methods))

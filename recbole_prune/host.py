@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 
 from recbole_prune.errors import ConfigError
+from recbole_prune.models import model_files
+from recbole_prune.paths import properties_dir
 
 # settings of RecBole's launchers that its package never reads from a Config, or writes there itself
 _LAUNCHER = {"model", "dataset", "config_files", "config_file_list", "params_file", "saved", "verbose", "model_list",
@@ -38,9 +40,9 @@ def recbole_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def model_names() -> list[str]:
-    """Sorted class names of RecBole's models, as ``--model`` takes them."""
+    """Sorted class names of RecBole's models and of our own, as ``--model`` takes them."""
     names = []
-    for file in recbole_folder().glob("model/*_recommender/*.py"):
+    for file in [*recbole_folder().glob("model/*_recommender/*.py"), *model_files()]:
         classes = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
         # RecBole finds a model by the module that bears its name in lower case
         names += [name for name in classes if name.lower() == file.stem]
@@ -74,7 +76,7 @@ def setting_names() -> set[str]:
 @lru_cache(maxsize=1)
 def _settings_in_properties() -> set[str]:
     found = set(_LAUNCHER)
-    for file in (recbole_folder() / "properties").rglob("*.yaml"):
+    for file in [*(recbole_folder() / "properties").rglob("*.yaml"), *(properties_dir() / "model").glob("*.yaml")]:
         if not file.stem.endswith("url"):
             # keys only, since RecBole's values need its own loader
             found |= set(re.findall(r"^(\w+)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
@@ -84,7 +86,7 @@ def _settings_in_properties() -> set[str]:
 @lru_cache(maxsize=1)
 def _settings_in_source() -> set[str]:
     found: set[str] = set()
-    for file in recbole_folder().rglob("*.py"):
+    for file in [*recbole_folder().rglob("*.py"), *model_files()]:
         text = file.read_text(encoding="utf-8")
         found |= _settings_in(text)
         if file.name == "argument_list.py":

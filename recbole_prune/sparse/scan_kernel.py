@@ -135,7 +135,7 @@ def _insert(items: Any, scores: Any, listed: int, item: int, score: float) -> in
         items[place], scores[place] = items[place - 1], scores[place - 1]
         place -= 1
     items[place], scores[place] = item, score
-    return min(listed + 1, scores.size)
+    return int(min(listed + 1, scores.size))
 
 
 def _add_list(accumulators: Any, offsets: Any, weights: Any, first: Any, last: Any, factor: Any) -> None:

@@ -1,0 +1,166 @@
+"""UltraGCN: a graph recommender without message passing.
+
+Source: Mao et al., "UltraGCN: Ultra Simplification of Graph Convolutional Networks for Recommendation", CIKM 2021,
+arXiv 2110.15114, and the authors' code. Where the two differ, the code is the default (``item_item_weighting``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import nn
+from torch.nn import functional
+
+# rows of the item-item matrix made at once
+_ROWS_AT_ONCE = 1024
+# scores of all items cost less than looking up the drawn ones up to so many items per draw
+# (a matrix product against gathered rows, measured on two x86 cores)
+_ITEMS_PER_DRAW = 40
+
+
+class UltraGCN(GeneralRecommender):
+    """UltraGCN as a RecBole model.
+
+    The loss of a batch of positives is a sum, not a mean: weighted softplus terms of the positives, of
+    ``negative_num`` random items for each (weight ``negative_weight`` over their number) and of the most similar items of
+    each positive (``item_item_weight``), plus ``reg_weight`` / 2 times the squared length of both tables, padding aside.
+    Scores are dot products. Negatives are drawn here, from torch's global stream, among all real items.
+
+    Args:
+        config: RecBole's config; the settings are explained in ``properties/model/UltraGCN.yaml``.
+        dataset: the training part.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.weights = [float(config[name]) for name in ("w1", "w2", "w3", "w4")]
+        self.negative_num = int(config["negative_num"])
+        self.negative_weight = float(config["negative_weight"])
+        self.reg_weight = float(config["reg_weight"])
+        self.item_item_weight = float(config["item_item_weight"])
+        interactions = dataset.inter_matrix(form="csr").astype(np.float64)
+        user_factor, item_factor = degree_factors(interactions)
+        similar, similarity = similar_items(
+            interactions, int(config["similar_item_num"]), config["item_item_weighting"] == "paper"
+        )
+        for name, value in (
+            ("user_factor", torch.from_numpy(user_factor).float()),
+            ("item_factor", torch.from_numpy(item_factor).float()),
+            ("similar", torch.from_numpy(similar)),
+            ("similarity", torch.from_numpy(similarity).float()),
+        ):
+            self.register_buffer(name, value, persistent=False)  # the data says them; checkpoints need not
+        self.user_embedding = nn.Embedding(self.n_users, config["embedding_size"])
+        self.item_embedding = nn.Embedding(self.n_items, config["embedding_size"])
+        for table in (self.user_embedding, self.item_embedding):
+            nn.init.normal_(table.weight, std=float(config["initial_std"]))
+
+    def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Scores of items ``[batch, n]`` for users ``[batch]``, shape ``[batch, n]``."""
+        vectors = self.user_embedding(users)
+        if self.n_items <= _ITEMS_PER_DRAW * items.shape[1]:
+            return (vectors @ self.item_embedding.weight.t()).gather(1, items)
+        return torch.bmm(self.item_embedding(items), vectors.unsqueeze(2)).squeeze(2)
+
+    def calculate_loss(self, interaction: Any) -> torch.Tensor:
+        """The loss of a batch of positives; draws the negatives."""
+        users, positives = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        negatives = torch.randint(1, self.n_items, (len(users), self.negative_num), device=users.device)
+        return self.loss_of(users, positives, negatives)
+
+    def loss_of(self, users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+        """The loss of positives ``[batch]`` and given negatives ``[batch, n]``."""
+        w1, w2, w3, w4 = self.weights
+        user_factor, similar = self.user_factor[users].unsqueeze(1), self.similar[positives]
+        weights = torch.cat(
+            [
+                w1 + w2 * user_factor * self.item_factor[positives].unsqueeze(1),
+                self.item_item_weight * self.similarity[positives],
+                (w3 + w4 * user_factor * self.item_factor[negatives])
+                * (self.negative_weight / max(1, negatives.shape[1])),
+            ],
+            dim=1,
+        )
+        scores = self(users, torch.cat([positives.unsqueeze(1), similar, negatives], dim=1))
+        liked = 1 + similar.shape[1]
+        signed = torch.cat([-scores[:, :liked], scores[:, liked:]], dim=1)
+        return (weights * functional.softplus(signed)).sum() + self._l2()
+
+    def _l2(self) -> torch.Tensor:
+        tables = (self.user_embedding, self.item_embedding)
+        padding = torch.zeros(1, dtype=torch.long, device=self.user_factor.device)
+        # the parameters of a table rather than its weight: pruned entries are 0, and compact storage has none of them
+        squares = sum((value**2).sum() for table in tables for value in table.parameters())
+        return self.reg_weight / 2 * (squares - sum((table(padding) ** 2).sum() for table in tables))
+
+    def predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of the pairs of a batch."""
+        users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        return (self.user_embedding(users) * self.item_embedding(items)).sum(dim=1)
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Scores of all items for the users of a batch, flattened."""
+        users = interaction[self.USER_ID]
+        return (self.user_embedding(users) @ self.item_embedding.weight.t()).view(-1)
+
+
+def degree_factors(interactions: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two factors of beta, the weight of a pair: ``beta_ui = sqrt(d_u + 1) / d_u * 1 / sqrt(d_i + 1)``.
+
+    Args:
+        interactions: ``[users, items]``, 1 for a positive.
+
+    Returns:
+        factors of users (0 for those without interactions) and of items, float64.
+    """
+    users, items = (np.asarray(interactions.sum(axis=axis)).ravel() for axis in (1, 0))
+    return _over(np.sqrt(users + 1), users), 1 / np.sqrt(items + 1)
+
+
+def similar_items(
+    interactions: sp.csr_matrix, count: int, paper: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The items with the largest omega for each item, largest first, equal ones by id.
+
+    With ``G = R^T R`` and its row sums g: ``omega_ij = G_ij * sqrt(g_i + 1) / g_i / sqrt(g_j + 1)`` as in the authors'
+    code, where an item is its own neighbour, or ``G_ij / (g_i - G_ii) * sqrt(g_i / g_j)`` as in the paper (equation 16),
+    where it is not. Memory grows with the entries of some rows of G.
+
+    Returns:
+        ids and omegas, shape ``[items, count]``; where fewer items co-occur, id 0 with omega 0.
+    """
+    interactions = interactions.tocsr()
+    transposed, items = interactions.T.tocsr(), interactions.shape[1]
+    sizes = np.asarray(interactions.sum(axis=1)).ravel()
+    sums, degrees = transposed @ sizes, np.asarray(interactions.sum(axis=0)).ravel()
+    if paper:
+        of_row, of_column = _over(np.sqrt(sums), sums - degrees), _over(1.0, np.sqrt(sums))
+    else:
+        of_row, of_column = _over(np.sqrt(sums + 1), sums), 1 / np.sqrt(sums + 1)
+    ids, omegas = np.zeros((items, count), dtype=np.int64), np.zeros((items, count))
+    for first in range(0, items, _ROWS_AT_ONCE):
+        block = (transposed[first : first + _ROWS_AT_ONCE] @ interactions).tocsr()
+        block.sort_indices()
+        for row in range(block.shape[0]):
+            item = first + row
+            entries = slice(block.indptr[row], block.indptr[row + 1])
+            columns = block.indices[entries]
+            values = block.data[entries] * of_row[item] * of_column[columns]
+            if paper:
+                columns, values = columns[columns != item], values[columns != item]
+            best = np.argsort(-values, kind="stable")[:count]
+            ids[item, : len(best)], omegas[item, : len(best)] = columns[best], values[best]
+    return ids, omegas
+
+
+def _over(numerator: Any, denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A quotient that is 0 where the denominator is."""
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator, dtype=np.float64), where=denominator != 0)
