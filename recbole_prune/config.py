@@ -151,7 +151,9 @@ class PruneConfig(Config):
         name = self.external_config_dict.get("model") if model is None else model
         if isinstance(name, str) and name not in model_names():
             near = schema.did_you_mean(schema.near_names(name, model_names()))
-            raise ConfigError(f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}")
+            raise ConfigError(
+                f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}"
+            )
         try:
             return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
         except ImportError as error:

@@ -22,6 +22,8 @@ import yaml
 from zoo_data import DATASET, ENTITY_WIDTH
 
 from recbole_prune import compat
+from recbole_prune.models import join_recbole
+from recbole_prune.paths import properties_dir
 
 __all__ = [
     "DATASET",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 compat.apply()
+join_recbole()
 
 Settings = dict[str, Any]
 
@@ -90,6 +93,8 @@ _PRETRAINED_VECTORS: Settings = {
 _EXCEPTIONS: dict[str, Settings] = {
     # the strides must shrink a map of embedding_size x embedding_size to one cell
     "ConvNCF": {"cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
+    # one positive stands for hundreds of negatives
+    "UltraGCN": {"negative_num": 20, "initial_std": 0.1},
     # each relation has an embedding_size x embedding_size matrix, gathered for every memory slot: slow
     "RippleNet": {"embedding_size": 8, "n_memory": 4},
     # its contrastive loss compares all pairs of a batch and builds the graph anew for each: slow
@@ -111,7 +116,8 @@ def _model_files() -> dict[str, tuple[str, ast.ClassDef]]:
         spec = importlib.util.find_spec(package.name)
         folders = list(spec.submodule_search_locations or []) if spec else []
         for module in pkgutil.iter_modules(folders, f"{package.name}."):
-            source = Path(folders[0], module.name.rsplit(".", 1)[1] + ".py").read_text(encoding="utf-8")
+            folder = str(getattr(module.module_finder, "path"))  # noqa: B009 - not in the protocol of finders
+            source = Path(folder, module.name.rsplit(".", 1)[1] + ".py").read_text(encoding="utf-8")
             for node in ast.parse(source).body:
                 if isinstance(node, ast.ClassDef) and node.name.lower() == module.name.rsplit(".", 1)[1]:
                     found[node.name] = (module.name, node)
@@ -211,6 +217,8 @@ def config_for(model: str, data_path: Path, stage: str | None = None, stage_chec
         "epochs": 1,
         "gpu_id": "",
         "show_progress": False,
+        # plain RecBole does not know the property file of a model of ours
+        **(_property_file(model) if _own_property_file(model).is_file() else {}),
         "train_batch_size": 1024,
         **_narrow_widths(model),
         **_settings_by_kind(model),
@@ -228,10 +236,14 @@ def config_for(model: str, data_path: Path, stage: str | None = None, stage_chec
 @functools.cache
 def _property_file(model: str) -> Settings:
     folder = Path(importlib.import_module("recbole.config").__path__[0]).parent / "properties" / "model"
-    for name in (model, model.lower()):
-        if os.path.isfile(folder / f"{name}.yaml"):
-            return yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    for file in (folder / f"{model}.yaml", folder / f"{model.lower()}.yaml", _own_property_file(model)):
+        if os.path.isfile(file):
+            return yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader) or {}
     return {}
+
+
+def _own_property_file(model: str) -> Path:
+    return properties_dir() / "model" / f"{model}.yaml"
 
 
 def _narrow_widths(model: str) -> Settings:

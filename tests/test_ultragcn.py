@@ -1,0 +1,224 @@
+"""UltraGCN: worked numbers of the specification, both ways to score, sparse and dense constraint matrices, pruners."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_bench import Bench
+from zoo import DATASET, config_for
+
+from recbole_prune import load_ticket, run_recbole_prune
+from recbole_prune.masks import MaskSet
+from recbole_prune.sparse.compact import CompactEmbedding
+
+from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config is loaded
+from recbole.utils import get_model  # isort: skip
+
+TOY = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1]])
+# the training file of the authors' ML-1M split; it is not ours to bring along
+ML1M = Path(os.environ.get("RECBOLE_PRUNE_SHARED", "../shared"), "datasets", "ml-1m-ultragcn").resolve()
+
+
+class Toy:
+    """The parts of a RecBole dataset that the model asks for; id 0 is padding, and user 4 and item 4 have no data."""
+
+    def num(self, field: str) -> int:
+        return 5
+
+    def inter_matrix(self, form: str) -> Any:
+        matrix = np.zeros((5, 5))
+        matrix[1:4, 1:4] = TOY
+        return sp.coo_matrix(matrix).asformat(form)
+
+
+def toy_model(**changes: Any) -> Any:
+    config = {
+        "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_", "device": torch.device("cpu"),
+        "w1": 0, "w2": 1, "w3": 0, "w4": 1, "negative_num": 3, "negative_weight": 1.0, "reg_weight": 0.0,
+        "item_item_weight": 0.0, "similar_item_num": 2, "item_item_weighting": "code", "initial_std": 0.5,
+        "embedding_size": 4, **changes,
+    }  # fmt: skip
+    return ultragcn.UltraGCN(config, Toy())
+
+
+def toy_loss(**changes: Any) -> float:
+    """All seven positives in one batch, each item once as negative of each, all embeddings 0."""
+    model = toy_model(initial_std=0.0, **changes)
+    users, items = (torch.from_numpy(ids + 1) for ids in np.nonzero(TOY))
+    return float(model.loss_of(users, items, torch.arange(1, 4).repeat(7, 1)))
+
+
+def test_beta_of_the_specification() -> None:
+    users, items = ultragcn.degree_factors(sp.csr_matrix(TOY, dtype=float))
+    expected = [[0.5, 0.4330127, 0.5], [0.5, 0.4330127, 0.5], [0.3849002, 1 / 3, 0.3849002]]
+    np.testing.assert_allclose(np.outer(users, items), expected, atol=1e-7)
+
+
+def test_omega_of_the_specification() -> None:
+    ids, omegas = ultragcn.similar_items(sp.csr_matrix(TOY, dtype=float), 3)
+    dense = np.zeros((3, 3))
+    np.put_along_axis(dense, ids, omegas, axis=1)
+    expected = [[0.4, 0.3464102, 0.2], [0.3299144, 0.4285714, 0.3299144], [0.2, 0.3464102, 0.4]]
+    np.testing.assert_allclose(dense, expected, atol=1e-7)
+    assert ids[1].tolist() == [1, 0, 2]  # equal omegas by id
+    ids, omegas = ultragcn.similar_items(sp.csr_matrix(TOY, dtype=float), 2, paper=True)
+    assert ids.tolist() == [[1, 2], [0, 2], [1, 0]]  # without the item itself
+    np.testing.assert_allclose(omegas, [[0.5634362, 1 / 3], [0.5916080, 0.5916080], [0.5634362, 1 / 3]], atol=1e-7)
+
+
+def test_loss_terms_of_the_specification() -> None:
+    positive = toy_loss(negative_weight=0.0)
+    assert positive == pytest.approx(2.0580643, abs=1e-6)
+    assert toy_loss() - positive == pytest.approx(2.0890190, abs=1e-6)
+    assert toy_loss(negative_weight=0.0, item_item_weight=1.0) - positive == pytest.approx(3.6467154, abs=1e-6)
+
+
+def test_w1_and_w3_weigh_every_term_alike() -> None:
+    """Without beta a positive weighs w1, and its negatives w3 * eta together."""
+    assert toy_loss(w1=2, w2=0, w3=0, w4=0) == pytest.approx(7 * 2 * math.log(2), rel=1e-6)
+    assert toy_loss(w1=0, w2=0, w3=3, w4=0, negative_weight=5.0) == pytest.approx(7 * 3 * 5 * math.log(2), rel=1e-6)
+
+
+def test_l2_leaves_padding_out() -> None:
+    model = toy_model(reg_weight=0.1, w2=0, w4=0)
+    users = torch.tensor([1])
+    loss = model.loss_of(users, users, users[:, None])
+    tables = [model.user_embedding.weight, model.item_embedding.weight]
+    assert float(loss.detach()) == pytest.approx(0.05 * sum(float((t[1:] ** 2).sum()) for t in tables), rel=1e-5)
+    loss.backward()
+    for table in tables:
+        assert not table.grad[0].any()
+        torch.testing.assert_close(table.grad[1:], 0.1 * table.detach()[1:])
+
+
+def test_no_term_is_lost_to_underflow() -> None:
+    """log(sigmoid(x)) is -inf for a very negative x; the term is -x."""
+    model = toy_model(w1=1, w2=0, w4=0)
+    with torch.no_grad():
+        model.user_embedding.weight.fill_(10.0)
+        model.item_embedding.weight.fill_(-10.0)
+    users = torch.tensor([1])
+    loss = model.loss_of(users, users, users[:, None])
+    loss.backward()
+    assert float(loss.detach()) == 400.0 and model.user_embedding.weight.grad[1].abs().sum() > 0
+
+
+def test_missing_data_weighs_nothing() -> None:
+    users, items = ultragcn.degree_factors(Toy().inter_matrix("csr").astype(float))
+    assert users[0] == users[4] == 0 and np.isfinite(items).all()
+    ids, omegas = ultragcn.similar_items(Toy().inter_matrix("csr").astype(float), 10)
+    assert not omegas[[0, 4]].any() and np.isfinite(omegas).all() and not ids[omegas == 0].any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 12), paper=st.booleans(), rows=st.integers(1, 9))
+def test_similar_items_row_by_row_are_those_of_the_dense_matrix(seed: int, count: int, paper: bool, rows: int) -> None:
+    random = np.random.default_rng(seed)
+    matrix = (random.random((random.integers(1, 12), random.integers(1, 12))) < random.random()).astype(float)
+    together = matrix.T @ matrix
+    sums, own = together.sum(axis=1), np.diag(together)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if paper:
+            omega = together / (sums - own)[:, None] * np.sqrt(sums[:, None] / sums[None, :])
+            np.fill_diagonal(omega, 0)
+        else:
+            omega = together * (np.sqrt(sums + 1) / sums)[:, None] / np.sqrt(sums + 1)[None, :]
+    omega = np.nan_to_num(omega, nan=0, posinf=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ultragcn, "_ROWS_AT_ONCE", rows)
+        ids, omegas = ultragcn.similar_items(sp.csr_matrix(matrix), count, paper)
+    expected = -np.sort(-omega, axis=1)[:, :count]
+    np.testing.assert_allclose(omegas[:, : expected.shape[1]], expected, rtol=1e-12)
+    rows_of = np.arange(len(ids))[:, None]
+    np.testing.assert_allclose(np.where(omegas > 0, omega[rows_of, ids], 0), omegas, rtol=1e-12)
+
+
+@pytest.mark.parametrize("storage", ["dense", "masked", "compact"])
+def test_all_scores_at_once_equal_look_ups(storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("UltraGCN", tiny_data, reg_weight=0.1, item_item_weight=0.5)
+    masks = bench.masks() if storage != "dense" else None
+    model = bench.model(masks, storage)
+    assert isinstance(model.item_embedding, CompactEmbedding) == (storage == "compact")
+    batch = next(iter(bench.train))
+    found = []
+    for most in (10**9, 0):
+        monkeypatch.setattr(ultragcn, "_ITEMS_PER_DRAW", most)
+        torch.manual_seed(3)
+        model.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        found.append([loss.detach(), *[p.grad.clone() for p in model.parameters()]])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_negatives_are_real_items_and_repeat_with_the_seed(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("UltraGCN", tiny_data)
+    model = bench.plain_model()
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(model, "loss_of", lambda users, positives, negatives: drawn.append(negatives))
+    batch = next(iter(bench.train))
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model.calculate_loss(batch)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].shape == (len(batch), 20)
+    assert int(drawn[0].min()) >= 1 and int(drawn[0].max()) < model.n_items
+
+
+def test_pruned_exported_and_rebuilt(tiny_data: Path) -> None:
+    """Found by its name, with its property file, through the whole run; the artifact rebuilds it and scores alike."""
+    settings = {**config_for("UltraGCN", tiny_data), "pruner": "dsl", "prune_update_interval": 2, "prune_dense": False}
+    del settings["w1"]  # from our property file
+    result = run_recbole_prune(model="UltraGCN", dataset=DATASET, config_dict=settings)
+    assert result["chosen"]["ticket"] == 1 and result["chosen"]["sparsity"] == pytest.approx(0.5, abs=0.01)
+    model = load_ticket(result["artifact"])
+    assert get_model("UltraGCN").__name__ == type(model).__name__ == "UltraGCN"
+    assert model.weights[0] == 1e-8
+
+
+def test_unknown_model_and_its_own_settings(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from recbole_prune.config import PruneConfig
+    from recbole_prune.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="UltraGNC.*did you mean UltraGCN"):
+        PruneConfig("UltraGNC", DATASET, config_dict={"data_path": str(tiny_data)})
+    config = PruneConfig("UltraGCN", DATASET, config_dict={"data_path": str(tiny_data), "similar_item_num": 3})
+    assert config["similar_item_num"] == 3 and config["item_item_weight"] == 5e-4 and not config.warnings
+
+
+@pytest.mark.skipif(not ML1M.is_dir(), reason="the authors' ML-1M split is not here (RECBOLE_PRUNE_SHARED)")
+def test_figures_of_the_authors_data() -> None:
+    pairs = [
+        np.array(
+            [line.split("\t") for line in gzip.open(ML1M / f"ml-1m-ultragcn.{part}.inter.gz", "rt")][1:], dtype=int
+        )
+        for part in ("train", "valid")
+    ]
+    users, items = np.concatenate(pairs).T
+    matrix = sp.csr_matrix((np.ones(len(users)), (users, items)), shape=(6022, 3043))
+    user_factor, item_factor = ultragcn.degree_factors(matrix)
+    assert (matrix[0].sum(), matrix[:, 0].sum()) == (43, 1643)
+    assert user_factor[0] * item_factor[0] == pytest.approx(0.0038045822, rel=1e-7)
+    assert (user_factor.sum(), item_factor.sum()) == pytest.approx((763.66899, 299.62009), rel=1e-7)
+    beta = user_factor[users] * item_factor[items]
+    assert (beta.mean(), beta.min(), beta.max()) == pytest.approx((0.00391974, 0.00045695, 0.06239178), rel=1e-4)
+    ids, omegas = ultragcn.similar_items(matrix, 10)
+    assert ids[0].tolist() == [0, 1843, 223, 1607, 1375, 1144, 1187, 150, 1350, 2219]
+    assert omegas[0, :5] == pytest.approx([0.00452272, 0.00230653, 0.00229313, 0.00220446, 0.00218357], abs=1e-8)
+    assert omegas.sum() == pytest.approx(33.38087, abs=1e-5)
+    assert (ids[:, 0] == np.arange(3043)).all()
+    own = [set(row[1:]) for row in ids]
+    paper = [set(row[:9]) for row in ultragcn.similar_items(matrix, 10, paper=True)[0]]
+    assert own == paper
