@@ -6,7 +6,6 @@ import gzip
 import math
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from training_bench import Bench
 from zoo import DATASET, config_for
 
 from recbole_prune import load_ticket, run_recbole_prune
-from recbole_prune.masks import MaskSet
 from recbole_prune.sparse.compact import CompactEmbedding
 
 from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config is loaded
@@ -200,12 +198,10 @@ def test_unknown_model_and_its_own_settings(tiny_data: Path, capsys: pytest.Capt
 
 @pytest.mark.skipif(not ML1M.is_dir(), reason="the authors' ML-1M split is not here (RECBOLE_PRUNE_SHARED)")
 def test_figures_of_the_authors_data() -> None:
-    pairs = [
-        np.array(
-            [line.split("\t") for line in gzip.open(ML1M / f"ml-1m-ultragcn.{part}.inter.gz", "rt")][1:], dtype=int
-        )
-        for part in ("train", "valid")
-    ]
+    pairs = []
+    for part in ("train", "valid"):
+        with gzip.open(ML1M / f"ml-1m-ultragcn.{part}.inter.gz", "rt") as file:
+            pairs.append(np.loadtxt(file, dtype=int, skiprows=1))
     users, items = np.concatenate(pairs).T
     matrix = sp.csr_matrix((np.ones(len(users)), (users, items)), shape=(6022, 3043))
     user_factor, item_factor = ultragcn.degree_factors(matrix)

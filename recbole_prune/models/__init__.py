@@ -1,7 +1,7 @@
 """Models that RecBole lacks, found by name like RecBole's own.
 
-A file ``<name in lower case>.py`` here and ``properties/model/<Name>.yaml`` are a model: RecBole looks for models in the
-folder of its general recommenders, and :func:`join_recbole` makes this folder a part of it.
+A file ``<name in lower case>.py`` here and ``properties/model/<Name>.yaml`` are a model: RecBole looks for models in
+the folder of its general recommenders, and :func:`join_recbole` makes this folder a part of it.
 """
 
 from __future__ import annotations

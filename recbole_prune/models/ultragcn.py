@@ -28,8 +28,9 @@ class UltraGCN(GeneralRecommender):
     """UltraGCN as a RecBole model.
 
     The loss of a batch of positives is a sum, not a mean: weighted softplus terms of the positives, of
-    ``negative_num`` random items for each (weight ``negative_weight`` over their number) and of the most similar items of
-    each positive (``item_item_weight``), plus ``reg_weight`` / 2 times the squared length of both tables, padding aside.
+    ``negative_num`` random items for each (weight ``negative_weight`` over their number) and of the most similar items
+    of each positive (``item_item_weight``), plus ``reg_weight`` / 2 times the squared length of both tables without
+    their padding rows.
     Scores are dot products. Negatives are drawn here, from torch's global stream, among all real items.
 
     Args:
@@ -65,7 +66,7 @@ class UltraGCN(GeneralRecommender):
 
     def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores of items ``[batch, n]`` for users ``[batch]``, shape ``[batch, n]``."""
-        vectors = self.user_embedding(users)
+        vectors: torch.Tensor = self.user_embedding(users)
         if self.n_items <= _ITEMS_PER_DRAW * items.shape[1]:
             return (vectors @ self.item_embedding.weight.t()).gather(1, items)
         return torch.bmm(self.item_embedding(items), vectors.unsqueeze(2)).squeeze(2)
@@ -92,24 +93,28 @@ class UltraGCN(GeneralRecommender):
         scores = self(users, torch.cat([positives.unsqueeze(1), similar, negatives], dim=1))
         liked = 1 + similar.shape[1]
         signed = torch.cat([-scores[:, :liked], scores[:, liked:]], dim=1)
-        return (weights * functional.softplus(signed)).sum() + self._l2()
+        loss: torch.Tensor = (weights * functional.softplus(signed)).sum() + self._l2()
+        return loss
 
     def _l2(self) -> torch.Tensor:
         tables = (self.user_embedding, self.item_embedding)
         padding = torch.zeros(1, dtype=torch.long, device=self.user_factor.device)
         # the parameters of a table rather than its weight: pruned entries are 0, and compact storage has none of them
         squares = sum((value**2).sum() for table in tables for value in table.parameters())
-        return self.reg_weight / 2 * (squares - sum((table(padding) ** 2).sum() for table in tables))
+        penalty: torch.Tensor = self.reg_weight / 2 * (squares - sum((table(padding) ** 2).sum() for table in tables))
+        return penalty
 
     def predict(self, interaction: Any) -> torch.Tensor:
         """Scores of the pairs of a batch."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        return (self.user_embedding(users) * self.item_embedding(items)).sum(dim=1)
+        scores: torch.Tensor = (self.user_embedding(users) * self.item_embedding(items)).sum(dim=1)
+        return scores
 
     def full_sort_predict(self, interaction: Any) -> torch.Tensor:
         """Scores of all items for the users of a batch, flattened."""
         users = interaction[self.USER_ID]
-        return (self.user_embedding(users) @ self.item_embedding.weight.t()).view(-1)
+        scores: torch.Tensor = self.user_embedding(users) @ self.item_embedding.weight.t()
+        return scores.view(-1)
 
 
 def degree_factors(interactions: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -131,8 +136,8 @@ def similar_items(
     """The items with the largest omega for each item, largest first, equal ones by id.
 
     With ``G = R^T R`` and its row sums g: ``omega_ij = G_ij * sqrt(g_i + 1) / g_i / sqrt(g_j + 1)`` as in the authors'
-    code, where an item is its own neighbour, or ``G_ij / (g_i - G_ii) * sqrt(g_i / g_j)`` as in the paper (equation 16),
-    where it is not. Memory grows with the entries of some rows of G.
+    code, where an item is its own neighbour, or ``G_ij / (g_i - G_ii) * sqrt(g_i / g_j)`` as in the paper (equation
+    16), where it is not. Memory grows with the entries of some rows of G.
 
     Returns:
         ids and omegas, shape ``[items, count]``; where fewer items co-occur, id 0 with omega 0.
@@ -163,4 +168,6 @@ def similar_items(
 
 def _over(numerator: Any, denominator: NDArray[np.float64]) -> NDArray[np.float64]:
     """A quotient that is 0 where the denominator is."""
-    return np.divide(numerator, denominator, out=np.zeros_like(denominator, dtype=np.float64), where=denominator != 0)
+    quotient = np.zeros(denominator.shape)
+    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    return quotient
