@@ -111,7 +111,8 @@ class MacsCounter(TorchDispatchMode):
         """Count one operation; its result's factor where a rule knows it better than :class:`Factors`."""
         factors = {id(tensor): factor for tensor, factor in known}
         if name in _PRODUCTS:
-            self._product(*(args[i] for i in _PRODUCTS[name]), factors)
+            left, right = _PRODUCTS[name]
+            self._product(args[left], args[right], factors)
         elif name in ("convolution", "_convolution"):
             self._convolution(args, factors, result)
         elif name in ("mkldnn_rnn_layer", "_cudnn_rnn"):
@@ -132,23 +133,21 @@ class MacsCounter(TorchDispatchMode):
     def _add(self, kind: str, macs: Macs) -> None:
         self.by_kind[kind] += macs
 
-    def _product(self, left: Any, right: Any, factors: dict[int, Factor | None]) -> None:
+    def _product(self, left: torch.Tensor, right: torch.Tensor, factors: dict[int, Factor | None]) -> None:
         """``left @ right``, either of them a matrix, a batch of matrices or a vector."""
         a, b = factors.get(id(left)), factors.get(id(right))
         if left.layout is not torch.strided or right.layout is not torch.strided:
             self._sparse_product(left, right, a, b)
             return
+        rows = left.shape[-2] if left.dim() > 1 else 1
         columns = right.shape[-1] if right.dim() > 1 else 1
         dense = left.numel() * columns
-        density = min((f.density for f in (a, b) if f is not None), default=1.0)
         exact = dense
         if _live(a) is not None or _live(b) is not None:
-            # of every entry that is summed over: live factors on the left times live factors on the right
-            rows = left.shape[-2] if left.dim() > 1 else 1
-            counts_left = rows if _live(a) is None else _summed(_live(a), -2 if left.dim() > 1 else None)
-            counts_right = columns if _live(b) is None else _summed(_live(b), -1 if right.dim() > 1 else None)
-            exact = int((counts_left * counts_right).sum())
-        self._add(MATRIX, Macs(dense, density * dense, exact))
+            # for everything that is summed over: live factors on the left times live factors on the right
+            lefts, rights = _counts(_live(a), rows, -2), _counts(_live(b), columns, -1)
+            exact = int((lefts * rights).sum())
+        self._add(MATRIX, Macs(dense, _density(a, b) * dense, exact))
 
     def _sparse_product(self, left: Any, right: Any, a: Factor | None, b: Factor | None) -> None:
         if left.layout is not torch.strided and right.layout is not torch.strided:
@@ -161,21 +160,20 @@ class MacsCounter(TorchDispatchMode):
             live = live if other is right else live.t()
             uses = torch.bincount(_columns(matrix), minlength=matrix.shape[1])
             exact = int((uses * live.sum(-1)).sum())
-        self._add(SPARSE, Macs(dense, dense * (factor.density if factor else 1.0), exact))
+        self._add(SPARSE, Macs(dense, dense * _density(factor), exact))
 
     def _convolution(self, args: Any, factors: dict[int, Factor | None], result: torch.Tensor) -> None:
-        """Each weight is used at every place of the output; padding counts as in the dense product."""
+        """Each weight is used at every place of the output; padding counts, unless the input is masked too."""
         entries, weight, transposed = args[0], args[1], args[6]
         a, b = factors.get(id(entries)), factors.get(id(weight))
         dense = (entries if transposed else result).numel() * weight[0].numel()
-        density = min((f.density for f in (a, b) if f is not None), default=1.0)
         exact = dense
         if _live(a) is not None:
-            lives = [_ones(t) if _live(f) is None else _live(f).float() for t, f in ((entries, a), (weight, b))]  # type: ignore[union-attr]
-            exact = int(torch.convolution(*lives, None, *args[3:9]).double().sum())
+            pairs = torch.ops.aten.convolution(_as_numbers(entries, a), _as_numbers(weight, b), None, *args[3:9])
+            exact = int(pairs.double().sum())
         elif _live(b) is not None:
-            exact = dense // weight.numel() * int(_live(b).sum())  # type: ignore[union-attr]
-        self._add(MATRIX, Macs(dense, density * dense, exact))
+            exact = dense // weight.numel() * int(_counts(_live(b), 0, None))
+        self._add(MATRIX, Macs(dense, _density(a, b) * dense, exact))
 
     def _recurrent(self, args: Any, factors: dict[int, Factor | None]) -> None:
         """A fused recurrent layer: every weight matrix once per step and sequence; what comes in is taken as dense."""
@@ -223,12 +221,23 @@ def _live(factor: Factor | None) -> torch.Tensor | None:
     return None if factor is None else factor.live
 
 
-def _summed(live: Any, dimension: int | None) -> torch.Tensor:
-    return live.long() if dimension is None else live.sum(dimension)  # type: ignore[no-any-return]
+def _density(*factors: Factor | None) -> float:
+    return min((factor.density for factor in factors if factor is not None), default=1.0)
 
 
-def _ones(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.ones_like(tensor, dtype=torch.float32)
+def _counts(live: torch.Tensor | None, otherwise: int, dimension: int | None) -> torch.Tensor:
+    """Live entries along a dimension of a matrix, ``otherwise`` if all are live; a vector is its own counts."""
+    if live is None:
+        return torch.tensor(otherwise)
+    if dimension is None:
+        return live.sum()
+    return live.sum(dimension) if live.dim() > 1 else live.long()
+
+
+def _as_numbers(tensor: torch.Tensor, factor: Factor | None) -> torch.Tensor:
+    """1.0 where a tensor is live."""
+    live = _live(factor)
+    return torch.ones_like(tensor, dtype=torch.float32) if live is None else live.float()
 
 
 def _columns(matrix: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -143,7 +143,7 @@ def _exchange(value: Any, masks: dict[int, torch.Tensor]) -> Any:
     return masks.get(id(value), value) if isinstance(value, torch.Tensor) else value
 
 
-def _key(value: Any) -> Optional[Key]:
+def _key(value: Any) -> Key | None:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or not value.numel():
         return None
     return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype

@@ -60,12 +60,12 @@ class MacsReport:
         """A step that needs dense gradients of the masked weights, by density: ``2 d + 1`` for each dense product."""
         return 2 * self.forward.density_scaled + self.forward.dense
 
-    def average_step(self, update_interval: int) -> float:
-        """Mean of ``update_interval`` steps by density, one of which updates masks: ``3 d + (1 - d) / interval``."""
+    def average_step(self, update_interval: float) -> float:
+        """Mean step by density where one of ``update_interval`` is an update step: ``3 d + (1 - d) / interval``."""
         extra = self.update_step - self.training_step.density_scaled
         return self.training_step.density_scaled + extra / update_interval
 
-    def to_dict(self, update_interval: int | None = None) -> dict[str, Any]:
+    def to_dict(self, update_interval: float | None = None) -> dict[str, Any]:
         """JSON; ``update_interval`` (steps) where masks are updated by dense gradients."""
         training: dict[str, Any] = {
             "forward": _rounded(self.forward),
@@ -133,7 +133,8 @@ def measure_macs(
 
 
 def _count(factors: Factors, work: Any) -> MacsCounter:
-    with MacsCounter(factors) as counter:
+    counter = MacsCounter(factors)
+    with counter:
         work()
     return counter
 
