@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from recbole_prune.metering.macs import Macs, MacsReport, measure_macs
+from recbole_prune.metering.macs import Macs, MacsReport, TrainingMacs, measure_macs
 
-__all__ = ["Macs", "MacsReport", "measure_macs"]
+__all__ = ["Macs", "MacsReport", "TrainingMacs", "measure_macs"]

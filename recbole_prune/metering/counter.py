@@ -81,7 +81,7 @@ class MacsCounter(TorchDispatchMode):
 
     def not_counted(self) -> list[str]:
         """What was executed without being counted, a line for each kind of operation."""
-        lines = [f"{name}, {times} times" for name, times in sorted(self._without_rule.items())]
+        lines = [f"{times} x {name}" for name, times in sorted(self._without_rule.items())]
         waiting = self._not_summed + sum(products for _, products in self._summable.values())
         return lines + ([f"{waiting:,} element-wise products that are not summed"] if waiting else [])
 

@@ -32,7 +32,7 @@ COMPUTED = Factor()
 
 # the result shows the entries of its arguments, in other places
 VIEWS = frozenset(
-    "alias _unsafe_view _reshape_alias as_strided cat chunk clone contiguous detach embedding expand flip gather "
+    "alias _unsafe_view _reshape_alias cat chunk clone contiguous detach embedding expand flip gather "
     "index index_select lift_fresh masked_select narrow permute repeat reshape roll select slice split "
     "split_with_sizes squeeze stack swapaxes t take transpose unbind unflatten unfold unsafe_chunk unsafe_split "
     "unsafe_split_with_sizes unsqueeze view".split()
@@ -104,6 +104,9 @@ class Factors:
         shares = [1.0 if factor is None else factor.density for _, factor in known]
         density = sum(size * share for size, share in zip(sizes, shares)) / max(1, sum(sizes))
         masks = {id(tensor): _mask(tensor, factor) for tensor, factor in known}
+        if name.endswith("view") or name == "_reshape_alias":  # strides of a mask may be others than the tensor's
+            shape = args[1] if len(args) > 1 else None
+            return Factor(masks[id(args[0])].reshape(shape), density, is_table) if isinstance(shape, list) else COMPUTED
         lives = func(*_exchange(args, masks), **{key: _exchange(value, masks) for key, value in kwargs.items()})
         if isinstance(lives, torch.Tensor):
             return Factor(lives, density, is_table)

@@ -18,40 +18,25 @@ from recbole_prune.metering.factors import Factors
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training.state import forget_caches
 
-__all__ = ["Macs", "MacsReport", "measure_macs"]
+__all__ = ["Macs", "MacsReport", "TrainingMacs", "measure_macs"]
 
 _PASSES = 3  # of a training step: forward, gradient of the inputs, gradient of the weights
 
 
 @dataclass(frozen=True)
-class MacsReport:
-    """What a model multiplies, by both accountings.
+class TrainingMacs:
+    """What one training batch multiplies.
 
     Attributes:
-        inference: scores of all items for one user, mean over some users, what can be kept between users being kept.
-        preparation: what is computed once after every change of weights and then kept: propagated tables.
-        forward: the losses of one training batch, forward only, regularisation included.
-        positives: positive interactions in that batch; its users for models that train on whole users.
-        users: users over whom ``inference`` is the mean.
-        items: items that a user is scored for, [PAD] included.
-        not_counted: what was executed or is part of training without being counted, a line each.
+        forward: its losses, forward only, regularisation included.
+        positives: its positive interactions; its users for models that train on whole users.
     """
 
-    inference: Macs
-    preparation: Macs
     forward: Macs
     positives: int
-    users: int
-    items: int
-    not_counted: tuple[str, ...] = ()
 
     @property
-    def inference_cold(self) -> Macs:
-        """Ranking the first user after a change of weights."""
-        return self.inference + self.preparation
-
-    @property
-    def training_step(self) -> Macs:
+    def step(self) -> Macs:
         """One step: three times the forward pass. Exact: gradients of live entries only."""
         return self.forward * _PASSES
 
@@ -62,24 +47,53 @@ class MacsReport:
 
     def average_step(self, update_interval: float) -> float:
         """Mean step by density where one of ``update_interval`` is an update step: ``3 d + (1 - d) / interval``."""
-        extra = self.update_step - self.training_step.density_scaled
-        return self.training_step.density_scaled + extra / update_interval
+        return self.step.density_scaled + (self.update_step - self.step.density_scaled) / update_interval
 
     def to_dict(self, update_interval: float | None = None) -> dict[str, Any]:
         """JSON; ``update_interval`` (steps) where masks are updated by dense gradients."""
-        training: dict[str, Any] = {
+        record = {
             "forward": _rounded(self.forward),
-            "step": _rounded(self.training_step),
-            "step_per_positive": _rounded(self.training_step / max(1, self.positives)),
+            "step": _rounded(self.step),
+            "step_per_positive": _rounded(self.step / max(1, self.positives)),
             "positives": self.positives,
         }
         if update_interval is not None:
-            training["update_step"] = round(self.update_step)
-            training["average_step"] = round(self.average_step(update_interval))
+            record["update_step"] = round(self.update_step)
+            record["average_step"] = round(self.average_step(update_interval))
+        return record
+
+
+@dataclass(frozen=True)
+class MacsReport:
+    """What a model multiplies, by both accountings.
+
+    Attributes:
+        inference: scores of all items for one user, mean over some users, what can be kept between users being kept.
+        preparation: what is computed once after every change of weights and then kept: propagated tables.
+        training: one batch; None if the model's loss could not be computed.
+        users: users over whom ``inference`` is the mean.
+        items: items that a user is scored for, [PAD] included.
+        not_counted: what was executed or is part of training without being counted, a line each.
+    """
+
+    inference: Macs
+    preparation: Macs
+    training: TrainingMacs | None
+    users: int
+    items: int
+    not_counted: tuple[str, ...] = ()
+
+    @property
+    def inference_cold(self) -> Macs:
+        """Ranking the first user after a change of weights."""
+        return self.inference + self.preparation
+
+    def to_dict(self, update_interval: float | None = None) -> dict[str, Any]:
+        """JSON; ``update_interval`` as in :meth:`TrainingMacs.to_dict`."""
         return {
             "inference": _rounded(self.inference),
             "preparation": _rounded(self.preparation),
-            "training": training,
+            "training": None if self.training is None else self.training.to_dict(update_interval),
             "users": self.users,
             "items": self.items,
             "not_counted": list(self.not_counted),
@@ -100,7 +114,7 @@ def measure_macs(
             is live, not the values of the weights.
 
     Raises:
-        Exception: whatever the model raises in scoring or in its loss.
+        Exception: whatever the model raises in scoring.
     """
     if masks is None:
         masks = getattr(model, "masks", None) or {}
@@ -115,21 +129,28 @@ def measure_macs(
             warm = _count(factors, lambda: probe.score(model, probe.rows[first]))
             ranking = _count(factors, lambda: [probe.score(model, block) for block in probe.blocks()])
         scored = len(probe.rows) * len(probe.items)
-        model.train()
-        loss = _count(factors, lambda: model.calculate_loss(batch.to(config["device"])))
-    notes = [f"ranking: {line}" for line in ranking.not_counted()]
-    notes += [f"training: {line}" for line in loss.not_counted()]
-    if hasattr(model, "calculate_kg_loss"):
-        notes.append("training: batches of the knowledge graph (calculate_kg_loss)")
+        training, training_notes = _count_training(model, config, batch, factors)
+    notes = [f"ranking: {line}" for line in ranking.not_counted()] + [f"training: {line}" for line in training_notes]
     return MacsReport(
         inference=ranking.total * (dataset.item_num / scored),
         preparation=cold.total - warm.total,
-        forward=loss.total,
-        positives=_positives(batch, config),
+        training=training,
         users=len(probe.rows),
         items=dataset.item_num,
         not_counted=tuple(notes),
     )
+
+
+def _count_training(model: Any, config: Any, batch: Any, factors: Factors) -> tuple[TrainingMacs | None, list[str]]:
+    """The losses of a batch, and what was not counted."""
+    model.train()
+    notes = ["batches of the knowledge graph (calculate_kg_loss)"] if hasattr(model, "calculate_kg_loss") else []
+    loss = getattr(model, "calculate_rs_loss", model.calculate_loss)  # MKR's name for it
+    try:
+        counter = _count(factors, lambda: loss(batch.to(config["device"])))
+    except Exception as error:  # some losses take what only their own trainer prepares
+        return None, [*notes, f"{loss.__name__}: {type(error).__name__}: {error}".rstrip(": ")]
+    return TrainingMacs(counter.total, _positives(batch, config)), notes + counter.not_counted()
 
 
 def _count(factors: Factors, work: Any) -> MacsCounter:
