@@ -475,6 +475,28 @@ def test_a_run_reports_every_ticket(tiny_data: Path, capsys: pytest.CaptureFixtu
     assert run("BPR", tiny_data, **settings)[1] == summary
 
 
+HARD_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "candidate_num": 5, "alpha": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "trains"),
+    [
+        ("BPR", {"train_neg_sample_args": HARD_NEGATIVES}, True),
+        ("CFKG", {}, True),  # batches with a knowledge graph
+        ("MultiVAE", {}, True),  # batches of users
+        ("RecVAE", {}, False),
+    ],
+)
+def test_runs_with_other_batches(
+    model: str, settings: dict[str, Any], trains: bool, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, summary = run(model, tiny_data, pruner="random", prune_rounds=1, prune_rate=0.5, **settings)
+    dense, pruned = (ticket["macs"] for ticket in summary["tickets"])
+    assert 0 < pruned["inference"]["exact"] < dense["inference"]["exact"]
+    assert (pruned["training"] is not None) == trains
+    assert ("a training step" in capsys.readouterr().out) == trains
+
+
 def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
     settings = {"prune_dense": False, "prune_target_sparsity": 0.75, "train_batch_size": 256}
     for pruner, updates in (("dsl", True), ("set", False), ("static", False)):

@@ -47,7 +47,8 @@ def _count(experiment: Experiment, ticket: Ticket, config: Any, model: Any) -> R
     loader = experiment.train_data
     if hasattr(loader, "set_mode"):
         loader.set_mode(KGDataLoaderState.RSKG)
-    loader.get_model(model)  # hard negatives are drawn by score
+    if hasattr(loader, "get_model"):
+        loader.get_model(model)  # hard negatives are drawn by score
     batch = next(iter(loader))
     masks = {} if ticket.mask_file is None else experiment.masks_of(ticket)
     report = measure_macs(model, config, experiment.dataset, batch, masks)
@@ -69,7 +70,11 @@ def macs_line(chosen: Ticket, dense: Ticket | None, record: Record) -> str:
         seconds += f" (dense {dense.train_seconds:.1f} s and {dense.eval_seconds:.1f} s)"
     if "inference" not in record:
         return f"ticket {chosen.ticket}: {seconds}; MACs not counted: {'; '.join(record['not_counted'])}"
-    parts = []
-    for name, macs in (("ranking a user", record["inference"]), ("a training step", record["training"]["step"])):
-        parts.append(f"{name} {macs['dense']:,} dense, {macs['density_scaled']:,} by density, {macs['exact']:,} exact")
-    return f"ticket {chosen.ticket}: {seconds}; MACs (not seconds): {'; '.join(parts)}"
+    text = f"ranking a user {_in_words(record['inference'])}"
+    if record["training"] is not None:
+        text += f"; a training step {_in_words(record['training']['step'])}"
+    return f"ticket {chosen.ticket}: {seconds}; MACs (not seconds): {text}"
+
+
+def _in_words(macs: dict[str, int]) -> str:
+    return f"{macs['dense']:,} dense, {macs['density_scaled']:,} by density, {macs['exact']:,} exact"
