@@ -463,7 +463,9 @@ def run(model: str, tiny_data: Path, **settings: Any) -> tuple[dict[str, Any], d
     return result, json.loads((Path(result["folder"]) / "summary.json").read_bytes())
 
 
-def test_a_run_reports_every_ticket(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_every_ticket(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {"pruner": "imp", "prune_rate": 0.5, "prune_rounds": 2}
     _, summary = run("BPR", tiny_data, **settings)
     counted = [ticket["macs"]["inference"] for ticket in summary["tickets"]]
@@ -472,7 +474,13 @@ def test_a_run_reports_every_ticket(tiny_data: Path, capsys: pytest.CaptureFixtu
     assert counted[0]["exact"] > counted[1]["exact"] > counted[2]["exact"] > 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "MACs" in line)
     assert f"{counted[summary['chosen']]['exact']:,} exact" in line and " s" in line
-    assert run("BPR", tiny_data, **settings)[1] == summary
+    result, again = run("BPR", tiny_data, **settings)
+    assert again == summary
+    with monkeypatch.context() as patch:
+        patch.setattr("recbole_prune.metering.tickets.measure_macs", lambda *_: pytest.fail("counted again"))
+        assert run("BPR", tiny_data, **settings)[1] == summary
+    (Path(result["folder"]) / "summary.json").write_text("damaged")
+    assert run("BPR", tiny_data, **settings)[1] == summary  # counted anew, the same figures
 
 
 HARD_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "candidate_num": 5, "alpha": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole.utils import KGDataLoaderState
@@ -21,13 +22,16 @@ Record = dict  # JSON
 def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int, Record]:
     """What each ticket multiplies, as ``MacsReport.to_dict`` says it.
 
-    Only shapes and masks matter, so tickets of one shape are counted on one newly built model. Nothing fails and no
-    random stream moves: a ticket that cannot be counted has ``not_counted`` with the reason and nothing else.
+    Only shapes and masks matter, so tickets of one shape are counted on one newly built model; what the folder's
+    summary has is not counted again. Nothing fails and no random stream moves: a ticket that cannot be counted has
+    ``not_counted`` with the reason and nothing else.
     """
     models: dict[str, Any] = {}
-    records: dict[int, Record] = {}
+    records = _records_in(experiment.folder.path / "summary.json")
     with preserved_random_streams():
         for ticket in tickets:
+            if ticket.ticket in records:
+                continue
             changes = ticket.method.get("changes", {})
             shape = json.dumps(changes, sort_keys=True)
             try:
@@ -41,6 +45,15 @@ def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int
                 experiment.logger.debug("cause", exc_info=True)
                 records[ticket.ticket] = {"not_counted": [f"{type(error).__name__}: {error}"]}
     return records
+
+
+def _records_in(summary: Path) -> dict[int, Record]:
+    """What an earlier process counted of the same journal, so that a finished run is shown at once."""
+    try:
+        tickets = json.loads(summary.read_bytes())["tickets"]
+        return {ticket["ticket"]: ticket["macs"] for ticket in tickets if "inference" in ticket["macs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _count(experiment: Experiment, ticket: Ticket, config: Any, model: Any) -> Record:
