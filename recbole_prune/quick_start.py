@@ -15,6 +15,7 @@ from recbole_prune.artifact.export import export_ticket
 from recbole_prune.config import PruneConfig
 from recbole_prune.dry_run import describe_plan
 from recbole_prune.experiment import Experiment
+from recbole_prune.metering.tickets import count_tickets, macs_line
 from recbole_prune.progress import Progress
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.table import ticket_table
@@ -81,9 +82,11 @@ def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> dict
         experiment.progress.close()
     chosen, reason = choose_ticket(experiment, tickets)
     artifact = export_chosen(experiment, tickets, folder.path / "artifact")
-    _summarise(config, folder, tickets, chosen, reason, notice)
+    macs = count_tickets(experiment, tickets)
+    _summarise(config, folder, tickets, chosen, reason, notice, macs)
     rows = baselines.rows_of_others(config, folder)
     print(ticket_table(tickets, config["valid_metric"], chosen=chosen, reason=reason, others=rows, folder=folder.path))
+    print(macs_line(chosen, experiment.tickets.get(0), macs[chosen.ticket]))
     if notice:
         print(f"\nNOTE {notice}")
     return {
@@ -157,7 +160,13 @@ def export_chosen(experiment: Experiment, tickets: list[Ticket], folder: Path) -
 
 
 def _summarise(
-    config: PruneConfig, folder: RunFolder, tickets: list[Ticket], chosen: Ticket, reason: str, notice: str | None
+    config: PruneConfig,
+    folder: RunFolder,
+    tickets: list[Ticket],
+    chosen: Ticket,
+    reason: str,
+    notice: str | None,
+    macs: dict[int, Any],
 ) -> None:
     """Write ``summary.json``."""
     dense = next((ticket for ticket in tickets if ticket.ticket == 0), None)
@@ -185,6 +194,8 @@ def _summarise(
                     "wins_metric": t.wins_metric,
                     "wins": t.wins,
                     "relative_epochs": t.relative_epochs,
+                    "train_seconds": t.train_seconds,
+                    "macs": macs[t.ticket],
                 }
                 for t in tickets
             ],

@@ -89,6 +89,7 @@ class Probe:
     Models are put into eval mode and keep the caches of the last scoring: use it inside :func:`undisturbed`.
 
     Attributes:
+        rows: what is scored, an Interaction.
         items: internal ids of the scored items, shape ``[columns]``.
         users: internal ids of the scored users, shape ``[rows]``; None where the dataset has no users.
     """
@@ -101,17 +102,17 @@ class Probe:
         with preserved_random_streams():
             _seed()
             rows = dataset[_spread_rows(dataset)]
-            self._rows = construct_transform(config)(dataset, rows)
+            self.rows = construct_transform(config)(dataset, rows)
         self._device = config["device"]
         self.items = np.arange(dataset.item_num)
         self._pair_items: Any = None
-        if not _ranks_all_items(model, self._rows[np.array([0])].to(self._device)):
-            self._rows = self._rows[np.arange(min(PAIR_ROWS, len(self._rows)))]
+        if not _ranks_all_items(model, self.rows[np.array([0])].to(self._device)):
+            self.rows = self.rows[np.arange(min(PAIR_ROWS, len(self.rows)))]
             wanted = min(PAIR_ITEMS, dataset.item_num - 1)
             self.items = np.unique(np.linspace(1, dataset.item_num - 1, wanted).astype(np.int64))
             self._pair_items = dataset.get_item_feature()[self.items]
         uid = dataset.uid_field
-        self.users = self._rows[uid].numpy() if uid and uid in self._rows else None
+        self.users = self.rows[uid].numpy() if uid and uid in self.rows else None
 
     @property
     def ranks_all_items(self) -> bool:
@@ -132,7 +133,7 @@ class Probe:
         forget_caches(model)
         with preserved_random_streams():
             _seed()
-            blocks = [self._score(model, block) for block in self._blocks()]
+            blocks = [self.score(model, block) for block in self.blocks()]
         scores = np.concatenate(blocks)
         broken = int(np.isnan(scores).sum())
         if broken:
@@ -142,12 +143,14 @@ class Probe:
             )
         return scores
 
-    def _blocks(self) -> Iterator[Any]:
+    def blocks(self) -> Iterator[Any]:
+        """The rows, few enough at a time for a batch."""
         step = max(1, _SCORES_PER_CALL // len(self.items))
-        for start in range(0, len(self._rows), step):
-            yield self._rows[np.arange(start, min(start + step, len(self._rows)))]
+        for start in range(0, len(self.rows), step):
+            yield self.rows[np.arange(start, min(start + step, len(self.rows)))]
 
-    def _score(self, model: Any, rows: Any) -> Scores:
+    def score(self, model: Any, rows: Any) -> Scores:
+        """Scores of some of the rows, shape ``[len(rows), columns]``."""
         if self._pair_items is None:
             scores = model.full_sort_predict(rows.to(self._device))
         else:
