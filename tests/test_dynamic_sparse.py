@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,25 @@ def test_without_a_dense_model_nothing_dense_is_trained(tiny_data: Path, monkeyp
 def _settings(data: Path, **changes: Any) -> dict[str, Any]:
     base = {**config_for("BPR", data), "epochs": 3, "train_batch_size": 256, "pruner": "dsl"}
     return {**base, "prune_update_interval": 5, "prune_target_sparsity": 0.8, **changes}
+
+
+@pytest.mark.parametrize("values", ["fp16", "int8"])
+def test_exported_in_few_bits(values: str, tiny_data: Path) -> None:
+    """Sparse from scratch and few bits per value together: smaller, and the lists are compared with the exact ones."""
+    exact, few = (
+        json.loads(
+            Path(
+                run_recbole_prune(
+                    model="BPR", dataset=DATASET, config_dict=_settings(tiny_data, prune_dense=False, **changes)
+                )["artifact"],
+                "ticket.json",
+            ).read_text(encoding="utf-8")
+        )
+        for changes in ({}, {"export_values": values})
+    )
+    assert few["kept"] == exact["kept"] and few["values"] == values
+    assert few["bytes"]["tables"] < exact["bytes"]["tables"] < 0.4 * exact["bytes"]["tables_dense"]
+    assert 0.5 < few["effect"]["mean_top10_overlap"] <= exact["effect"]["mean_top10_overlap"] == 1
 
 
 def test_density_one_updates_nothing(tiny_data: Path) -> None:

@@ -36,13 +36,17 @@ def run(data: Path, model: str = "BPR", **changes: Any) -> tuple[dict[str, Any],
     return result, experiment
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
 @pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
-def test_conformance(pruner: str, tiny_data: Path) -> None:
+def test_conformance(pruner: str, storage: str, tiny_data: Path) -> None:
     """Every ticket asked for beside the dense one, ordered by sparsity, repeatable, with an artifact."""
-    settings = {"prune_target_sparsity": 0.6, "prune_update_interval": 2} if pruner in SPARSE_FROM_THE_START else {}
-    result, experiment = run(tiny_data, pruner=pruner, **settings)
+    from_scratch = pruner in SPARSE_FROM_THE_START
+    settings: dict[str, Any] = {"pruner": pruner, "prune_storage": storage}
+    if from_scratch:
+        settings.update({"prune_target_sparsity": 0.6, "prune_update_interval": 2})
+    result, experiment = run(tiny_data, **settings)
     tickets = result["tickets"]
-    assert [t["ticket"] for t in tickets] == [0, 1] if settings else [0, 1, 2]
+    assert [t["ticket"] for t in tickets] == [0, 1] if from_scratch else [0, 1, 2]
     assert tickets[0]["sparsity"] == 0 and tickets[0]["wins"] is None
     sparsities = [t["sparsity"] for t in tickets]
     assert sparsities == sorted(set(sparsities)) and sparsities[-1] < 1
@@ -52,14 +56,14 @@ def test_conformance(pruner: str, tiny_data: Path) -> None:
             masks, weights = experiment.masks_of(ticket), experiment.weights_of(ticket)
             assert masks.kept == ticket.kept
             assert all(not weights[name][~mask].any() for name, mask in masks.items())
-    if settings:
+    if from_scratch:
         assert tickets[1]["kept"] == pytest.approx(0.4 * tickets[0]["prunable"], abs=1)
     elif pruner in MASKED:
         assert [t["kept"] for t in tickets] == kept_counts(tickets[0]["prunable"], rate=0.4, rounds=2)
         assert experiment.masks_of(experiment.tickets[2]).is_nested_in(experiment.masks_of(experiment.tickets[1]))
     else:
         assert all(t["mask_file"] is None and t["changes"] for t in tickets[1:])
-    again, _ = run(tiny_data, pruner=pruner, output_dir="again", **settings)
+    again, _ = run(tiny_data, output_dir="again", **settings)
     clocks = ("train_seconds", "eval_seconds", "checkpoint_sha256")
     for one, other in zip(tickets, again["tickets"]):
         assert {k: v for k, v in one.items() if k not in clocks} == {k: v for k, v in other.items() if k not in clocks}

@@ -106,6 +106,7 @@ class Killed(BaseException):
     """Stands for SIGKILL inside one process: nothing in the package may catch it."""
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -126,9 +127,14 @@ class Killed(BaseException):
     ],
 )
 def test_stopped_in_every_epoch_ends_equal(
-    model: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    changes: dict[str, Any],
+    storage: str,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = settings_of(model, tiny_data, **{"prune_rounds": 1, **changes})
+    settings = settings_of(model, tiny_data, **{"prune_rounds": 1, "prune_storage": storage, **changes})
 
     def run(output: str) -> dict[str, Any]:
         return run_recbole_prune(

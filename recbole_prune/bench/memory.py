@@ -115,7 +115,7 @@ def _train_and_count(job: dict[str, Any], words: list[str]) -> dict[str, Any]:
             trainer, data = plain.trainer, plain.train_data
         else:
             ours = OurRun(config, scratch)
-            trainer, data = ours.trainer(ours.random_masks(job["sparsity"])), ours.experiment.train_data
+            trainer, data = ours.candidate(job["sparsity"])[1], ours.experiment.train_data
             ours.reseed()
         before = peak_bytes()
         _reset_peak()

@@ -27,6 +27,7 @@ from recbole_prune.experiment import Experiment
 from recbole_prune.masks import MaskSet
 from recbole_prune.paths import property_file
 from recbole_prune.pruners import get_pruner
+from recbole_prune.pruners.dynamic_sparse import StaticSparseTraining
 from recbole_prune.run_command import hand_to_recbole
 from recbole_prune.schedule import removed_exact
 from recbole_prune.scope import Scope
@@ -127,7 +128,14 @@ class OurRun:
         """The targets."""
         return self.experiment.scope
 
-    def dynamic_trainer(self, sparsity: float) -> Any:
+    def candidate(self, sparsity: float) -> tuple[str, Any]:
+        """A name for results and the trainer at a sparsity: random masks, or those of a sparse-from-scratch pruner."""
+        pruner = self.config.settings.pruner
+        if sparsity and issubclass(get_pruner(pruner), StaticSparseTraining):
+            return f"ours, {pruner}", self._dynamic_trainer(sparsity)
+        return "ours", self.trainer(self.random_masks(sparsity))
+
+    def _dynamic_trainer(self, sparsity: float) -> Any:
         """The trainer of a sparse-from-scratch pruner (``--pruner=dsl``), whose masks may move while it trains."""
         settings = self.config.settings
         config = self.config.from_plain_settings(

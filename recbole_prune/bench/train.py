@@ -9,8 +9,6 @@ from typing import Any
 from recbole_prune.bench.measuring import Candidate, device_clock, first_batches, take_turns
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
-from recbole_prune.pruners import get_pruner
-from recbole_prune.pruners.dynamic_sparse import StaticSparseTraining
 
 _WARM_UP = 20
 
@@ -34,12 +32,9 @@ def _plain(request: Request, config: Any, scratch: Path, options: dict[str, Any]
 
 def _ours(config: Any, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
     ours = OurRun(config, scratch)
-    pruner = config.settings.pruner
-    from_scratch = issubclass(get_pruner(pruner), StaticSparseTraining)
     candidates = []
     for sparsity in options["sparsities"]:
-        name = f"ours, {pruner}" if from_scratch and sparsity else "ours"
-        trainer = ours.dynamic_trainer(sparsity) if name != "ours" else ours.trainer(ours.random_masks(sparsity))
+        name, trainer = ours.candidate(sparsity)
         candidates.append(_candidate(name, sparsity, trainer, ours.experiment.train_data, ours.reseed, options))
     return candidates
 
