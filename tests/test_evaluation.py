@@ -204,3 +204,22 @@ def test_whatever_the_size_of_recboles_batches(
     base = bench("BPR", dense_data, embedding_size=width, eval_batch_size=users * (ITEMS + 1))
     assert base.valid.step == users
     assert_same(base, weighted(base, weights), ranker)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("users", [1, 2, 7, 60])
+def test_rounding_that_differs_from_batch_to_batch(
+    users: int, way: str, dense_data: Path, take: Callable[[str], type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product's last bits depend on its number of rows and on the place of a row: here much more often than so."""
+    ranker = take(way)
+    base = bench("BPR", dense_data, eval_batch_size=users * (ITEMS + 1))
+    predict = get_model("BPR").full_sort_predict
+
+    def rounded_by_place(self: Any, interaction: Any) -> torch.Tensor:
+        scores = predict(self, interaction).view(-1, ITEMS + 1)
+        rows, items = torch.meshgrid(torch.arange(len(scores)), torch.arange(ITEMS + 1), indexing="ij")
+        return (scores * (1 + 1.2e-7 * ((rows * 3 + items * 5 + len(scores)) % 4))).view(-1)
+
+    monkeypatch.setattr(get_model("BPR"), "full_sort_predict", rounded_by_place)
+    assert_same(base, weighted(base, "twins"), ranker)
