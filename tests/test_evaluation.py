@@ -1,4 +1,4 @@
-"""Evaluation in blocks of users, and the collector, give RecBole's digits: every metric, ties and empty rows included."""
+"""Evaluation in blocks, and the collector, give RecBole's digits: every metric, ties and empty rows included."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import training_bench
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_bench import Bench, scramble_random_streams
 
@@ -23,11 +23,10 @@ from recbole_prune.training import evaluation, ranking
 from recbole_prune.training.collector import find_hits
 from recbole_prune.training.evaluation import UserBlocks
 from recbole_prune.training.ranking import DenseRanker, ScanRanker, top_k
-from recbole_prune.training.state import random_state
 from recbole_prune.training.trainer import Session, mask_aware_trainer
 
 from recbole.evaluator import Collector  # isort: skip - importing training_bench patches RecBole first
-from recbole.evaluator.register import metric_types  # isort: skip
+from recbole.evaluator.register import metric_information, metric_types  # isort: skip
 from recbole.trainer import Trainer  # isort: skip
 from recbole.utils import EvaluatorType, get_model, get_trainer, init_seed  # isort: skip
 
@@ -80,20 +79,20 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
     return choose
 
 
-def bench(model: str, data: Path, **settings: Any) -> Bench:
+def bench(model: str, data: Path, **changes: Any) -> Bench:
     chosen = {
         "metrics": OF_TOP_ITEMS,
         "valid_metric": "mrr@1",
         "topk": TOPK,
         "metric_decimal_place": 10,
         "eval_args": {"split": {"RS": [0.6, 0.2, 0.2]}, "mode": "full"},
-        **settings,
+        **changes,
     }
     return Bench(model, data, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def some_masks(base: Bench) -> MaskSet:
-    """One entry in six lives; a third of the rows are empty."""
+    """Of a third of the rows no entry lives, of the others a quarter."""
     scope = base.scope()
     generator = torch.Generator().manual_seed(5)
     masks = {}
@@ -223,3 +222,240 @@ def test_rounding_that_differs_from_batch_to_batch(
 
     monkeypatch.setattr(get_model("BPR"), "full_sort_predict", rounded_by_place)
     assert_same(base, weighted(base, "twins"), ranker)
+
+
+@pytest.mark.parametrize("weights", ["dense", "pruned"])
+def test_metrics_that_need_all_scores(weights: str, dense_data: Path) -> None:
+    base = bench("BPR", dense_data, metrics=RANKING)
+    assert_same(base, weighted(base, weights), None)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("topk", [[1], [3, 40], [7, 41]])
+def test_as_many_as_there_are_items(topk: list[int], way: str, dense_data: Path, take: Callable[[str], type]) -> None:
+    """Some users have one item left; RecBole then ranks what they have had, in the order of its own sort."""
+    ranker = take(way)
+    base = bench("BPR", dense_data, topk=topk)
+    left = base.test._dataset.item_num - 1 - np.array([len(base.test.uid2history_item[u]) for u in base.test.uid_list])
+    assert base.test._dataset.item_num == ITEMS + 1 and left.min() < 10
+    assert_same(base, weighted(base, "pruned"), ranker)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
+def test_compact_tables(model: str, way: str, dense_data: Path, take: Callable[[str], type]) -> None:
+    ranker = take(way)
+    base = bench(model, dense_data)
+    compact_model = weighted(base, "pruned", "compact")
+    assert evaluation.compact_modules(compact_model)
+    assert_same(base, compact_model, ranker)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_entity_table_whose_first_rows_are_the_items(way: str, tiny_data: Path, take: Callable[[str], type]) -> None:
+    ranker = take(way)
+    # RecBole cannot count the items of a training loader with a knowledge graph
+    counts = [name for name in OF_TOP_ITEMS if any(need.startswith("data.") for need in metric_information[name])]
+    base = bench("KGAT", tiny_data, metrics=[name for name in OF_TOP_ITEMS if name not in counts])
+    assert_same(base, weighted(base, "dense"), ranker)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("factor", [2.5, -0.125])
+def test_scores_with_a_constant_factor(
+    factor: float, way: str, dense_data: Path, take: Callable[[str], type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker = take(way)
+    base = bench("BPR", dense_data)
+    predict = get_model("BPR").full_sort_predict
+    monkeypatch.setattr(get_model("BPR"), "full_sort_predict", lambda self, data: factor * predict(self, data))
+    assert_same(base, weighted(base, "pruned"), ranker)
+
+
+@pytest.mark.parametrize("way", ["scan", "torch"])
+def test_leave_one_out(way: str, dense_data: Path, take: Callable[[str], type]) -> None:
+    ranker = take(way)
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    base = bench("LightGCN", dense_data, eval_args=split, load_col=columns)
+    assert int(base.valid.uid2items_num.max()) == 1
+    assert_same(base, weighted(base, "pruned"), ranker)
+
+
+@pytest.mark.parametrize("model", ["BPR", "NeuMF"])
+def test_sampled_candidates(model: str, dense_data: Path) -> None:
+    base = bench(model, dense_data, metrics=RANKING, eval_args={"split": {"RS": [0.6, 0.2, 0.2]}, "mode": "uni100"})
+    assert_same(base, weighted(base, "dense"), None)
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_sequences(model: str, tiny_data: Path) -> None:
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
+    base = bench(model, tiny_data, metrics=RANKING, eval_args=split)
+    assert_same(base, weighted(base, "pruned"), None)
+
+
+@pytest.mark.parametrize("model", ["DeepFM", "LR"])
+def test_metrics_of_values(model: str, tiny_data: Path) -> None:
+    metrics = {"metrics": sorted(set(metric_types) - set(RANKING)), "valid_metric": "AUC", "topk": None}
+    base = bench(model, tiny_data, **metrics, eval_args={"split": {"RS": [0.6, 0.2, 0.2]}, "mode": "labeled"})
+    assert_same(base, base.model(some_masks(base)), None)
+
+
+# ---- where RecBole's way is taken ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The reasons that were logged."""
+    caplog.set_level(logging.INFO)
+    return lambda: [
+        record.getMessage().partition("RecBole's batches: ")[2]
+        for record in caplog.records
+        if "RecBole's batches: " in record.getMessage()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("NeuMF", "NeuMF scores pairs of a user and an item one by one"),
+        ("MultiDAE", "the scores of MultiDAE are not dot products of a user table and an item table"),
+        ("DiffRec", "the scores of DiffRec are not dot products of a user table and an item table"),
+        ("SASRec", "SASRec ranks for sequences, not for users"),
+    ],
+)
+def test_other_models_say_once_why(model: str, reason: str, tiny_data: Path, said: Callable[[], list[str]]) -> None:
+    """The digits are RecBole's and the random streams end where RecBole leaves them; DiffRec draws while it scores."""
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
+    base = bench(model, tiny_data, eval_args=split if model == "SASRec" else {"mode": "full"})
+    weights = base.model(None)
+    ours, plain = keep_collected(base.trainer(weights)), plain_trainer(base, weights)
+    ends = []
+    for trainer in (ours, plain):
+        init_seed(3, True)
+        results = [trainer.evaluate(loader, load_best_model=False) for loader in (base.valid, base.test, base.valid)]
+        ends.append((results, random.random(), np.random.random(), torch.rand(1).item()))
+    assert ends[0] == ends[1]
+    base.trainer(weights).evaluate(base.valid, load_best_model=False)  # the next ticket
+    assert said() == [reason]
+
+
+def test_a_table_of_zeros_says_so(dense_data: Path, said: Callable[[], list[str]]) -> None:
+    base = bench("BPR", dense_data)
+    model = base.model(None)
+    model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()})
+    ours, plain = base.trainer(model), plain_trainer(base, model)
+    assert ours.evaluate(base.valid, load_best_model=False) == plain.evaluate(base.valid, load_best_model=False)
+    assert said() == ["BPR scored 0 for all users of a probe"]
+
+
+def test_a_trainer_that_evaluates_in_its_own_way(dense_data: Path, said: Callable[[], list[str]]) -> None:
+    class Own(Trainer):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            return "its own"
+
+    base = bench("BPR", dense_data)
+    model = base.model(None)
+    nothing = dict.fromkeys(("watch", "save_checkpoint", "load_checkpoint"))
+    trainer = mask_aware_trainer(Own)(base.config, model, Session(ticket=1, loaders=base.loaders, **nothing))
+    assert trainer.evaluate(base.valid, load_best_model=False) == "its own"
+    assert said() == ["Own evaluates in a way of its own"]
+
+
+def test_a_collector_of_ones_own(dense_data: Path, said: Callable[[], list[str]]) -> None:
+    base = bench("BPR", dense_data)
+    model = weighted(base, "dense")
+    ours, plain = base.trainer(model), plain_trainer(base, model)
+    ours.eval_collector = PlainCollector(base.config)
+    ours.eval_collector.data_collect(base.train)
+    assert ours.evaluate(base.valid, load_best_model=False) == plain.evaluate(base.valid, load_best_model=False)
+    assert said() == ["the trainer has a collector of its own"]
+
+
+# ---- what an evaluation leaves behind ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
+def test_random_streams_and_weights_stay(model: str, way: str, dense_data: Path, take: Callable[[str], type]) -> None:
+    take(way)
+    base = bench(model, dense_data)
+    pruned = weighted(base, "pruned")
+    trainer = base.trainer(pruned)
+    weights = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    scramble_random_streams()
+    expected = random.random(), np.random.random(), torch.rand(1).item()
+    scramble_random_streams()
+    for loader in (base.valid, base.test):
+        assert blocks_of(trainer, loader) is not None
+        trainer.evaluate(loader, load_best_model=False)
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in pruned.state_dict().items())
+
+
+def test_changed_weights_change_the_next_evaluation(dense_data: Path) -> None:
+    """Nothing of the tables, lists or scores of one evaluation is used in the next."""
+    base = bench("BPR", dense_data)
+    model = weighted(base, "twins")
+    trainer = base.trainer(model)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            model.item_embedding.weight.copy_(torch.randn_like(model.item_embedding.weight).round())
+        assert trainer.evaluate(base.valid, load_best_model=False) == plain_trainer(base, model).evaluate(
+            base.valid, load_best_model=False
+        )
+
+
+# ---- top-k and hits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["numba", "torch"])
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With compiled loops, and with torch's operations."""
+    if request.param == "numba" and not inverted_lists.available():
+        pytest.skip("numba is not installed: there are no compiled loops to test")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(ranking, "available", lambda: False)
+        yield
+
+
+@pytest.mark.usefixtures("loops")
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 100_000),
+    rows=st.integers(1, 6),
+    groups=st.integers(1, 12),
+    odd=st.integers(0, 1),
+    whole=st.booleans(),
+    k=st.integers(1, 64),
+    share=st.sampled_from([0.0, 0.2, 0.97]),
+)
+def test_top_k_is_torchs(seed: int, rows: int, groups: int, odd: int, whole: bool, k: int, share: float) -> None:
+    """Groups of 64 and widths between them; equal scores; rows of which less than k is left."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, groups * 64 + odd, generator=generator)
+    scores = scores.round() if whole else scores
+    scores[torch.rand(scores.shape, generator=generator) < share] = -torch.inf
+    values, positions = top_k(scores, k)
+    assert torch.equal(values, torch.topk(scores, k, dim=1).values)
+    assert positions.dtype == torch.int64
+    assert torch.equal(scores.gather(1, positions)[values > -torch.inf], values[values > -torch.inf])
+    for row in range(rows):
+        found = positions[row][values[row] > -torch.inf]
+        assert len(found.unique()) == len(found)
+
+
+@given(seed=st.integers(0, 100_000), users=st.integers(1, 8), items=st.integers(2, 30), k=st.integers(1, 10))
+def test_hits_are_the_positives(seed: int, users: int, items: int, k: int) -> None:
+    generator = np.random.default_rng(seed)
+    positives = generator.random((users, items)) < 0.3
+    positives[0, items - 1] = True
+    chosen = np.sort(generator.choice(users, generator.integers(1, users + 1), replace=False))
+    ranked = generator.integers(0, items, (len(chosen), k))
+    found = find_hits(
+        torch.from_numpy(ranked), torch.from_numpy(chosen), torch.from_numpy(np.flatnonzero(positives)), items
+    )
+    assert np.array_equal(found.numpy(), positives[chosen[:, None], ranked])
