@@ -302,7 +302,7 @@ def test_metrics_of_values(model: str, tiny_data: Path) -> None:
     assert_same(base, base.model(some_masks(base)), None)
 
 
-# ---- where RecBole's way is taken ----------------------------------------------------------------------------------------
+# ---- where RecBole's way is taken ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ def test_a_collector_of_ones_own(dense_data: Path, said: Callable[[], list[str]]
     assert said() == ["the trainer has a collector of its own"]
 
 
-# ---- what an evaluation leaves behind ------------------------------------------------------------------------------------
+# ---- what an evaluation leaves behind --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -408,7 +408,7 @@ def test_changed_weights_change_the_next_evaluation(dense_data: Path) -> None:
         )
 
 
-# ---- top-k and hits ------------------------------------------------------------------------------------------------------
+# ---- top-k and hits --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["numba", "torch"])
