@@ -11,6 +11,7 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.report.table import format_rows
 from recbole_prune.run_command import hand_to_recbole
 from recbole_prune.schema import did_you_mean, near_names
+from recbole_prune.store import write_atomic
 
 _OPTIONS = {"pruners": "static,dsl", "sparsities": "0.5,0.75,0.9", "seeds": "2020,2021,2022", "to": ""}
 _SET_BY = {"pruner": "pruners", "prune_target_sparsity": "sparsities", "seed": "seeds"}
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> int:
     sparsities = [_number("sparsities", word, float) for word in own["sparsities"].split(",")]
     seeds = [_number("seeds", word, int) for word in own["seeds"].split(",")]
     _check(pruners, sparsities)
+    if own["to"] and Path(own["to"]).is_dir():
+        raise ConfigError(f"compare: --to={own['to']} is a folder, it must be a file to write")
     model, dataset, files = hand_to_recbole(rest)
     from recbole_prune.quick_start import run_recbole_prune
 
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> int:
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": result["folder"]})
         print(compare_table(records), flush=True)
     if own["to"]:
-        Path(own["to"]).write_text(json.dumps(records, indent=1), encoding="utf-8")
+        write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
     return 0
 
 

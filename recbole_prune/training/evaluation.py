@@ -8,7 +8,7 @@ are sorted is ranked again in RecBole's way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -55,6 +55,7 @@ class UserBlocks(FullSortEvalDataLoader):
         self.loader = loader
         self.ranker = ranker
         self._dataset = loader._dataset
+        self._scored: tuple[int, Any] = -1, None
 
     def __len__(self) -> int:
         return -(-len(self.ranker.rows) // self.ranker.block_users)
@@ -63,6 +64,17 @@ class UserBlocks(FullSortEvalDataLoader):
         rows, step = len(self.ranker.rows), self.ranker.block_users
         for start in range(0, rows, step):
             yield UserBlock(self, start, min(start + step, rows))
+
+    def recbole_scores(self, start: int, score: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        """The scores of the loader's batch that begins at row ``start``: a part of it may round differently.
+
+        Blocks are ranked in order, so the batch asked for last is often asked for again.
+        """
+        if self._scored[0] != start:
+            self._scored = -1, None  # frees the scores before
+            batch = range(start, min(start + self.loader.step, len(self.ranker.rows)))
+            self._scored = start, score(self.loader.collate_fn(list(batch)))
+        return self._scored[1]  # type: ignore[no-any-return]
 
 
 class BlockEvaluation:
@@ -190,18 +202,13 @@ class BlockEvaluation:
         unclear, tied = _ties(scores, ranker.rounding[block.start : block.stop])
         for rows in _parts(tied, ranker.block_users):
             items[rows] = torch.topk(ranker.scores(rows + block.start), k, dim=1).indices
-        for rows in _parts(unclear, block.blocks.loader.step):
-            items[rows] = self._rank_as_recbole(block.blocks.loader, (rows + block.start).tolist(), k)
+        for batch, rows in _by_batch(unclear, block.start, block.blocks.loader.step):
+            of_batch = block.blocks.recbole_scores(batch, lambda data: self._batch_scores(data)[1])
+            items[rows] = torch.topk(of_batch[rows + block.start - batch], k, dim=1).indices
         rows = torch.arange(block.start, block.stop, device=items.device)
         known = ranker.rows
         hits = find_hits(items, rows, known.positive_codes, known.item_count)
         return Ranked(items, hits, known.positive_counts[block.start : block.stop, None])
-
-    def _rank_as_recbole(self, loader: Any, rows: list[int], k: int) -> torch.Tensor:
-        # a batch of one is another arithmetic than a larger one: a matrix times a vector
-        single = len(rows) == 1 and loader.step > 1
-        scores = self._batch_scores(loader.collate_fn(rows * 2 if single else rows))[1]
-        return torch.topk(scores, k, dim=-1).indices[: len(rows)]
 
 
 def _ties(scores: torch.Tensor, rounding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,3 +229,15 @@ def _parts(chosen: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
     """The numbers of the True entries of ``[rows]``, no more than ``size`` at a time."""
     numbers = torch.nonzero(chosen)[:, 0]
     return numbers.split(size) if len(numbers) else ()
+
+
+def _by_batch(chosen: torch.Tensor, start: int, step: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """RecBole's batches of ``step`` rows that have True entries of ``[rows]``, whose first is row ``start`` of all.
+
+    Yields:
+        (first row of the batch among all, numbers of the entries that lie in it).
+    """
+    numbers = torch.nonzero(chosen)[:, 0]
+    batches, counts = torch.unique_consecutive((numbers + start) // step, return_counts=True)
+    for batch, rows in zip(batches.tolist(), numbers.split(counts.tolist())):
+        yield batch * step, rows
