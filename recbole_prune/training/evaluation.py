@@ -199,20 +199,29 @@ class BlockEvaluation:
         ranker, k = block.blocks.ranker, max(self._trainer.eval_collector.topk)
         items, scores = ranker.rank(block.start, block.stop, k + 1)
         items = items[:, :k].contiguous()
-        unclear, tied = _ties(scores, ranker.rounding[block.start : block.stop])
-        for rows in _parts(tied, ranker.block_users):
-            items[rows] = torch.topk(ranker.scores(rows + block.start), k, dim=1).indices
-        for batch, rows in _by_batch(unclear, block.start, block.blocks.loader.step):
-            of_batch = block.blocks.recbole_scores(batch, lambda data: self._batch_scores(data)[1])
-            items[rows] = torch.topk(of_batch[rows + block.start - batch], k, dim=1).indices
         rows = torch.arange(block.start, block.stop, device=items.device)
-        known = ranker.rows
+        known, collector = ranker.rows, self._trainer.eval_collector
+        hits = None
+        if not collector.wants_items:
+            hits = find_hits(items, rows, known.positive_codes, known.item_count)
+        unclear, tied = _ties(scores, ranker.rounding[block.start : block.stop], hits)
+        for part in _parts(tied, ranker.block_users):
+            items[part] = torch.topk(ranker.scores(part + block.start), k, dim=1).indices
+        for batch, part in _by_batch(unclear, block.start, block.blocks.loader.step):
+            of_batch = block.blocks.recbole_scores(batch, lambda data: self._batch_scores(data)[1])
+            items[part] = torch.topk(of_batch[part + block.start - batch], k, dim=1).indices
         hits = find_hits(items, rows, known.positive_codes, known.item_count)
         return Ranked(items, hits, known.positive_counts[block.start : block.stop, None])
 
 
-def _ties(scores: torch.Tensor, rounding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows of ranked scores ``[rows, k]`` leave their order open.
+def _ties(scores: torch.Tensor, rounding: torch.Tensor, hits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows of ranked scores ``[rows, k + 1]`` leave their order open.
+
+    Args:
+        scores: of the best items and the next one.
+        rounding: how far the scores of a row can be off, ``[rows]``.
+        hits: which of the best are positives, ``[rows, k]``, where nothing else matters: two positives, or two others,
+            may then change places. None: the order of the items matters.
 
     Returns:
         (rows with scores that lie closer than rounding, rows whose only such scores are equal in any arithmetic: empty
@@ -221,7 +230,10 @@ def _ties(scores: torch.Tensor, rounding: torch.Tensor) -> tuple[torch.Tensor, t
     upper, lower = scores[:, :-1], scores[:, 1:]
     close = ~(upper - lower > rounding[:, None])
     certain = (upper == lower) & ((lower == 0) | lower.isinf())
-    unclear = (close & ~certain).any(1)
+    open_order = close & ~certain
+    if hits is not None:
+        open_order[:, :-1] &= hits[:, :-1] != hits[:, 1:]
+    unclear = open_order.any(1)
     return unclear, certain.any(1) & ~unclear
 
 
