@@ -206,14 +206,23 @@ def test_whatever_the_size_of_recboles_batches(
     assert_same(base, weighted(base, weights), ranker)
 
 
+@pytest.mark.parametrize("metrics", [OF_TOP_ITEMS, ["recall", "mrr", "ndcg", "map"]], ids=["lists", "hits"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("users", [1, 2, 7, 60])
 def test_rounding_that_differs_from_batch_to_batch(
-    users: int, way: str, dense_data: Path, take: Callable[[str], type], monkeypatch: pytest.MonkeyPatch
+    users: int,
+    way: str,
+    metrics: list[str],
+    dense_data: Path,
+    take: Callable[[str], type],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A product's last bits depend on its number of rows and on the place of a row: here much more often than so."""
+    """A product's last bits depend on its number of rows and on the place of a row: here much more often than so.
+
+    Two neighbours that are no hits may then change places where only hits are counted.
+    """
     ranker = take(way)
-    base = bench("BPR", dense_data, eval_batch_size=users * (ITEMS + 1))
+    base = bench("BPR", dense_data, eval_batch_size=users * (ITEMS + 1), metrics=metrics)
     predict = get_model("BPR").full_sort_predict
 
     def rounded_by_place(self: Any, interaction: Any) -> torch.Tensor:
