@@ -169,6 +169,7 @@ class PruneConfig(Config):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         merged: dict[str, Any] = super()._get_final_config_dict()
+        host.check_numbers(merged)
         user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
         recipe = {name: value for name, value in self._private.recipe.items() if name in schema.known_keys()}
         facts = Host(merged["epochs"], self.model, self._private.own_l2)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,6 +25,8 @@ _READS = re.compile(
     r"""|\bconfig\.(\w+)"""
 )
 _BUNDLED_DATASET = "ml-100k"
+# RecBole's settings that every training reads as numbers, with the least that works
+_NUMBERS = {"epochs": 0, "train_batch_size": 1, "eval_batch_size": 1, "eval_step": 0, "stopping_step": 0, "seed": 0}
 
 
 @lru_cache(maxsize=1)
@@ -104,3 +108,21 @@ def _settings_read_by(model: type) -> set[str]:
 
 def _settings_in(source: str) -> set[str]:
     return {name for groups in _READS.findall(source) for name in groups if name}
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuse values that RecBole would stumble over in the middle of a run.
+
+    Args:
+        settings: all settings of a config.
+
+    Raises:
+        ConfigError: one of the numbers that every training needs is none, or too small.
+    """
+    for name, least in _NUMBERS.items():
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(f"{name}={value} is not allowed: RecBole takes a whole number, at least {least}")
+    rate = settings.get("learning_rate")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0):
+        raise ConfigError(f"learning_rate={rate} is not allowed: RecBole takes a number above 0")
