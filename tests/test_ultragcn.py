@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from training_bench import Bench
 from zoo import DATASET, config_for
 
 from recbole_prune import load_ticket, run_recbole_prune
+from recbole_prune.metering.macs import measure_macs
 from recbole_prune.sparse.compact import CompactEmbedding
+from recbole_prune.training import pair_scores as pairs
+from recbole_prune.training.trainer import MaskAwareTrainer
 
 from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config is loaded
 from recbole.utils import get_model  # isort: skip
@@ -143,22 +147,108 @@ def test_similar_items_row_by_row_are_those_of_the_dense_matrix(seed: int, count
 
 
 @pytest.mark.parametrize("storage", ["dense", "masked", "compact"])
-def test_all_scores_at_once_equal_look_ups(storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_score_gives_the_same_gradients(
+    storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled loops, all items at once and look-ups; the whole table and its rows in the batch."""
     bench = Bench("UltraGCN", tiny_data, reg_weight=0.1, item_item_weight=0.5)
     masks = bench.masks() if storage != "dense" else None
     model = bench.model(masks, storage)
     assert isinstance(model.item_embedding, CompactEmbedding) == (storage == "compact")
-    batch = next(iter(bench.train))
-    found = []
-    for most in (10**9, 0):
-        monkeypatch.setattr(ultragcn, "_ITEMS_PER_DRAW", most)
+    batch = next(iter(bench.train))[torch.arange(7)]
+
+    def gradients(most: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(pairs, "_ITEMS_PER_DRAW", most)
         torch.manual_seed(3)
         model.zero_grad()
         loss = model.calculate_loss(batch)
         loss.backward()
-        found.append([loss.detach(), *[p.grad.clone() for p in model.parameters()]])
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        return [loss.detach(), *[p.grad.clone() for p in model.parameters()]]
+
+    found = []
+    for rows_of_batch in (False, True):
+        monkeypatch.setattr(model, "n_items", 10**9 if rows_of_batch else bench.train._dataset.item_num)
+        monkeypatch.setattr(torch, "randint", partial(_randint, bench.train._dataset.item_num))
+        with monkeypatch.context() as patch:
+            found.append(gradients(10**9))
+            patch.setattr(pairs, "_loops", lambda: None)
+            found += [gradients(10**9), gradients(0)]
+    for other in found[1:]:
+        for one, another in zip(found[0], other):
+            torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-5)
+
+
+def _randint(items: int, low: int, high: int, *args: Any, randint: Any = torch.randint, **kwargs: Any) -> torch.Tensor:
+    drawn: torch.Tensor = randint(low, min(high, items), *args, **kwargs)
+    return drawn
+
+
+@pytest.mark.parametrize(("batch", "n", "rows", "width"), [(5, 1, 4, 3), (7, 4, 300, 16), (6, 23, 9, 64), (3, 0, 4, 8)])
+def test_compiled_loops_equal_gathered_rows(batch: int, n: int, rows: int, width: int) -> None:
+    """Numbers of pairs that are no multiple of four, rows that come twice, none at all."""
+    pytest.importorskip("numba")
+    torch.manual_seed(batch)
+    vectors, table, ids = torch.randn(batch, width), torch.randn(rows, width), torch.randint(rows, (batch, n))
+    weights = torch.randn(batch, n).double()
+
+    def gathered(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return (table.double()[ids] * vectors.double().unsqueeze(1)).sum(2)
+
+    results = []
+    for function in (pairs.pair_scores, pairs.pair_scores_by_torch, gathered):
+        leaves = [tensor.clone().requires_grad_() for tensor in (vectors, table)]
+        scores = function(*leaves, ids)
+        (scores * weights).sum().backward()
+        results.append([scores.double(), *(leaf.grad.double() for leaf in leaves)])
+    for result in results[:2]:
+        torch.testing.assert_close(result, results[2], rtol=1e-5, atol=1e-5)
+
+
+def test_scores_of_pairs_in_double_precision() -> None:
+    ids = torch.randint(5, (3, 4))
+    leaves = [torch.randn(rows, 8, dtype=torch.float64, requires_grad=True) for rows in (3, 5)]
+    assert torch.autograd.gradcheck(lambda *tables: pairs.pair_scores(*tables, ids), leaves)
+
+
+def test_the_loss_written_out(tiny_data: Path) -> None:
+    settings = {"w1": 0.3, "w2": 0.7, "w3": 0.2, "w4": 0.9, "negative_weight": 3.0, "item_item_weight": 40.0}
+    bench = Bench("UltraGCN", tiny_data, reg_weight=0.05, similar_item_num=3, initial_std=1.0, **settings)
+    model = bench.plain_model()
+    matrix = bench.train._dataset.inter_matrix(form="csr").toarray().astype(float)
+    d_user, d_item = matrix.sum(1), matrix.sum(0)
+    similar, omega = ultragcn.similar_items(sp.csr_matrix(matrix), 3)
+    users, positives = torch.tensor([3, 1, 3, 12]), torch.tensor([2, 5, 2, 9])
+    negatives = torch.from_numpy(np.random.default_rng(1).integers(1, model.n_items, (4, 5)))
+    user_table, item_table = (t.weight.detach().double().numpy() for t in (model.user_embedding, model.item_embedding))
+
+    def beta(user: int, item: int) -> float:
+        return float(math.sqrt(d_user[user] + 1) / d_user[user] / math.sqrt(d_item[item] + 1))
+
+    expected = 0.05 / 2 * ((user_table[1:] ** 2).sum() + (item_table[1:] ** 2).sum())
+    for row, (user, item) in enumerate(zip(users.tolist(), positives.tolist())):
+        scores = item_table @ user_table[user]
+        expected += (0.3 + 0.7 * beta(user, item)) * np.logaddexp(0, -scores[item])
+        for negative in negatives[row].tolist():
+            expected += 3.0 / 5 * (0.2 + 0.9 * beta(user, negative)) * np.logaddexp(0, scores[negative])
+        for other, weight in zip(similar[item], omega[item]):
+            expected += 40.0 * weight * np.logaddexp(0, -scores[other])
+    assert float(model.loss_of(users, positives, negatives).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_multiply_accumulates_are_those_of_the_pairs(tiny_data: Path) -> None:
+    """(1 + negatives + neighbours) F per positive, 1 for the weight of each pair, and the squares of the tables."""
+    bench = Bench("UltraGCN", tiny_data, embedding_size=16, similar_item_num=10)
+    batch = next(iter(bench.train))
+    dataset = bench.train._dataset
+    pair_count, squares = len(batch) * (1 + 20 + 10), 16 * (dataset.user_num + dataset.item_num - 2)
+    report = measure_macs(bench.model(), bench.config, dataset, batch)
+    assert report.training.forward.dense == pair_count * (16 + 1) + squares
+    assert report.inference.dense == dataset.item_num * 16
+    for storage in ("masked", "compact"):
+        model = bench.model(bench.masks(0.25), storage)
+        sparse = measure_macs(model, bench.config, dataset, batch).training.forward
+        # a square is live where its one factor is, a product where both are
+        assert sparse.exact == pytest.approx(pair_count * (16 / 16 + 1) + squares / 4, rel=0.05)
 
 
 def test_negatives_are_real_items_and_repeat_with_the_seed(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +274,41 @@ def test_pruned_exported_and_rebuilt(tiny_data: Path) -> None:
     model = load_ticket(result["artifact"])
     assert get_model("UltraGCN").__name__ == type(model).__name__ == "UltraGCN"
     assert model.weights[0] == 1e-8
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+@pytest.mark.parametrize("pruner", ["none", "dsl"])
+def test_resume_repeats_the_negatives(
+    pruner: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**config_for("UltraGCN", tiny_data), "epochs": 3, "train_batch_size": 256, "pruner": pruner}
+    if pruner == "dsl":
+        settings.update(prune_update_interval=2, prune_dense=False, prune_storage="compact")
+
+    def run(output: str) -> dict[str, Any]:
+        config_dict = {**settings, "output_dir": str(tmp_path / output)}
+        return run_recbole_prune(model="UltraGCN", dataset=DATASET, config_dict=config_dict)
+
+    whole = run("whole")
+    train_epoch = MaskAwareTrainer._train_epoch
+
+    def stop(self: Any, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if epoch_idx == 2:
+            raise Stopped
+        return train_epoch(self, train_data, epoch_idx, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MaskAwareTrainer, "_train_epoch", stop)
+        with pytest.raises(Stopped):
+            run("stopped")
+    resumed = run("stopped")
+    assert resumed["test_result"] == whole["test_result"]
+    tables = [load_ticket(result["artifact"]).state_dict() for result in (whole, resumed)]
+    for name, table in tables[0].items():
+        assert torch.equal(table, tables[1][name])
 
 
 def test_unknown_model_and_its_own_settings(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from recbole_prune.masks import MaskSet
 from recbole_prune.metering.counter import Macs, MacsCounter
 from recbole_prune.metering.factors import Factors
 from recbole_prune.sparse.compact import compact_modules
+from recbole_prune.training.pair_scores import shown_to_torch
 from recbole_prune.training.state import forget_caches
 
 __all__ = ["Macs", "MacsReport", "TrainingMacs", "measure_macs"]
@@ -118,7 +119,7 @@ def measure_macs(
     """
     if masks is None:
         masks = getattr(model, "masks", None) or {}
-    with undisturbed(model), _dense_tables(model), _plain_attention():
+    with undisturbed(model), _dense_tables(model), _plain_attention(), shown_to_torch():
         factors = Factors(model, masks, {name: _density(masks, name) for name in masks})
         probe = Probe(model, config, dataset)
         model.eval()

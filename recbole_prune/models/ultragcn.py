@@ -17,11 +17,28 @@ from recbole.utils import InputType
 from torch import nn
 from torch.nn import functional
 
+from recbole_prune.training.pair_scores import pair_scores
+
 # rows of the item-item matrix made at once
 _ROWS_AT_ONCE = 1024
-# scores of all items cost less than looking up the drawn ones up to so many items per draw
-# (a matrix product against gathered rows, measured on two x86 cores)
-_ITEMS_PER_DRAW = 40
+
+
+class _HalfSquares(torch.autograd.Function):
+    """Half the sum of the squares of a tensor without its first entries, with one pass forward and one back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, skipped: int) -> torch.Tensor:
+        ctx.skipped = skipped
+        ctx.save_for_backward(values)
+        counted = values.reshape(-1)[skipped:]
+        return counted.dot(counted) / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (values,) = ctx.saved_tensors
+        result = values * gradient
+        result.view(-1)[: ctx.skipped] = 0
+        return result, None
 
 
 class UltraGCN(GeneralRecommender):
@@ -30,8 +47,8 @@ class UltraGCN(GeneralRecommender):
     The loss of a batch of positives is a sum, not a mean: weighted softplus terms of the positives, of
     ``negative_num`` random items for each (weight ``negative_weight`` over their number) and of the most similar items
     of each positive (``item_item_weight``), plus ``reg_weight`` / 2 times the squared length of both tables without
-    their padding rows.
-    Scores are dot products. Negatives are drawn here, from torch's global stream, among all real items.
+    their padding rows. Scores are dot products. Negatives are drawn here, from torch's global stream, among all real
+    items.
 
     Args:
         config: RecBole's config; the settings are explained in ``properties/model/UltraGCN.yaml``.
@@ -66,10 +83,10 @@ class UltraGCN(GeneralRecommender):
 
     def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores of items ``[batch, n]`` for users ``[batch]``, shape ``[batch, n]``."""
-        vectors: torch.Tensor = self.user_embedding(users)
-        if self.n_items <= _ITEMS_PER_DRAW * items.shape[1]:
-            return (vectors @ self.item_embedding.weight.t()).gather(1, items)
-        return torch.bmm(self.item_embedding(items), vectors.unsqueeze(2)).squeeze(2)
+        if self.n_items <= items.numel():
+            return pair_scores(self.user_embedding(users), self.item_embedding.weight, items)
+        rows, places = items.unique(return_inverse=True)  # a catalogue of which a batch sees a part
+        return pair_scores(self.user_embedding(users), self.item_embedding(rows), places)
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
         """The loss of a batch of positives; draws the negatives."""
@@ -79,30 +96,32 @@ class UltraGCN(GeneralRecommender):
 
     def loss_of(self, users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
         """The loss of positives ``[batch]`` and given negatives ``[batch, n]``."""
+        liked = torch.cat([positives.unsqueeze(1), self.similar[positives]], dim=1)
+        scores = self(users, torch.cat([liked, negatives], dim=1))
+        # disliked items count by their score, liked ones by the opposite
+        signs = scores.new_ones(scores.shape[1])
+        signs[: liked.shape[1]] = -1
+        losses = self._weights(users, positives, negatives) * functional.softplus(scores * signs)
+        return losses.sum() + self._l2()
+
+    def _weights(self, users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+        """What the positive, its similar items and the negatives weigh in the loss, ``[batch, 1 + similar + n]``."""
         w1, w2, w3, w4 = self.weights
-        user_factor, similar = self.user_factor[users].unsqueeze(1), self.similar[positives]
-        weights = torch.cat(
-            [
-                w1 + w2 * user_factor * self.item_factor[positives].unsqueeze(1),
-                self.item_item_weight * self.similarity[positives],
-                (w3 + w4 * user_factor * self.item_factor[negatives])
-                * (self.negative_weight / max(1, negatives.shape[1])),
-            ],
-            dim=1,
-        )
-        scores = self(users, torch.cat([positives.unsqueeze(1), similar, negatives], dim=1))
-        liked = 1 + similar.shape[1]
-        signed = torch.cat([-scores[:, :liked], scores[:, liked:]], dim=1)
-        loss: torch.Tensor = (weights * functional.softplus(signed)).sum() + self._l2()
-        return loss
+        share = self.negative_weight / max(1, negatives.shape[1])
+        user_factor = self.user_factor[users].unsqueeze(1)
+        of_negatives = self.item_factor.take(negatives).mul_(user_factor * (w4 * share)).add_(w3 * share)
+        of_positives = w1 + w2 * user_factor * self.item_factor[positives].unsqueeze(1)
+        return torch.cat([of_positives, self.item_item_weight * self.similarity[positives], of_negatives], dim=1)
 
     def _l2(self) -> torch.Tensor:
-        tables = (self.user_embedding, self.item_embedding)
-        padding = torch.zeros(1, dtype=torch.long, device=self.user_factor.device)
-        # the parameters of a table rather than its weight: pruned entries are 0, and compact storage has none of them
-        squares = sum((value**2).sum() for table in tables for value in table.parameters())
-        penalty: torch.Tensor = self.reg_weight / 2 * (squares - sum((table(padding) ** 2).sum() for table in tables))
-        return penalty
+        """Half the squared length of both tables without the padding row, times ``reg_weight``."""
+        squares: torch.Tensor = self.user_factor.new_zeros(())
+        for table in (self.user_embedding, self.item_embedding):
+            # the parameter rather than the weight: pruned entries are 0, and compact storage has none of them
+            rows = getattr(table, "rows", None)
+            padding = table.embedding_dim if rows is None else int(rows.pointers[1])
+            squares = squares + _HalfSquares.apply(next(table.parameters()), padding)
+        return self.reg_weight * squares
 
     def predict(self, interaction: Any) -> torch.Tensor:
         """Scores of the pairs of a batch."""
@@ -161,6 +180,9 @@ def similar_items(
             values = block.data[entries] * of_row[item] * of_column[columns]
             if paper:
                 columns, values = columns[columns != item], values[columns != item]
+            if len(values) > count > 0:  # leave few to sort
+                near = values >= np.partition(values, -count)[-count]
+                columns, values = columns[near], values[near]
             best = np.argsort(-values, kind="stable")[:count]
             ids[item, : len(best)], omegas[item, : len(best)] = columns[best], values[best]
     return ids, omegas

@@ -59,14 +59,24 @@ _LOOPS = {"scatter_rows": _scatter_rows, "add_rows": _add_rows, "expand": _expan
 
 @cache
 def _compiled(name: str) -> Callable[..., Any] | None:
+    return compile_loop(_LOOPS[name])  # type: ignore[arg-type]
+
+
+def compile_loop(loop: Callable[..., Any], **options: Any) -> Callable[..., Any] | None:
+    """A loop compiled by numba; it releases the interpreter's lock. None where numba is not installed.
+
+    Args:
+        loop: a function of numpy arrays.
+        options: further ones of ``numba.njit``.
+    """
     try:
         from numba import njit
     except ImportError:
         return None
     try:
-        return njit(_LOOPS[name], nogil=True, cache=True)  # type: ignore[no-any-return]
+        return njit(loop, nogil=True, cache=True, **options)  # type: ignore[no-any-return]
     except RuntimeError:  # numba finds no folder for its cache
-        return njit(_LOOPS[name], nogil=True)  # type: ignore[no-any-return]
+        return njit(loop, nogil=True, **options)  # type: ignore[no-any-return]
 
 
 def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:
