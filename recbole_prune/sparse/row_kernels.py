@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from recbole_prune.sparse.compiling import compile_loop
+
 # The rows of a batch lie anywhere in memory. Reading the first entry of some of them in a loop of its own, without
 # branches, lets the processor wait for all at once; the loop over their entries waits for each in turn.
 _TOUCHED_TOGETHER = 128
@@ -60,23 +62,6 @@ _LOOPS = {"scatter_rows": _scatter_rows, "add_rows": _add_rows, "expand": _expan
 @cache
 def _compiled(name: str) -> Callable[..., Any] | None:
     return compile_loop(_LOOPS[name])  # type: ignore[arg-type]
-
-
-def compile_loop(loop: Callable[..., Any], **options: Any) -> Callable[..., Any] | None:
-    """A loop compiled by numba; it releases the interpreter's lock. None where numba is not installed.
-
-    Args:
-        loop: a function of numpy arrays.
-        options: further ones of ``numba.njit``.
-    """
-    try:
-        from numba import njit
-    except ImportError:
-        return None
-    try:
-        return njit(loop, nogil=True, cache=True, **options)  # type: ignore[no-any-return]
-    except RuntimeError:  # numba finds no folder for its cache
-        return njit(loop, nogil=True, **options)  # type: ignore[no-any-return]
 
 
 def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:

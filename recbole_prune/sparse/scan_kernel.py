@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_prune.sparse.compiling import compile_loop
+
 # accumulators are looked at in groups: how many of a group reach the bound is counted without branches, by vectors
 _GROUP = 64
 
@@ -191,16 +193,19 @@ def _largest(scores: Any, first: int, last: int, found_items: Any, found_scores:
 
 
 @cache
-def compiled(name: str) -> Callable[..., None]:
-    """A loop of this module, compiled: ``scan`` or ``largest``; it releases the interpreter's lock.
+def compiled(name: str) -> Callable[..., Any]:
+    """A loop of this module, compiled: ``scan``, ``add_list``, ``insert`` or ``largest``.
 
     Raises:
         ImportError: numba is not installed.
     """
-    from numba import njit
-
-    loop = {"scan": _scan, "largest": _largest, "add_list": _add_list, "insert": _insert}[name]
-    try:
-        return njit(loop, nogil=True, cache=True)  # type: ignore[no-any-return]
-    except RuntimeError:  # numba finds no folder for its cache
-        return njit(loop, nogil=True)  # type: ignore[no-any-return]
+    loops: dict[str, Callable[..., Any]] = {
+        "scan": _scan,
+        "add_list": _add_list,
+        "insert": _insert,
+        "largest": _largest,
+    }
+    loop = compile_loop(loops[name])
+    if loop is None:
+        raise ImportError("numba is not installed")
+    return loop

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_prune.sparse.row_kernels import compile_loop
+from recbole_prune.sparse.compiling import compile_loop
 
 # scores of all items cost less than looking up the drawn ones up to so many items per draw
 # (a matrix product against gathered rows, measured on two x86 cores)
