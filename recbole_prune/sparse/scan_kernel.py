@@ -47,7 +47,7 @@ def _scan(
     best = np.empty(k, np.float32)
     vector = np.zeros(width, np.float64)
     left_out = np.zeros(items, np.int64)
-    totals = np.empty(items, np.float64)
+    totals, totalled = np.empty(items, np.float64), np.zeros(items, np.int64)
     list_items, list_scores = np.empty(k + 1, np.int64), np.empty(k + 1, np.float32)
     for user in range(first_user, last_user):
         begin, end = user_pointers[user], user_pointers[user + 1]
@@ -109,16 +109,27 @@ def _scan(
                     for entry in range(item_pointers[item], item_pointers[item + 1]):
                         total += vector[item_columns[entry]] * np.float64(item_values[entry])
                     listed = insert(list_items, list_scores, listed, item, np.float32(total))
-        else:  # fewer than k scores are clearly above 0, the score of most items: every item is a candidate
-            totals[:] = 0
+        else:  # fewer than k scores are clearly above 0, the score of every item without an entry in the user's lists
+            count = 0
             for number in range(blocks):
                 for at in range(begin, end):
                     column = user_columns[at]
                     for entry in range(starts[number, column], starts[number, column + 1]):
-                        totals[ids[number * block + offsets[entry]]] += vector[column] * np.float64(weights[entry])
+                        item = ids[number * block + offsets[entry]]
+                        if totalled[item] != user + 1:
+                            totalled[item], totals[item] = user + 1, 0.0
+                            candidates[count] = item
+                            count += 1
+                        totals[item] += vector[column] * np.float64(weights[entry])
+            for at in range(count):
+                if left_out[candidates[at]] != user + 1:
+                    listed = insert(list_items, list_scores, listed, candidates[at], np.float32(totals[candidates[at]]))
             for item in range(1, items):
-                if left_out[item] != user + 1:
-                    listed = insert(list_items, list_scores, listed, item, np.float32(totals[item]))
+                last = list_scores[k]
+                if listed == k + 1 and (last > 0 or (last == 0 and list_items[k] < item)):
+                    break
+                if left_out[item] != user + 1 and totalled[item] != user + 1:
+                    listed = insert(list_items, list_scores, listed, item, np.float32(0))
         for at in range(begin, end):
             vector[user_columns[at]] = 0
         for place in range(min(k, listed)):
