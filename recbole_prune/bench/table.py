@@ -39,6 +39,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines = [f"**{title}: {settings.get('model')} on {settings.get('dataset')}**", "", _row(header)]
     lines += ["|" + "|".join("---" if column == 0 else "---:" for column in range(len(header))) + "|"]
     lines += [_row(row) for row in rows]
+    lines += ["", *(f"- {note}" for note in document["notes"])] if document["notes"] else []
     lines += ["", f"{place(document)}; {_versions(document)}; {document['date'][:10]}."]
     lines += [f"`{document['command']}`"]
     if not document["complete"]:
