@@ -43,8 +43,13 @@ def row_of(model: str, data: Path) -> str:
 
 def targets(scope: Scope) -> str:
     """Names of the targets, numbered ones as one."""
-    names = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", target.name) for target in scope)
-    return ", ".join(f"`{name}`" + (f" ({count})" if count > 1 else "") for name, count in names.items())
+    return listed([f"`{target.name}`" for target in scope])
+
+
+def listed(names: list[str]) -> str:
+    """Names that differ by numbers only are one, with how many there are."""
+    counts = Counter(re.sub(r"\.\d+(?=[.`])", ".*", name) for name in names)
+    return ", ".join(name + (f" ({count})" if count > 1 else "") for name, count in counts.items())
 
 
 def notes(scope: Scope) -> str:
@@ -54,7 +59,7 @@ def notes(scope: Scope) -> str:
         found.append("no tables: its weight matrices")
     tied = [f"`{target.name}` = `{name}`" for target in scope for name in target.tied_to]
     if tied:
-        found.append("tied: " + ", ".join(tied))
+        found.append("tied: " + listed(tied))
     stacked = max((len(target.padding_rows) for target in scope), default=0)
     if stacked > 1:
         found.append("one padding row per stacked field")
