@@ -232,6 +232,27 @@ def test_recommending_compares_lists_and_says_what_is_missing(
     assert missing["failed"] == "not installed" and missing["measures"] == {}
     [same, _] = [c["same_lists_as_torch"] for c in document["candidates"] if c["name"] == "ours"]
     assert same > 0.99
+    assert {c["same_scores_as_torch"] for c in document["candidates"] if c["name"] == "ours"} == {1.0}
+
+
+def test_scores_of_lists() -> None:
+    users, items = np.float32([[1, 2], [0, 1]]), np.float32([[9, 9], [1, 0], [3, 4]])
+    scores = recommend.scores_of(users, items, np.array([[2, 1], [2, -1]]))
+    assert np.array_equal(scores, np.float32([[11, 1], [4, -np.inf]]))
+
+
+@pytest.mark.parametrize("name", recommend.RIVALS)
+def test_rivals_do_what_their_docstrings_say(name: str) -> None:
+    pytest.importorskip(name.partition(",")[0])
+    draw = np.random.default_rng(1)
+    users, items = draw.normal(size=(70, 8)).astype(np.float32), draw.normal(size=(50, 8)).astype(np.float32)
+    seen = [np.unique(np.append(draw.integers(1, 50, draw.integers(0, 9)), 0)) for _ in users]
+    pointers = np.concatenate([[0], np.cumsum([len(ids) for ids in seen])])
+    found = recommend.RIVALS[name](users, items, 5, pointers, np.concatenate(seen), 1)
+    for user, row in enumerate(found):
+        scores = items @ users[user]
+        scores[[] if name == "faiss, seen kept" else seen[user]] = -np.inf
+        assert row.tolist() == np.argsort(-scores)[:5].tolist()
 
 
 def test_search_against_one_dense_run(words: list[str], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ BENCHMARKS = {
         "recommend",
         "top-k for all users from an artifact; a model trained for --epochs (here 1), or --artifact",
         {"seconds": "seconds"},
-        ("torch", "faiss", "implicit"),
+        ("torch", "faiss", "faiss, seen kept", "implicit"),
         {
             **_REPEATED,
             "k": own.number(20, "length of a list"),

@@ -61,20 +61,34 @@ def measure(
     users, items = _tables(artifact)
     numbers, k, threads = np.arange(1, len(users)), options["k"], int(torch.get_num_threads())
     pointers, seen = _seen_and_padding(artifact)
-    work: dict[str, Callable[[], NDArray[Any]]] = {}
+    work: dict[str, Callable[[], NDArray[np.int64]]] = {}
     for name, top_k in RIVALS.items():
-        if find_spec(name) is None:
+        if find_spec(name.partition(",")[0]) is None:
             results.candidate(name, sparsity, failed="not installed")
             continue
         work[name] = partial(top_k, users[1:], items, k, pointers, seen, threads)
     work["ours"] = lambda: recommender.top_k(numbers, k, True, threads=threads).items
     lists = {name: call() for name, call in work.items()}
+    expected = scores_of(users[1:], items, lists["torch"])
     for name, found in lists.items():
-        same = float((np.asarray(found) == np.asarray(lists["torch"])).all(axis=1).mean())
-        results.candidate(name, sparsity, same_lists_as_torch=same)
-        results.notes.append(f"sparsity {sparsity:g}: {100 * same:.2f} % of {name}'s lists are torch's")
+        same = float((found == lists["torch"]).all(axis=1).mean())
+        close = float(np.isclose(scores_of(users[1:], items, found), expected, atol=1e-6).all(axis=1).mean())
+        results.candidate(name, sparsity, same_lists_as_torch=same, same_scores_as_torch=close)
+        if name != "torch":
+            results.notes.append(
+                f"sparsity {sparsity:g}: {100 * same:.2f} % of {name}'s lists are torch's, {100 * close:.2f} % have "
+                "their scores (among equal scores the order is free)"
+            )
     candidates = [Candidate(name, sparsity, call) for name, call in work.items()]
     take_turns(candidates, options["repeats"], results, clock)
+
+
+def scores_of(users: NDArray[np.float32], items: NDArray[np.float32], lists: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The dot products of users and the items in their lists, shaped as ``lists``; -inf for no item."""
+    scores = np.empty(lists.shape, np.float32)
+    for column, chosen in enumerate(lists.T):
+        scores[:, column] = np.einsum("uf,uf->u", users, items[chosen])
+    return np.where(lists < 0, np.float32(-np.inf), scores)
 
 
 def _seen_and_padding(artifact: Artifact) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

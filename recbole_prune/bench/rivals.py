@@ -1,7 +1,8 @@
 """Other ways to the best items of many users, to be timed beside :class:`recbole_prune.serving.Recommender`.
 
-All take dense float32 tables and leave out what a user has seen. Each gets its data in the form that it likes best and
-blocks of a size that suits it; item 0 (padding) must be among every user's seen items.
+All take dense float32 tables; all but ``faiss, seen kept`` leave out what a user has seen. Names start with the package
+that is needed. Each gets its data in the form that it likes best and blocks of a size that suits it; item 0 (padding)
+must be among every user's seen items.
 """
 
 from __future__ import annotations
@@ -88,6 +89,18 @@ def faiss_top_k(
     return found
 
 
+def faiss_with_seen(
+    users: Array, items: Array, k: int, seen_pointers: Array, seen_items: Array, threads: int = 1
+) -> NDArray[np.int64]:
+    """FAISS's flat index asked for k items only, seen ones among them: less than what the others do.
+
+    Raises:
+        ImportError: faiss is not installed.
+    """
+    nothing = np.zeros(0, dtype=np.int64)
+    return faiss_top_k(users, items, k, np.zeros(len(users) + 1, dtype=np.int64), nothing, threads)
+
+
 def _without_seen(listed: Array, users: Array, k: int, pointers: Array, seen_items: Array) -> Array:
     """The first k of each row that the user has not seen; -1 where there are fewer."""
     kept = np.full((len(users), k), -1, dtype=np.int64)
@@ -120,5 +133,6 @@ def implicit_top_k(
 RIVALS: dict[str, Callable[..., NDArray[np.int64]]] = {
     "torch": torch_top_k,
     "faiss": faiss_top_k,
+    "faiss, seen kept": faiss_with_seen,
     "implicit": implicit_top_k,
 }
