@@ -71,7 +71,7 @@ def grow_at_random(empty: torch.Tensor, count: int, seed: int) -> Positions:
         return candidates[torch.randperm(len(candidates), generator=generator)[:count].to(flat.device)]
     drawn = torch.zeros(0, dtype=torch.int64, device=flat.device)
     while len(drawn) < count:
-        more = torch.randint(flat.numel(), (2 * count,), generator=generator).to(flat.device)
+        more = torch.randint(flat.numel(), (max(1024, 2 * count),), generator=generator).to(flat.device)
         drawn = torch.cat([drawn, more[flat[more]]])
         drawn = _first_occurrences(drawn)[:count]
     return drawn
@@ -79,6 +79,8 @@ def grow_at_random(empty: torch.Tensor, count: int, seed: int) -> Positions:
 
 def _first_occurrences(positions: Positions) -> Positions:
     """Without repetitions, in the order of first occurrence."""
+    if not len(positions):
+        return positions
     _, place = torch.unique(positions, return_inverse=True)
     first = torch.full((int(place.max()) + 1,), len(positions), device=positions.device)
     first.scatter_reduce_(0, place, torch.arange(len(positions), device=positions.device), "amin")

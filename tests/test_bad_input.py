@@ -60,6 +60,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"pruner": "dsl", "prune_target_sparsity": 0.9999}, ["prune_target_sparsity", "0.9999", "user_embedding"]),
         ({"pruner": "dsl", "prune_growth": "gradients"}, ["prune_growth", "gradients", "momentum"]),
         ({"pruner": "dsl", "prune_growth": "momentum"}, ["prune_growth", "prune_moments", "dense"]),
+        (
+            {"pruner": "dsl", "prune_growth": "momentum", "prune_moments": "dense", "learner": "sgd"},
+            ["learner=sgd", "prune_growth=momentum", "learner=adam"],
+        ),
+        (
+            {"pruner": "dsl", "prune_update_ratio": 0.1, "prune_update_floor": 0.2},
+            ["prune_update_ratio=0.1", "prune_update_floor=0.2"],
+        ),
         ({"pruner": "dsl", "prune_parity": "official"}, ["prune_parity", "prune_moments=dense"]),
         (
             {"pruner": "dsl", "prune_moments": "dense", "prune_storage": "compact"},

@@ -507,14 +507,22 @@ def test_runs_with_other_batches(
 
 def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
     settings = {"prune_dense": False, "prune_target_sparsity": 0.75, "train_batch_size": 256}
-    for pruner, updates in (("dsl", True), ("set", False), ("static", False)):
-        _, summary = run("BPR", tiny_data, pruner=pruner, prune_update_interval=4, **settings)
+    for pruner, interval, changes in (
+        ("dsl", 4, {}),
+        ("dsl", 2, {"prune_gradient_window": 2}),
+        ("dsl", 1, {"prune_gradient_window": 9}),  # a window cannot hold more batches than there are
+        ("dsl", 1, {"prune_moments": "dense"}),
+        ("set", None, {}),
+        ("static", None, {}),
+    ):
+        changes = changes if pruner == "static" else {"prune_update_interval": 4, **changes}
+        _, summary = run("BPR", tiny_data, pruner=pruner, **changes, **settings)
         training = summary["tickets"][0]["macs"]["training"]
         step = training["step"]
-        assert ("average_step" in training) == updates
-        if updates:
+        assert ("average_step" in training) == (interval is not None)
+        if interval is not None:
             assert training["update_step"] == pytest.approx((2 * step["density_scaled"] + step["dense"]) / 3, abs=1)
-            dense = (training["update_step"] - step["density_scaled"]) / 4
+            dense = (training["update_step"] - step["density_scaled"]) / interval
             assert training["average_step"] == pytest.approx(step["density_scaled"] + dense, abs=1)
 
 

@@ -19,6 +19,7 @@ from recbole_prune.masks import MaskSet
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.schedule import update_ratio
 from recbole_prune.scope import find_scope
+from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training import codec
 from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.model import MaskAware
@@ -167,6 +168,16 @@ def test_random_growth_is_uniform_and_without_repetition(many: int, monkeypatch:
         grow.grow_at_random(empty, 49, 0)
 
 
+def test_random_growth_of_a_single_entry_in_a_large_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly any draw hits an empty entry."""
+    monkeypatch.setattr(grow, "_MANY", 0)
+    empty = torch.zeros(1000, 64, dtype=torch.bool)
+    empty[5] = True
+    for seed in range(50):
+        [drawn] = grow.grow_at_random(empty, 1, seed).tolist()
+        assert drawn // 64 == 5
+
+
 def test_the_recorder_adds_what_autograd_would() -> None:
     """Looked up rows, the whole table and both together give the dense gradient's absolute value, batch by batch."""
     table = nn.Embedding(9, 4)
@@ -211,13 +222,50 @@ class Toy(MaskAware, nn.Module):
         return self.conv(hidden[:, None]).pow(2).mean()
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("growth", ["gradient", "random"])
-@pytest.mark.parametrize("window", [1, 3])
-def test_two_hundred_updates_keep_every_budget(storage: str, growth: str, window: int) -> None:
-    """Untouched rows included; weights, gradients and moments of pruned entries are 0 all the time."""
+def dense_gradient(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Absolute gradients of all entries, by a model without masks."""
+    plain = Toy("masked")
+    plain.load_state_dict(weights)
+    plain.loss(ids).backward()
+    return {name: parameter.grad.abs() for name, parameter in plain.named_parameters()}
+
+
+def dense_moments(model: Toy, optimizer: torch.optim.Optimizer, name: str) -> list[torch.Tensor]:
+    """Adam's mean and variance of a tensor in the shape of its weight."""
+    compact = dict(compact_modules(model)).get(name)
+    kept = optimizer.state[dict(model.named_parameters())[name] if compact is None else compact.values]
+    both = [kept["exp_avg"], kept["exp_avg_sq"]]
+    return both if compact is None else [compact.rows.expand(moment) for moment in both]
+
+
+def assert_the_best_grew(
+    old: torch.Tensor, new: torch.Tensor, trained: torch.Tensor, scores: torch.Tensor, ratio: float
+) -> None:
+    """Brute force: of all that is empty once the smallest have gone, none left empty beats one that is live now."""
+    live = trained.abs()[old]
+    threshold = live.sort().values[grow.pruned_count(ratio, len(live)) - 1]
+    certain = ~old | (old & (trained.abs() < threshold))  # entries at the threshold may have gone or not
+    chosen, left = scores[certain & new], scores[certain & ~new]
+    assert not len(chosen) or not len(left) or float(chosen.min()) >= float(left.max()) * (1 - 1e-4) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("storage", "growth", "window"),
+    [
+        ("compact", "gradient", 1),
+        ("compact", "gradient", 3),
+        ("compact", "random", 1),
+        ("masked", "gradient", 1),
+        ("masked", "gradient", 3),
+        ("masked", "random", 1),
+        ("masked", "momentum", 1),
+    ],
+)
+def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) -> None:
+    """Budgets (untouched rows included), what grows, and weights and moments across every update."""
     torch.manual_seed(3)
     model = Toy(storage)
+    model.dense_moments = growth == "momentum"
     scope = find_scope(model, scope="all")
     masks = MaskSet(scope, {t.name: torch.rand(t.shape) < 0.4 for t in scope})
     budgets = {name: int(mask.sum()) for name, mask in masks.items()}
@@ -227,28 +275,101 @@ def test_two_hundred_updates_keep_every_budget(storage: str, growth: str, window
     dynamics = PruneAndGrow(
         keys(prune_update_interval=4, prune_growth=growth, prune_gradient_window=window), 4 * 201, seed=5
     )
+    gradients: list[dict[str, torch.Tensor]] = []
     dynamics.begin(model)
     rate = dynamics.exploration_rate(model.masks)
     assert rate == pytest.approx(model.masks.kept / model.masks.prunable)
-    for _ in range(4 * 200):
-        before = model.state_dict()
+    for step in range(1, 4 * 200 + 1):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
         ids = torch.randint(10, (4,))  # rows 10 to 29 are never touched
         optimizer.zero_grad()
         model.loss(ids).backward()
         optimizer.step()
         model.apply_masks()
-        old, trained = model.masks, model.state_dict()
+        if (step - 1) % 4 >= 4 - window:
+            gradients.append(dense_gradient(before, ids))
+        old, trained = model.masks, {name: value.clone() for name, value in model.state_dict().items()}
+        moments = {name: [m.clone() for m in dense_moments(model, optimizer, name)] for name in old}
         dynamics.after_step(trainer)
         after = model.state_dict()
         for name, mask in model.masks.items():
+            grown = mask & ~old[name]
+            for earlier, later in zip(moments[name], dense_moments(model, optimizer, name)):
+                assert torch.equal(later[mask & old[name]], earlier[mask & old[name]])
+                assert model.dense_moments or not later[grown].any()
+            if step % 4 == 0 and growth != "random":
+                mean, variance = moments[name]
+                scores = mean.abs() / (variance.sqrt() + 1e-8)
+                if growth == "gradient":
+                    scores = torch.stack([each[name] for each in gradients]).sum(0)
+                assert_the_best_grew(old[name], mask, trained[name], scores, dynamics.ratio(step))
             assert int(mask.sum()) == budgets[name]
             assert not after[name][~mask].any()
             stayed = mask & old[name]
             assert torch.equal(after[name][stayed], trained[name][stayed])
-            assert not after[name][mask & ~old[name]].any()
+            assert not after[name][grown].any()
+        if step % 4 == 0:
+            gradients.clear()
         assert before.keys() == after.keys()
     assert dynamics.updates == 200
     assert rate < dynamics.exploration_rate(model.masks) <= 1
+
+
+VARIANTS = {
+    "dsl": {},
+    "rigl": {"pruner": "rigl", "prune_update_ratio": 0.3, "prune_update_floor": 0.0},
+    "set": {"prune_growth": "random", "prune_update_ratio": 0.3, "prune_update_floor": 0.3},
+    "momentum": {"prune_growth": "momentum"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model", ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
+def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_data: Path) -> None:
+    """The sum of every mask is the same before and after each update of a real training."""
+    bench = Bench(model, tiny_data, train_batch_size=16 if model in ("CDAE", "MultiVAE") else 512, eval_step=1000)
+    masks = bench.masks(0.3, scope="all" if model in ("CDAE", "MultiVAE") else "embedding")
+    budgets = {name: int(masks.per_row(name).sum()) for name in masks}
+    epochs = -(-210 // len(bench.train))
+    bench.config["epochs"] = epochs
+    trained = bench.model(None, "masked" if variant == "momentum" else "auto")
+    trained.dense_moments = variant == "momentum"
+    trained.set_masks(masks)
+    dynamics = PruneAndGrow(keys(prune_update_interval=1, **VARIANTS[variant]), epochs * len(bench.train), 1)
+    trainer = bench.trainer(trained, dynamics=dynamics)
+    moved = 0
+    move_masks = trained.move_masks
+
+    def counted(new: MaskSet, optimizers: Any) -> None:
+        nonlocal moved
+        assert {name: int(new.per_row(name).sum()) for name in new} == budgets
+        moved += not new.equals(trained.masks)
+        move_masks(new, optimizers)
+        assert {name: int(trained.masks.per_row(name).sum()) for name in new} == budgets
+        assert leaks(trained, new) == 0
+
+    trained.move_masks = counted
+    bench.fit(trainer)
+    assert dynamics.updates >= 200 and moved > 150
+
+
+def test_steps_are_those_that_epochs_take() -> None:
+    """Knowledge-graph passes are no batches of the data loader: known once an epoch is over."""
+    dynamics = PruneAndGrow(keys(), 100, 0)
+    dynamics.step = 30
+    dynamics.end_epoch(1, 10)
+    assert dynamics.steps == 300 and dynamics.is_update(200)
+    again = PruneAndGrow(keys(), 100, 0)
+    again.restore(dynamics.state(), torch.device("cpu"))
+    assert again.steps == 300
+
+
+def test_knowledge_graph_passes_are_steps(tiny_data: Path) -> None:
+    bench = Bench("KGAT", tiny_data, epochs=3, train_batch_size=160)
+    dynamics = PruneAndGrow(keys(prune_update_interval=5), 3 * len(bench.train), 1)
+    trainer = bench.trainer(bench.model(bench.masks(0.3), "compact"), dynamics=dynamics)
+    bench.fit(trainer)
+    assert dynamics.steps == dynamics.step > 3 * len(bench.train)
 
 
 def bench_of(model: str, data: Path) -> Bench:

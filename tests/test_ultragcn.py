@@ -19,12 +19,14 @@ from training_bench import Bench
 from zoo import DATASET, config_for
 
 from recbole_prune import load_ticket, run_recbole_prune
+from recbole_prune.errors import ConfigError
 from recbole_prune.metering.macs import measure_macs
 from recbole_prune.sparse.compact import CompactEmbedding
 from recbole_prune.training import pair_scores as pairs
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config is loaded
+from recbole.data.interaction import Interaction  # isort: skip
 from recbole.utils import get_model  # isort: skip
 
 TOY = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1]])
@@ -38,20 +40,26 @@ class Toy:
     def num(self, field: str) -> int:
         return 5
 
-    def inter_matrix(self, form: str) -> Any:
-        matrix = np.zeros((5, 5))
-        matrix[1:4, 1:4] = TOY
-        return sp.coo_matrix(matrix).asformat(form)
+    def __init__(self, *repeated: tuple[int, int, float]) -> None:
+        pairs = [(user + 1, item + 1, 1.0) for user, item in zip(*np.nonzero(TOY))] + list(repeated)
+        users, items, labels = (np.array(column) for column in zip(*pairs))
+        self.inter_feat = Interaction({"user_id": users, "item_id": items, "label": labels})
+
+    def inter_matrix(self, form: str, value_field: str | None = None) -> Any:
+        users, items, labels = (self.inter_feat[field].numpy() for field in ("user_id", "item_id", "label"))
+        data = labels if value_field else np.ones(len(users))
+        return sp.coo_matrix((data, (users, items)), shape=(5, 5)).asformat(form)
 
 
-def toy_model(**changes: Any) -> Any:
+def toy_model(data: Toy | None = None, **changes: Any) -> Any:
     config = {
+        "LABEL_FIELD": "label", "train_neg_sample_args": {"distribution": "none"},
         "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "NEG_PREFIX": "neg_", "device": torch.device("cpu"),
         "w1": 0, "w2": 1, "w3": 0, "w4": 1, "negative_num": 3, "negative_weight": 1.0, "reg_weight": 0.0,
         "item_item_weight": 0.0, "similar_item_num": 2, "item_item_weighting": "code", "initial_std": 0.5,
         "embedding_size": 4, **changes,
     }  # fmt: skip
-    return ultragcn.UltraGCN(config, Toy())
+    return ultragcn.UltraGCN(config, data or Toy())
 
 
 def toy_loss(**changes: Any) -> float:
@@ -114,6 +122,32 @@ def test_no_term_is_lost_to_underflow() -> None:
     loss = model.loss_of(users, users, users[:, None])
     loss.backward()
     assert float(loss.detach()) == 400.0 and model.user_embedding.weight.grad[1].abs().sum() > 0
+
+
+def test_repeated_pairs_and_negatives_in_the_data_change_nothing() -> None:
+    """Check-ins repeat pairs; labelled data holds interactions that are no positives."""
+    expected = toy_model()
+    model = toy_model(Toy((1, 1, 1.0), (1, 1, 1.0), (2, 1, 0.0)))
+    for name in ("user_factor", "item_factor", "similar", "similarity"):
+        assert torch.equal(getattr(model, name), getattr(expected, name)), name
+
+
+def test_only_rows_with_a_label_above_0_are_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model()
+    seen: list[list[int]] = []
+    monkeypatch.setattr(model, "loss_of", lambda users, items, negatives: seen.append([*users, *items]))
+    rows = Interaction({"user_id": torch.tensor([1, 2, 3]), "item_id": torch.tensor([3, 2, 1])})
+    model.calculate_loss(rows)
+    rows.update(Interaction({"label": torch.tensor([1.0, 0.0, 1.0])}))
+    model.calculate_loss(rows)
+    assert seen == [[1, 2, 3, 3, 2, 1], [1, 3, 3, 1]]
+
+
+def test_sampled_negatives_are_refused(tiny_data: Path) -> None:
+    sampled = {"distribution": "uniform", "sample_num": 1}
+    settings = {**config_for("UltraGCN", tiny_data), "pruner": "dsl", "train_neg_sample_args": sampled}
+    with pytest.raises(ConfigError, match="train_neg_sample_args=.*uniform.*leave the key out"):
+        run_recbole_prune(model="UltraGCN", dataset=DATASET, config_dict=settings)
 
 
 def test_missing_data_weighs_nothing() -> None:
@@ -313,7 +347,6 @@ def test_resume_repeats_the_negatives(
 
 def test_unknown_model_and_its_own_settings(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from recbole_prune.config import PruneConfig
-    from recbole_prune.errors import ConfigError
 
     with pytest.raises(ConfigError, match="UltraGNC.*did you mean UltraGCN"):
         PruneConfig("UltraGNC", DATASET, config_dict={"data_path": str(tiny_data)})

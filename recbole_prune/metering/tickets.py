@@ -71,9 +71,13 @@ def _count(experiment: Experiment, ticket: Ticket, config: Any, model: Any) -> R
 def _steps_between_dense_gradients(experiment: Experiment, ticket: Ticket) -> float | None:
     """None where no mask moves, or moves without asking for gradients."""
     settings = experiment.settings
-    if not ticket.method.get("updates") or settings.prune_growth != "gradient":
+    if not ticket.method.get("updates"):
         return None
-    return float(settings.prune_update_interval / settings.prune_gradient_window)
+    if settings.prune_moments == "dense":
+        return 1.0  # the moments of pruned entries take every gradient
+    if settings.prune_growth != "gradient":
+        return None
+    return max(1.0, float(settings.prune_update_interval) / int(settings.prune_gradient_window))
 
 
 def macs_line(chosen: Ticket, dense: Ticket | None, record: Record) -> str:

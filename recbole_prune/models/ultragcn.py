@@ -17,6 +17,7 @@ from recbole.utils import InputType
 from torch import nn
 from torch.nn import functional
 
+from recbole_prune.errors import ConfigError
 from recbole_prune.training.pair_scores import pair_scores
 
 # rows of the item-item matrix made at once
@@ -48,23 +49,33 @@ class UltraGCN(GeneralRecommender):
     ``negative_num`` random items for each (weight ``negative_weight`` over their number) and of the most similar items
     of each positive (``item_item_weight``), plus ``reg_weight`` / 2 times the squared length of both tables without
     their padding rows. Scores are dot products. Negatives are drawn here, from torch's global stream, among all real
-    items.
+    items. Where the data has a label field, positives are the interactions with a label above 0.
 
     Args:
         config: RecBole's config; the settings are explained in ``properties/model/UltraGCN.yaml``.
         dataset: the training part.
+
+    Raises:
+        ConfigError: the data loader is to draw negatives too.
     """
 
     input_type = InputType.POINTWISE
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        sampling = config["train_neg_sample_args"]
+        if sampling["distribution"] != "none":
+            raise ConfigError(
+                f"train_neg_sample_args={dict(sampling)}: UltraGCN draws its negatives itself and takes every row of a "
+                "batch as a positive; leave the key out, or set it to ~ (no negative sampling)"
+            )
+        self.label_field = config["LABEL_FIELD"]
         self.weights = [float(config[name]) for name in ("w1", "w2", "w3", "w4")]
         self.negative_num = int(config["negative_num"])
         self.negative_weight = float(config["negative_weight"])
         self.reg_weight = float(config["reg_weight"])
         self.item_item_weight = float(config["item_item_weight"])
-        interactions = dataset.inter_matrix(form="csr").astype(np.float64)
+        interactions = self._positives(dataset)
         user_factor, item_factor = degree_factors(interactions)
         similar, similarity = similar_items(
             interactions, int(config["similar_item_num"]), config["item_item_weighting"] == "paper"
@@ -81,6 +92,11 @@ class UltraGCN(GeneralRecommender):
         for table in (self.user_embedding, self.item_embedding):
             nn.init.normal_(table.weight, std=float(config["initial_std"]))
 
+    def _positives(self, dataset: Any) -> sp.csr_matrix:
+        """``[users, items]``: 1 for a positive, however often it is in the data."""
+        label = self.label_field if self.label_field in dataset.inter_feat.columns else None
+        return (dataset.inter_matrix(form="csr", value_field=label) > 0).astype(np.float64)
+
     def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores of items ``[batch, n]`` for users ``[batch]``, shape ``[batch, n]``."""
         if self.n_items <= items.numel():
@@ -89,7 +105,9 @@ class UltraGCN(GeneralRecommender):
         return pair_scores(self.user_embedding(users), self.item_embedding(rows), places)
 
     def calculate_loss(self, interaction: Any) -> torch.Tensor:
-        """The loss of a batch of positives; draws the negatives."""
+        """The loss of the positives of a batch; draws the negatives."""
+        if self.label_field in interaction:
+            interaction = interaction[interaction[self.label_field] > 0]
         users, positives = interaction[self.USER_ID], interaction[self.ITEM_ID]
         negatives = torch.randint(1, self.n_items, (len(users), self.negative_num), device=users.device)
         return self.loss_of(users, positives, negatives)
@@ -143,7 +161,8 @@ def degree_factors(interactions: sp.csr_matrix) -> tuple[NDArray[np.float64], ND
         interactions: ``[users, items]``, 1 for a positive.
 
     Returns:
-        factors of users (0 for those without interactions) and of items, float64.
+        factors of users (0 for those without interactions) and of items (1 for those without, as in the authors' code),
+        float64.
     """
     users, items = (np.asarray(interactions.sum(axis=axis)).ravel() for axis in (1, 0))
     return _over(np.sqrt(users + 1), users), 1 / np.sqrt(items + 1)

@@ -80,6 +80,18 @@ class DynamicSparseTraining(StaticSparseTraining):
                 f"prune_moments={settings.prune_moments}: prune_growth=momentum ranks by moments of pruned entries, "
                 "set prune_moments=dense"
             )
+        learner = str(self.experiment.config["learner"]).lower()
+        if settings.prune_growth == "momentum" and "adam" not in learner:
+            raise ConfigError(
+                f"learner={learner} has no moments of the kind that prune_growth=momentum ranks by (Adam's mean and "
+                "variance): set learner=adam, or prune_growth=gradient or random"
+            )
+        if settings.prune_update_ratio < settings.prune_update_floor:
+            raise ConfigError(
+                f"prune_update_ratio={settings.prune_update_ratio} is below prune_update_floor="
+                f"{settings.prune_update_floor}, so the schedule would rise: it falls from the ratio to the floor "
+                "(for masks that never move there is --pruner=static)"
+            )
         if settings.prune_moments == "dense" and settings.prune_storage == "compact":
             raise ConfigError(
                 "prune_storage=compact holds no moments of pruned entries, as prune_moments=dense asks for: "

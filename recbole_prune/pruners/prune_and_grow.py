@@ -23,11 +23,12 @@ class PruneAndGrow:
 
     Args:
         settings: interval, ratio, floor, end, growth, window and parity of the updates.
-        steps: optimizer steps of the whole training.
+        steps: optimizer steps of the whole training, as far as they are known before it.
         seed: decides ties and random growth, together with the step.
 
     Attributes:
         step: optimizer steps taken.
+        steps: those that the whole training is going to take.
         updates: updates made.
         grown: entries that became live over all updates, each counted every time.
     """
@@ -66,6 +67,15 @@ class PruneAndGrow:
         self._remember(model.masks)
         self._record_next(model)
 
+    def end_epoch(self, done: int, epochs: int) -> None:
+        """Plan with the steps that epochs really take: knowledge-graph passes, two optimizers in turn.
+
+        Args:
+            done: epochs trained.
+            epochs: of the whole training.
+        """
+        self.steps = max(1, round(self.step * epochs / done))
+
     def after_step(self, trainer: Any) -> None:
         """Count an optimizer step; move the masks if it is time."""
         model = trainer.model
@@ -88,7 +98,9 @@ class PruneAndGrow:
     def _update(self, trainer: Any) -> None:
         model, ratio = trainer.model, self.ratio(self.step)
         old: MaskSet = model.masks
-        optimizers = list(states.optimizers_of(trainer).values())
+        optimizers = list(
+            {id(each): each for each in states.optimizers_of(trainer).values()}.values()
+        )  # one by two names
         new = {}
         for number, target in enumerate(old.scope):
             seed = int(np.random.SeedSequence([self.seed, self.step, number]).generate_state(1)[0])
@@ -151,12 +163,13 @@ class PruneAndGrow:
 
     def state(self) -> dict[str, Any]:
         """What a resume point needs beside masks, weights and moments."""
-        counters = {"step": self.step, "updates": self.updates, "grown": self.grown}
+        counters = {"step": self.step, "steps": self.steps, "updates": self.updates, "grown": self.grown}
         return {**counters, "fired": dict(self._fired), "recorder": self._recorder.state()}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Undo :meth:`state`."""
-        self.step, self.updates, self.grown = state["step"], state["updates"], state["grown"]
+        self.step, self.steps = state["step"], state["steps"]
+        self.updates, self.grown = state["updates"], state["grown"]
         self._fired = dict(state["fired"])
         self._recorder.restore(state["recorder"], device)
 

@@ -133,6 +133,8 @@ class MaskAwareTrainer:
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
         self.train_seconds += perf_counter() - start
         self.epochs_done = epoch_idx + 1
+        if session.dynamics is not None:
+            session.dynamics.end_epoch(self.epochs_done, self.epochs)  # type: ignore[attr-defined]
         session.report(self)
         return losses
 
