@@ -22,7 +22,8 @@ from recbole.trainer import Trainer
 from recbole_prune.artifact.dot_product import match_tables
 from recbole_prune.artifact.probe import disagreement, preserved_random_streams
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, Rows, available
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, Rows
 from recbole_prune.training.collector import Ranked, RankingCollector, find_hits
 from recbole_prune.training.ranking import DenseRanker, EvaluationRows, Ranker, ScanRanker
 

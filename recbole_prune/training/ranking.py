@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, available, largest
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, largest
 
 # items whose largest score stands for all of them in the first pass over a row
 _GROUP = 64
