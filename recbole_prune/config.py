@@ -59,7 +59,8 @@ class PruneConfig(Config):
         config_file_list: list[str] | None = None,
         config_dict: Mapping[str, Any] | None = None,
     ) -> None:
-        self._build(_Private(model=model, given=dict(config_dict or {})), model, dataset, config_file_list)
+        given = fingerprint.plain_numbers(dict(config_dict or {}))
+        self._build(_Private(model=model, given=given), model, dataset, config_file_list)
 
     @classmethod
     def from_plain_settings(cls, plain: Mapping[str, Any]) -> PruneConfig:

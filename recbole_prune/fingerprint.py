@@ -10,6 +10,8 @@ from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from recbole_prune import schema
 from recbole_prune.settings import Settings, defaults, is_used
 
@@ -84,6 +86,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def plain_numbers(value: Any) -> Any:
+    """A setting with Python's numbers for numpy's, also in lists and dicts: the one form that JSON and hashes take."""
+    if type(value) is dict:
+        return {name: plain_numbers(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain_numbers(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _canonical(value: Any) -> str:

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ _READS = re.compile(
     r"""|\bconfig\.(\w+)"""
 )
 _BUNDLED_DATASET = "ml-100k"
-# RecBole's settings that every training reads as numbers, with the least that works
-_NUMBERS = {"epochs": 0, "train_batch_size": 1, "eval_batch_size": 1, "eval_step": 0, "stopping_step": 0, "seed": 0}
+# RecBole's settings that every training reads as numbers, with the least that works; eval_step=0 and all numbers below
+# mean no validation: the last epoch is the best then
+_NUMBERS = {"epochs": 0, "train_batch_size": 1, "eval_batch_size": 1, "eval_step": -inf, "stopping_step": 0, "seed": 0}
 
 
 @lru_cache(maxsize=1)
@@ -122,7 +124,8 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
     for name, least in _NUMBERS.items():
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ConfigError(f"{name}={value} is not allowed: RecBole takes a whole number, at least {least}")
+            allowed = "a whole number" + (f", at least {least}" if isfinite(least) else "")
+            raise ConfigError(f"{name}={value} is not allowed: RecBole takes {allowed}")
     rate = settings.get("learning_rate")
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0):
-        raise ConfigError(f"learning_rate={rate} is not allowed: RecBole takes a number above 0")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < inf):
+        raise ConfigError(f"learning_rate={rate} is not allowed: RecBole takes a finite number above 0")

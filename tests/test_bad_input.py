@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from zoo import DATASET, config_for
@@ -57,6 +58,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"epochs": "many"}, ["epochs", "many", "whole number"]),
         ({"train_batch_size": 0}, ["train_batch_size", "0", "at least 1"]),
         ({"learning_rate": "fast"}, ["learning_rate", "fast", "above 0"]),
+        ({"learning_rate": float("inf")}, ["learning_rate", "inf", "above 0"]),
+        ({"epochs": np.float64(3)}, ["epochs", "3.0", "whole number"]),
+        ({"eval_step": 1.5}, ["eval_step", "1.5", "whole number"]),
         ({"pruner": "dsl", "prune_target_sparsity": 0.9999}, ["prune_target_sparsity", "0.9999", "user_embedding"]),
         ({"pruner": "dsl", "prune_growth": "gradients"}, ["prune_growth", "gradients", "momentum"]),
         ({"pruner": "dsl", "prune_growth": "momentum"}, ["prune_growth", "prune_moments", "dense"]),
@@ -95,6 +99,16 @@ def test_refused_before_training(
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_numbers_that_recbole_takes_are_taken(settings: dict[str, Any]) -> None:
+    """Those of numpy, and every way to ask for no validation: the last epoch is then the best."""
+    numbers = {"epochs": np.int64(2), "seed": np.int32(5), "learning_rate": np.float64(0.01), "prune_rounds": 1}
+    found = [run(settings, **numbers, eval_step=step)["tickets"] for step in (np.int64(-1), 0)]
+    assert [ticket["valid_score"] for ticket in found[0]] == [ticket["valid_score"] for ticket in found[1]]
+    for ticket in found[0]:
+        assert ticket["epochs"] == ticket["best_epoch"] == 2 and ticket["history"] == []
+        assert ticket["valid"] and ticket["seed"] == 5
 
 
 def test_command_line_prints_one_line_and_fails(capsys: pytest.CaptureFixture[str]) -> None:

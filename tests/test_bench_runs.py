@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from recbole_prune.bench import artifact, command, evaluate, memory, recommend, 
 from recbole_prune.bench.results import Results, read_document
 from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder
 from recbole_prune.masks import MaskSet
+from recbole_prune.sparse.compiling import available
 
 _WIDTH = 16
 
@@ -138,14 +140,26 @@ def test_masks_are_exact(both: tuple[PlainRun, OurRun]) -> None:
     assert ours.random_masks(0.0).is_dense
 
 
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec"])
-def test_validation_finds_the_same_metrics_on_both_sides(model: str, tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "ways"),
+    [
+        ("BPR", ["^blocks of matrix products$", "^a scan of inverted lists$" if available() else "matrix products"]),
+        ("LightGCN", ["matrix products", "matrix products|inverted lists"]),
+        ("SASRec", ["^RecBole's batches: SASRec ranks for sequences"] * 2),
+    ],
+)
+def test_validation_finds_the_same_metrics_on_both_sides(
+    model: str, ways: list[str], tiny_data: Path, tmp_path: Path
+) -> None:
     words = words_for(model, tiny_data, tmp_path)
     document = bench("eval", words, tmp_path, "--repeats=1", "--sparsities=0,0.8", "--large_batch=50000")
     ours = [candidate for candidate in document["candidates"] if candidate["name"] == "ours"]
     assert [candidate["metrics_equal"] for candidate in ours] == [True, True]
     assert [candidate["metrics"] == candidate["plain_metrics"] for candidate in ours] == [True, True]
     assert ours[0]["metrics"] != ours[1]["metrics"]
+    for candidate, way in zip(ours, ways):
+        assert re.search(way, candidate["ranked_by"])
+        assert sum(f"ranked by {candidate['ranked_by']}" in note for note in document["notes"]) >= 1
     sizes = {c["name"]: c["eval_batch_size"] for c in document["candidates"] if c["name"] != "ours"}
     assert sizes == {"plain": 4096, "plain, large batches": 50000}
     assert set(measures(document, "ours", 0.8)["seconds"]["ratio_to"]) == set(sizes)
@@ -235,6 +249,26 @@ def test_recommending_compares_lists_and_says_what_is_missing(
     assert {c["same_scores_as_torch"] for c in document["candidates"] if c["name"] == "ours"} == {1.0}
 
 
+@pytest.mark.parametrize("word", ["--model=BPR", "-d", "--learning_rate=0.1", "--sparsities=0.5"])
+def test_an_artifact_takes_no_settings(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would be ignored: everything but the measuring is decided by the artifact."""
+    words = ["bench", "recommend", f"--artifact={tmp_path / 'absent'}", "--k=3", "--repeats=1", "--threads=1"]
+    assert cli.main([*words, word]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--artifact=" in error and error.count(word.partition("=")[0]) == 1
+
+
+def test_recommending_from_an_artifact(
+    both: tuple[PlainRun, OurRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = both[1]
+    artifact.export(ours, ours.trained(1), 0.8, tmp_path / "artifact", "fp32")
+    monkeypatch.setattr(recommend, "RIVALS", {"torch": recommend.RIVALS["torch"]})
+    document = bench("recommend", [], tmp_path, f"--artifact={tmp_path / 'artifact'}", "--repeats=1", "--k=3")
+    assert document["settings"] == {"model": "BPR", "dataset": DATASET}
+    assert {c["sparsity"] for c in document["candidates"]} == {0.8}
+
+
 def test_scores_of_lists() -> None:
     users, items = np.float32([[1, 2], [0, 1]]), np.float32([[9, 9], [1, 0], [3, 4]])
     scores = recommend.scores_of(users, items, np.array([[2, 1], [2, -1]]))
@@ -247,12 +281,15 @@ def test_rivals_do_what_their_docstrings_say(name: str) -> None:
     draw = np.random.default_rng(1)
     users, items = draw.normal(size=(70, 8)).astype(np.float32), draw.normal(size=(50, 8)).astype(np.float32)
     seen = [np.unique(np.append(draw.integers(1, 50, draw.integers(0, 9)), 0)) for _ in users]
+    seen[3] = np.delete(np.arange(50), [17, 30])  # fewer items are left than are asked for
+    seen[4] = np.arange(50)
     pointers = np.concatenate([[0], np.cumsum([len(ids) for ids in seen])])
     found = recommend.RIVALS[name](users, items, 5, pointers, np.concatenate(seen), 1)
     for user, row in enumerate(found):
         scores = items @ users[user]
         scores[[] if name == "faiss, seen kept" else seen[user]] = -np.inf
-        assert row.tolist() == np.argsort(-scores)[:5].tolist()
+        best = np.argsort(-scores)[:5]
+        assert row.tolist() == np.where(np.isinf(scores[best]), -1, best).tolist()
 
 
 def test_search_against_one_dense_run(words: list[str], tmp_path: Path) -> None:

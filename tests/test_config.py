@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -283,6 +284,18 @@ def test_the_hash_does_not_depend_on_order_or_source(build):
     one = build("--epochs=5", pruner="imp", prune_rate=0.1, seed=1)
     other = build("--seed=1", "--prune_rate=.1", files=[{"pruner": "imp", "epochs": 5}])
     assert one.run_hash == other.run_hash != build(pruner="imp").run_hash
+
+
+def test_numpys_numbers_are_pythons(build):
+    def with_numbers(whole, real):
+        half, split = real(0.5), {"split": {"RS": [real(0.5), real(0.25), real(0.25)]}}
+        settings = {"epochs": whole(3), "learning_rate": half, "topk": [whole(5)], "eval_args": split}
+        return build(pruner="imp", prune_rate=half, **settings)
+
+    plain, said = with_numbers(int, float), with_numbers(np.int64, np.float32)
+    assert said.run_hash == plain.run_hash
+    assert json.dumps(said.plain_settings()) == json.dumps(plain.plain_settings())
+    assert type(said["epochs"]) is int and type(said["learning_rate"]) is float and type(said["topk"][0]) is int
 
 
 def test_a_recipe_counts_by_its_contents(build):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from training_bench import Bench, scramble_random_streams
 
 from recbole_prune.masks import MaskSet
-from recbole_prune.sparse import inverted_lists
+from recbole_prune.sparse import compiling, inverted_lists
 from recbole_prune.training import evaluation, ranking
 from recbole_prune.training.collector import find_hits
 from recbole_prune.training.evaluation import UserBlocks
@@ -62,7 +62,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
     """Make evaluations rank in one of the ``WAYS``, in several blocks; the class that ranks then."""
 
     def choose(way: str) -> type:
-        if way in ("scan", "dense") and not inverted_lists.available():
+        if way in ("scan", "dense") and not compiling.available():
             pytest.skip("numba is not installed: there are no compiled loops to test")
         monkeypatch.setattr(evaluation, "DENSEST_SCAN", 1.0 if way == "scan" else -1.0)
         if way in ("groups", "torch"):
@@ -425,7 +425,7 @@ def test_changed_weights_change_the_next_evaluation(dense_data: Path) -> None:
 @pytest.fixture(params=["numba", "torch"])
 def loops(request: pytest.FixtureRequest) -> Iterator[None]:
     """With compiled loops, and with torch's operations."""
-    if request.param == "numba" and not inverted_lists.available():
+    if request.param == "numba" and not compiling.available():
         pytest.skip("numba is not installed: there are no compiled loops to test")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":

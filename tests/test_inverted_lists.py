@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recbole_prune.sparse import inverted_lists
+from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.dense_top_k import dense_top_k
-from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, TopK, available
+from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, TopK
 
 needs_numba = pytest.mark.skipif(not available(), reason="numba is not installed: there is no scan to test")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_prune import cli
 from recbole_prune.artifact import write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
@@ -175,6 +177,32 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(capsys.readouterr().out.splitlines()) == ITEMS
     with pytest.raises(SystemExit):
         recommend.main([f"--artifact={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (None, ["matrix products", "slower"]),
+        ("Numba needs NumPy 2.4 or less", ["matrix products", "slower", "numba is installed", "NumPy 2.4 or less"]),
+    ],
+)
+def test_without_a_working_numba_lists_are_the_same_and_the_user_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reason: str | None, words: list[str]
+) -> None:
+    """Numba is missing, or cannot be imported; nothing is configured to show a log."""
+    command = ["recommend", f"--artifact={make_artifact(tmp_path / 'artifact')}", "--users=u1,u2", "--k=5"]
+    assert cli.main(command) == 0
+    expected = capsys.readouterr().out
+    if reason:
+        (tmp_path / "stub" / "numba").mkdir(parents=True)
+        (tmp_path / "stub" / "numba" / "__init__.py").write_text(f"raise ImportError({reason!r})\n")
+    hidden = "" if reason else "sys.modules['numba'] = None; "
+    program = f"import sys; {hidden}from recbole_prune import cli; sys.exit(cli.main({command!r}))"
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'stub'}{os.pathsep}{root}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+    assert [done.stderr.count(word) for word in words] == [1] * len(words), done.stderr
 
 
 def test_serving_needs_neither_torch_nor_recbole_nor_pandas(tmp_path: Path) -> None:

@@ -381,6 +381,17 @@ def test_checkpoints_load_in_plain_recbole(tiny_data: Path) -> None:
         assert torch.equal(plain.eval().full_sort_predict(users), trainer.model.eval().full_sort_predict(users))
 
 
+def test_evaluating_another_checkpoint_is_refused(bpr: Bench) -> None:
+    """The arguments are RecBole's, in its order; a file that RecBole would not read either is passed over."""
+    trainer = bpr.trainer(bpr.model(bpr.masks()))
+    bpr.fit(trainer)
+    expected = trainer.evaluate(bpr.test, True, None, False)
+    for arguments in ((True, "other.pth"), (True, "other.pth", False)):
+        with pytest.raises(ConfigError, match=r"model_file=other\.pth .*ticket 1"):
+            trainer.evaluate(bpr.test, *arguments)
+    assert trainer.evaluate(bpr.test, False, "other.pth", False) == expected
+
+
 def test_dense_masks_train_like_plain_recbole(bpr: Bench, tmp_path: Path) -> None:
     bench = with_settings(bpr, checkpoint_dir=str(tmp_path))
     plain = recbole_trainer.Trainer(bench.config, bench.plain_model())

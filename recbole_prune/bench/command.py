@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ BENCHMARKS = {
         ("torch", "faiss", "faiss, seen kept", "implicit"),
         {
             **_REPEATED,
+            # no default: with --artifact it must not be given
+            "sparsities": replace(own.SPARSITIES, default=None, meaning="sparsities to measure (default 0.0,0.9)"),
             "k": own.number(20, "length of a list"),
             "artifact": Option(Path, None, "a folder", "an artifact to read instead of training one"),
         },

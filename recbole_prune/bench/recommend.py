@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from recbole_prune.artifact import Artifact, read_artifact
 from recbole_prune.bench.artifact import export
 from recbole_prune.bench.measuring import Candidate, Clock, take_turns
+from recbole_prune.bench.options import SPARSITIES
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.rivals import RIVALS
 from recbole_prune.bench.runs import OurRun, Request, scratch_folder, settings_of
+from recbole_prune.errors import ConfigError
 from recbole_prune.serving import Recommender
 
 
@@ -26,6 +28,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     """Time the rivals and ours in turn on each artifact; compare their lists with torch's."""
     with scratch_folder() as scratch:
         if options["artifact"]:
+            _refuse_settings(options, words)
             artifact = read_artifact(options["artifact"])
             artifacts = {round(float(artifact.info.get("sparsity", 0.0)), 4): artifact}
             results.settings = {name: artifact.info[name] for name in ("model", "dataset")}
@@ -33,6 +36,15 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
             artifacts = make_artifacts(options, words, results, scratch)
         for sparsity, artifact in artifacts.items():
             measure(artifact, sparsity, options, results)
+
+
+def _refuse_settings(options: dict[str, Any], words: list[str]) -> None:
+    """An artifact is measured as it is: nothing is trained or pruned, so settings would do nothing."""
+    given = ["--sparsities"] if options["sparsities"] else [word.partition("=")[0] for word in words]
+    if given:
+        raise ConfigError(
+            f"bench recommend: {given[0]} and --artifact= exclude each other: the artifact decides all settings"
+        )
 
 
 def make_artifacts(options: dict[str, Any], words: list[str], results: Results, scratch: Path) -> dict[float, Artifact]:
@@ -43,7 +55,7 @@ def make_artifacts(options: dict[str, Any], words: list[str], results: Results, 
     ours = OurRun(config, scratch)
     weights = ours.trained(config["epochs"])
     artifacts = {}
-    for sparsity in options["sparsities"]:
+    for sparsity in options["sparsities"] or SPARSITIES.default:
         folder = scratch / f"artifact-{sparsity:g}"
         export(ours, weights, sparsity, folder, config.settings.export_values)
         artifacts[sparsity] = read_artifact(folder)

@@ -32,7 +32,7 @@ def torch_top_k(
         threads: for the whole computation.
 
     Returns:
-        item ids from the best on, shape ``[users, k]``.
+        item ids from the best on, shape ``[users, k]``; -1 where fewer than k are left.
     """
     import torch
 
@@ -47,7 +47,8 @@ def torch_top_k(
                 scores = user_table[start : start + step] @ item_table.T
                 rows, seen = _seen_of_block(seen_pointers, seen_items, start, len(scores))
                 scores[torch.from_numpy(rows), torch.from_numpy(seen)] = -torch.inf
-                found[start : start + step] = torch.topk(scores, k).indices
+                best, ids = torch.topk(scores, k)
+                found[start : start + step] = ids.masked_fill_(best == -torch.inf, -1)
     finally:
         torch.set_num_threads(before)
     return np.asarray(found.numpy())
@@ -127,7 +128,8 @@ def implicit_top_k(
     seen = csr_matrix(
         (ones, seen_items.astype(np.int32), seen_pointers.astype(np.int32)), shape=(len(users), len(items))
     )
-    return np.asarray(topk(items, users, k, filter_query_items=seen, num_threads=threads)[0]).astype(np.int64)
+    found, scores = topk(items, users, k, filter_query_items=seen, num_threads=threads)
+    return np.where(scores == np.finfo(np.float32).min, -1, found).astype(np.int64)  # the score it gives seen items
 
 
 RIVALS: dict[str, Callable[..., NDArray[np.int64]]] = {

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
 from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.errors import ArtifactError
+from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.dense_top_k import dense_top_k
-from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, InvertedLists, Rows, TopK, available
+from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, InvertedLists, Rows, TopK
 
 Recommendation = tuple[str, float]
 
@@ -73,7 +74,8 @@ class Recommender:
         self._tables: tuple[Array, Array] | None = None
         sparse = items.kept <= DENSEST_SCAN * items.entries
         if sparse and not available():
-            getLogger(__name__).info("numba is not installed: ranking by matrix products, which is slower (extra fast)")
+            # a warning is what Python shows on stderr where logging is not set up
+            getLogger(__name__).warning("numba is not available (extra fast): ranking by matrix products, slower")
         if sparse and available():
             # knowledge graph models keep further entities behind the items
             own = _rows_of(items).some(np.arange(count))

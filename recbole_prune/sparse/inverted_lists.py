@@ -13,8 +13,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,12 +80,6 @@ class TopK:
     def empty(cls, users: int, k: int) -> TopK:
         """No items yet."""
         return cls(np.full((users, k), -1), np.full((users, k), -np.inf, np.float32), np.zeros(users, bool))
-
-
-@cache
-def available() -> bool:
-    """Whether numba is installed."""
-    return find_spec("numba") is not None
 
 
 def usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""The scan of inverted lists, compiled by numba; imported only where numba is installed."""
+"""The scan of inverted lists, compiled by numba; imported only where numba is available."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def compiled(name: str) -> Callable[..., Any]:
     """A loop of this module, compiled: ``scan``, ``add_list``, ``insert`` or ``largest``.
 
     Raises:
-        ImportError: numba is not installed.
+        ImportError: numba is not available.
     """
     loops: dict[str, Callable[..., Any]] = {
         "scan": _scan,
@@ -218,5 +218,5 @@ def compiled(name: str) -> Callable[..., Any]:
     }
     loop = compile_loop(loops[name])
     if loop is None:
-        raise ImportError("numba is not installed")
+        raise ImportError("numba is not available")
     return loop

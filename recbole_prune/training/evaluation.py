@@ -22,7 +22,8 @@ from recbole.trainer import Trainer
 from recbole_prune.artifact.dot_product import match_tables
 from recbole_prune.artifact.probe import disagreement, preserved_random_streams
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, Rows, available
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, Rows
 from recbole_prune.training.collector import Ranked, RankingCollector, find_hits
 from recbole_prune.training.ranking import DenseRanker, EvaluationRows, Ranker, ScanRanker
 
@@ -85,7 +86,12 @@ class BlockEvaluation:
         batch_scores: RecBole's ``_full_sort_batch_eval`` of that trainer.
         evaluate: RecBole's ``evaluate`` of that trainer.
         train_data: the run's training data; a reason is logged once for it.
+
+    Attributes:
+        way: how the last evaluation ranked, in words; with the reason where RecBole's way was taken.
     """
+
+    way: str | None = None
 
     def __init__(self, trainer: Any, batch_scores: Any, evaluate: Any, train_data: Any) -> None:
         self._trainer = trainer
@@ -112,11 +118,13 @@ class BlockEvaluation:
             self._trainer.model.eval()
             ranker, reason = self._find_ranker(loader)
             if ranker is not None:
+                self.way = ranker.way
                 return UserBlocks(loader, ranker)
+        self.way = f"RecBole's batches: {reason}"
         said = _said_of.setdefault(self._train_data, set())
         if reason not in said:
             said.add(str(reason))
-            self._trainer.logger.info(f"evaluation in RecBole's batches: {reason}")
+            self._trainer.logger.info(f"evaluation in {self.way}")
         return None
 
     def _reason(self, loader: Any) -> str | None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, available, largest
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, largest
 
 # items whose largest score stands for all of them in the first pass over a row
 _GROUP = 64
@@ -96,11 +97,13 @@ class Ranker(ABC):
     """Ranks the users of :class:`EvaluationRows` by the dot products of user and item vectors.
 
     Attributes:
+        way: how it ranks, in words.
         rows: the users to rank.
         rounding: by how much a user's scores depend on the order of summation, ``[rows]``.
         block_users: users that are best ranked together.
     """
 
+    way: ClassVar[str]
     rows: EvaluationRows
     rounding: torch.Tensor
     block_users: int
@@ -128,6 +131,8 @@ class DenseRanker(Ranker):
         item_vectors: ``[at least item_count, width]``, by internal id.
         scale: constant factor of the scores.
     """
+
+    way = "blocks of matrix products"
 
     def __init__(
         self, rows: EvaluationRows, user_vectors: torch.Tensor, item_vectors: torch.Tensor, scale: float
@@ -181,6 +186,8 @@ class ScanRanker(Ranker):
         dense: ranks the few rows that have to be ranked in RecBole's way; made when it is needed.
         scale: constant factor of the scores.
     """
+
+    way = "a scan of inverted lists"
 
     def __init__(
         self, rows: EvaluationRows, users: Rows, items: Rows, width: int, dense: Callable[[], Ranker], scale: float

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_prune.errors import TrainingError
+from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masks import MaskSet
 from recbole_prune.schedule import learning_rate_factor
 from recbole_prune.training import state as states
@@ -179,14 +179,25 @@ class MaskAwareTrainer:
         self.model.load_state_dict(checkpoint["state_dict"])  # type: ignore[attr-defined]
         self.model.load_other_parameter(checkpoint.get("other_parameter"))  # type: ignore[attr-defined]
 
-    def evaluate(self, eval_data: Any, load_best_model: bool = True, **kwargs: Any) -> Any:
-        """RecBole's evaluation with pruned entries exactly 0."""
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        """RecBole's evaluation with pruned entries exactly 0.
+
+        Raises:
+            ConfigError: ``model_file`` is given; its weights belong to masks that it does not hold.
+        """
+        if load_best_model and model_file:
+            raise ConfigError(
+                f"model_file={model_file} is not allowed: evaluate() takes the checkpoint of ticket "
+                f"{self.session.ticket}; load other weights yourself and pass load_best_model=False"
+            )
         if eval_data and load_best_model:
             self.load_best()
         self.model.apply_masks()  # type: ignore[attr-defined]
         if eval_data:
             eval_data = self._block_evaluation.blocks(eval_data) or eval_data
-        return super().evaluate(eval_data, load_best_model=False, **kwargs)  # type: ignore[misc]
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
 
     @cached_property
     def _block_evaluation(self) -> BlockEvaluation:
