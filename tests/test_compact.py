@@ -66,6 +66,18 @@ def test_lookup_and_gradient_equal_the_masked_table(
     assert torch.allclose(gradient_of(small, ids, weights), gradient_of(dense, ids, weights) * mask, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("density", [0.3, 0.0])
+@pytest.mark.parametrize(("ids", "wrong"), [([0, 11], 11), ([[3], [2**30]], 2**30), ([-1, 5], -1)])
+def test_ids_that_are_no_rows_are_an_index_error(ids: Any, wrong: int, density: float, dtype: torch.dtype) -> None:
+    dense, mask = table(11, 8, density)
+    small = compact(copy.deepcopy(dense), mask if density else torch.zeros_like(mask))
+    with pytest.raises(IndexError):
+        dense(torch.tensor(ids, dtype=dtype))
+    with pytest.raises(IndexError, match=f"row {wrong} of an embedding of 11 rows"):
+        small(torch.tensor(ids, dtype=dtype))
+
+
 @given(
     rows=st.integers(1, 40),
     width=st.integers(1, 20),

@@ -69,8 +69,9 @@ class CompressedRows:
         Returns:
             their positions ``i * width + column`` in the table of the rows looked up, and among the live entries.
         """
-        starts = self.pointers[ids]
-        counts = self.pointers[ids + 1] - starts
+        # not pointers[ids], which takes negative ids for rows from the end
+        starts = self.pointers.index_select(0, ids)
+        counts = self.pointers.index_select(0, ids + 1) - starts
         owner = torch.repeat_interleave(counts)
         position = torch.arange(len(owner), device=owner.device)
         position += (starts - counts.cumsum(0) + counts).index_select(0, owner)
@@ -149,9 +150,12 @@ class _LookUp(torch.autograd.Function):
         ctx.ids = ids if record is not None else None
         loop = kernel("scatter_rows", rows.pointers, rows.columns, values, ids, looked_up)
         if loop:
-            loop()
+            every_id_is_a_row, _ = loop()
+            if not every_id_is_a_row:
+                _check(ids, rows.shape[0])
             ctx.save_for_backward(ids)
             return looked_up
+        _check(ids, rows.shape[0])
         flat, position = rows.entries_of(ids)
         looked_up.view(-1).scatter_(0, flat, values.index_select(0, position))
         ctx.save_for_backward(flat, position)
@@ -191,9 +195,21 @@ def look_up(
 
     Returns:
         shape ``[*ids.shape, columns]``.
+
+    Raises:
+        IndexError: an id is not the number of a row.
     """
     looked_up = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx, record)
     return looked_up.view(*ids.shape, rows.shape[1])  # type: ignore[no-any-return]
+
+
+def _check(ids: torch.Tensor, rows: int) -> None:
+    # on a GPU torch's own indexing asserts, and a check here would wait for the device
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= rows:
+        raise IndexError(f"row {low if low < 0 else high} of an embedding of {rows} rows")
 
 
 class DenseTable(torch.Tensor):
