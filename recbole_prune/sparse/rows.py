@@ -210,29 +210,3 @@ def _check(ids: torch.Tensor, rows: int) -> None:
     low, high = (int(bound) for bound in torch.aminmax(ids))
     if low < 0 or high >= rows:
         raise IndexError(f"row {low if low < 0 else high} of an embedding of {rows} rows")
-
-
-class DenseTable(torch.Tensor):
-    """A compact table's dense form that hands assignments to its ``data`` back to the table."""
-
-    # results of operations are plain tensors
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    _owner: Any
-
-    @classmethod
-    def of(cls, owner: Any, table: torch.Tensor) -> DenseTable:
-        """Wrap ``table`` for the compact embedding ``owner``."""
-        wrapped = table.as_subclass(cls)
-        wrapped._owner = owner
-        return wrapped
-
-    @property
-    def data(self) -> torch.Tensor:
-        """The table without gradient; what is written into it reaches the owner at the owner's next use."""
-        lent = torch.Tensor.detach(self).as_subclass(torch.Tensor).clone()
-        self._owner._lent = lent
-        return lent
-
-    @data.setter
-    def data(self, table: torch.Tensor) -> None:
-        self._owner.fill(table)
