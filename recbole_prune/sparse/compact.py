@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import copyreg
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ class CompactEmbedding(nn.Embedding):
     models that use the whole table; ``state_dict`` has the dense table under the key ``weight`` and nothing else.
 
     What is written into ``weight.data``, or under ``no_grad`` into ``weight``, reaches the values at the table's next
-    use, where entries are live.
+    use, where entries are live. A copy of the module (``copy.deepcopy``) is compact too; a pickle is a dense one.
     """
 
     values: nn.Parameter
@@ -156,6 +157,18 @@ class CompactEmbedding(nn.Embedding):
             errors.append(f"size mismatch for {prefix}weight: {tuple(table.shape)} instead of {self.rows.shape}")
         else:
             self.fill(table)
+        if strict:
+            unexpected += [key for key in state_dict if key.startswith(prefix) and key != prefix + "weight"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompactEmbedding:
+        """A compact embedding with values of its own; its gradients are not recorded."""
+        self.take_writes()
+        other = memo[id(self)] = self.__new__(type(self))
+        # positions are never changed, only replaced
+        shared: dict[str, Any] = {"rows": self.rows, "_dense": None, "_lent": None}
+        copied = {name: value for name, value in vars(self).items() if name not in (*shared, "record")}
+        vars(other).update(copy.deepcopy(copied, memo), **shared)
+        return other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled as a dense embedding: some checkpoints hold whole modules, and plain RecBole reads them."""

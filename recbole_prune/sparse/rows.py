@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from recbole_prune.sparse.row_kernels import kernel
 
@@ -122,6 +123,7 @@ class _Expand(torch.autograd.Function):
         return rows.expand(values)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if ctx.record is not None:
             ctx.record(None, gradient)
@@ -162,6 +164,7 @@ class _LookUp(torch.autograd.Function):
         return looked_up
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         rows, live = ctx.rows, gradient.new_zeros(ctx.live)
         if len(ctx.saved_tensors) == 1:
@@ -194,7 +197,7 @@ def look_up(
         record: called in the backward pass with row numbers (None: all rows) and their dense gradients.
 
     Returns:
-        shape ``[*ids.shape, columns]``.
+        shape ``[*ids.shape, columns]``; it can be differentiated once (no ``create_graph``).
 
     Raises:
         IndexError: an id is not the number of a row.
