@@ -17,7 +17,7 @@ from recbole_prune.masks import MaskSet
 from recbole_prune.schedule import learning_rate_factor
 from recbole_prune.training import state as states
 from recbole_prune.training.evaluation import BlockEvaluation, UserBlock
-from recbole_prune.training.optimizers import fused
+from recbole_prune.training.optimizers import fused, saved_as_dense
 
 
 @dataclass
@@ -155,7 +155,8 @@ class MaskAwareTrainer:
         """RecBole's checkpoint, handed to the run folder."""
         self.model.apply_masks()  # type: ignore[attr-defined]
         buffer = BytesIO()
-        super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)  # type: ignore[misc]
+        with saved_as_dense(self.optimizer, self.model):  # type: ignore[attr-defined]
+            super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)  # type: ignore[misc]
         self.session.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks  # type: ignore[attr-defined]
