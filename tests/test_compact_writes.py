@@ -11,7 +11,7 @@ import torch
 from test_compact import table
 from torch import nn
 
-from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
+from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place, take_writes
 
 Case = tuple[CompactEmbedding, nn.Embedding, torch.Tensor]
 EVERY_ROW = torch.arange(9)
@@ -172,3 +172,11 @@ def test_a_table_that_was_written_to_can_still_be_read(case: Case) -> None:
         written.fill_(7)
     small.fill(torch.ones(9, 6))
     assert float(written.sum()) == 7 * 54
+
+
+def test_writes_into_all_tables_of_a_model_are_taken(case: Case) -> None:
+    small, _, mask = case
+    model = nn.Sequential(nn.Linear(2, 2), small)
+    small.weight.data.fill_(5)
+    take_writes(model)
+    assert torch.equal(small.values, torch.full((int(mask.sum()),), 5.0))

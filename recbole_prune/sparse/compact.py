@@ -203,6 +203,12 @@ def expand_in_place(module: CompactEmbedding) -> nn.Embedding:
     return module
 
 
+def take_writes(model: nn.Module) -> None:
+    """Before the parameters of a model are read: what was written into the tables of compact ones."""
+    for _ in compact_modules(model):
+        pass
+
+
 def compact_modules(model: nn.Module) -> Iterator[tuple[str, CompactEmbedding]]:
     """Name of the table in ``state_dict`` and module, for every compact embedding of a model; writes are taken."""
     for prefix, module in model.named_modules():

@@ -33,6 +33,15 @@ def fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Opt
         return optimizer
 
 
+def left_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a loss scaler made the step that was just called change nothing: gradients were not finite.
+
+    A scaler calls a fused optimizer nevertheless and leaves the decision to it; others it does not call.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
 def dense_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """The ``state_dict`` that RecBole's own optimizer of the dense model would have; the optimizer stays as it is.
 
