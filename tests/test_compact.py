@@ -66,6 +66,26 @@ def test_lookup_and_gradient_equal_the_masked_table(
     assert torch.allclose(gradient_of(small, ids, weights), gradient_of(dense, ids, weights) * mask, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("density", [0.3, 0.0])
+@pytest.mark.parametrize(("ids", "wrong"), [([0, 11], 11), ([[3], [2**30]], 2**30), ([-1, 5], -1)])
+def test_ids_that_are_no_rows_are_an_index_error(ids: Any, wrong: int, density: float, dtype: torch.dtype) -> None:
+    dense, mask = table(11, 8, density)
+    small = compact(copy.deepcopy(dense), mask if density else torch.zeros_like(mask))
+    with pytest.raises(IndexError):
+        dense(torch.tensor(ids, dtype=dtype))
+    with pytest.raises(IndexError, match=f"row {wrong} of an embedding of 11 rows"):
+        small(torch.tensor(ids, dtype=dtype))
+
+
+def test_differentiating_twice_is_an_error() -> None:
+    small = compact(*table(9, 6, 0.4))
+    for rows in (small(torch.arange(9)), small.weight):
+        [gradient] = torch.autograd.grad(rows.pow(3).sum(), small.values, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
+
+
 @given(
     rows=st.integers(1, 40),
     width=st.integers(1, 20),
@@ -149,6 +169,23 @@ def test_state_dict_is_that_of_the_dense_embedding() -> None:
         model.load_state_dict({"0.weight": torch.randn(9, 5)})
     with pytest.raises(RuntimeError, match="Missing key.*0.weight"):
         model.load_state_dict({})
+    with pytest.raises(RuntimeError, match='Unexpected key.*: "0.junk", "0.values"'):
+        model.load_state_dict({"0.weight": other, "0.junk": other, "0.values": other})
+    assert model.load_state_dict({"0.weight": other, "0.junk": other}, strict=False).unexpected_keys == ["0.junk"]
+
+
+def test_a_deep_copy_is_compact_and_independent() -> None:
+    dense, mask = table(9, 6, 0.4)
+    small = compact(copy.deepcopy(dense), mask).eval()
+    small.record = lambda rows, gradient: pytest.fail("a copy is not recorded")
+    copied = copy.deepcopy(nn.ModuleList([small, small]))
+    other = copied[0]
+    assert copied[1] is other and isinstance(other, CompactEmbedding) and not other.training
+    assert list(dict(copied.named_parameters())) == ["0.values"] and len(other.values) == int(mask.sum())
+    other(torch.arange(9)).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=1.0).step()
+    torch.testing.assert_close(other.weight, (dense.weight - 1) * mask)
+    assert torch.equal(small.weight, dense.weight) and small.values.grad is None
 
 
 def test_pickled_as_a_plain_embedding() -> None:

@@ -23,6 +23,7 @@ from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training import codec
 from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.model import MaskAware
+from recbole_prune.training.trainer import mask_aware_trainer
 
 from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
 
@@ -370,6 +371,41 @@ def test_knowledge_graph_passes_are_steps(tiny_data: Path) -> None:
     trainer = bench.trainer(bench.model(bench.masks(0.3), "compact"), dynamics=dynamics)
     bench.fit(trainer)
     assert dynamics.steps == dynamics.step > 3 * len(bench.train)
+
+
+class ToyTrainer:
+    """The parts of RecBole's trainer that the mask-aware one builds on."""
+
+    def __init__(self, config: Any, model: Any) -> None:
+        self.model = model
+        self.optimizer = self._build_optimizer()
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+def test_a_step_that_a_loss_scaler_leaves_out_is_not_counted(storage: str) -> None:
+    """A scaler calls fused Adam whatever the gradients are, with ``found_inf`` on it."""
+    torch.manual_seed(3)
+    model = Toy(storage)
+    scope = find_scope(model, scope="all")
+    model.set_masks(MaskSet(scope, {t.name: torch.rand(t.shape) < 0.4 for t in scope}))
+    dynamics = PruneAndGrow(keys(prune_update_interval=2, prune_gradient_window=2), 20, seed=5)
+    session: Any = SimpleNamespace(fused=True, dynamics=dynamics)
+    trainer = mask_aware_trainer(ToyTrainer)({}, model, session)
+    if not trainer.optimizer.defaults.get("fused"):
+        pytest.skip("this torch has no fused Adam on a CPU")
+    dynamics.begin(model)
+    for overflow, steps in ((False, 1), (True, 1), (True, 1), (False, 2)):
+        trainer.optimizer.zero_grad()
+        (model.loss(torch.arange(4)) * (float("inf") if overflow else 1)).backward()
+        trainer.optimizer.found_inf = torch.tensor(float(overflow))
+        if steps == 2:  # the batches left out are not in the record of the next
+            assert all(bool(record.values.isfinite().all()) for r in dynamics._recorder._batch.values() for record in r)
+        trainer.optimizer.step()
+        assert dynamics.step == steps
+    assert dynamics.updates == 1 and dynamics.grown > 0
 
 
 def bench_of(model: str, data: Path) -> Bench:

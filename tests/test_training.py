@@ -392,6 +392,48 @@ def test_evaluating_another_checkpoint_is_refused(bpr: Bench) -> None:
     assert trainer.evaluate(bpr.test, False, "other.pth", False) == expected
 
 
+@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_plain_recbole_resumes_the_checkpoint_of_a_ticket(
+    bpr: Bench, storage: str, learner: str, tmp_path: Path
+) -> None:
+    """Moments of live entries in a fused optimizer of the dense table would make it write beyond them."""
+    bench = with_settings(bpr, learner=learner, weight_decay=0.01)
+    masks = bench.masks()
+    trainer = bench.trainer(bench.model(masks, storage))
+    bench.fit(trainer)
+    (tmp_path / "ticket-001.pth").write_bytes(trainer.files.checkpoint)
+    plain = recbole_trainer.Trainer(bench.config, bench.plain_model())
+    own = [{k: v for k, v in group.items() if k != "params"} for group in plain.optimizer.param_groups]
+    plain.resume_checkpoint(tmp_path / "ticket-001.pth")
+    assert [{k: v for k, v in group.items() if k != "params"} for group in plain.optimizer.param_groups] == own
+    for name, parameter in plain.model.named_parameters():
+        for moment in plain.optimizer.state[parameter].values():
+            if isinstance(moment, torch.Tensor) and moment.dim():
+                assert moment.shape == parameter.shape and not moment[~masks[name]].any()
+    assert math.isfinite(plain._train_epoch(bench.train, plain.start_epoch))
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_saved_moments_of_storages_are_equal_and_the_optimizer_stays(bpr: Bench, learner: str) -> None:
+    bench = with_settings(bpr, epochs=1, learner=learner, learning_rate=LEARNERS[learner])
+    masks, saved = bench.masks(), {}
+    for storage in ("compact", "masked"):
+        trainer = bench.trainer(bench.model(masks, storage))
+        bench.fit(trainer)
+        live = trainer.optimizer.state_dict()
+        saved[storage] = torch.load(BytesIO(trainer.files.checkpoint), weights_only=False)["optimizer"]
+        assert all(group.get("fused") in (None, False) for group in saved[storage]["param_groups"])
+        for number, parameter in enumerate(trainer.model.parameters()):
+            for value in live["state"].get(number, {}).values():
+                assert not (isinstance(value, torch.Tensor) and value.dim()) or value.shape == parameter.shape
+    assert saved["compact"]["param_groups"] == saved["masked"]["param_groups"]
+    assert saved["compact"]["state"].keys() == saved["masked"]["state"].keys()
+    for number, moments in saved["masked"]["state"].items():
+        for name, moment in moments.items():
+            torch.testing.assert_close(saved["compact"]["state"][number][name], moment, msg=name)
+
+
 def test_dense_masks_train_like_plain_recbole(bpr: Bench, tmp_path: Path) -> None:
     bench = with_settings(bpr, checkpoint_dir=str(tmp_path))
     plain = recbole_trainer.Trainer(bench.config, bench.plain_model())

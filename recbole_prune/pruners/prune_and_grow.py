@@ -86,6 +86,10 @@ class PruneAndGrow:
             self._update(trainer)
         self._record_next(model)
 
+    def forget_batch(self) -> None:
+        """Called instead of :meth:`after_step` where a loss scaler left the step out."""
+        self._recorder.drop_batch()
+
     def _record_next(self, model: Any) -> None:
         """Record the dense gradients of the next batch if an update uses them."""
         wanted = self.settings.prune_growth == "gradient" and any(

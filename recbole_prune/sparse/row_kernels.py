@@ -19,7 +19,12 @@ _TOUCHED_TOGETHER = 128
 
 
 def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> Any:
-    touched, last = 0.0, values.size - 1
+    touched, last, outside = 0.0, values.size - 1, False
+    # compiled loops read and write wherever an id points
+    for i in range(ids.size):
+        outside |= (ids[i] < 0) | (ids[i] >= pointers.size - 1)
+    if outside:
+        return False, touched
     for first in range(0, ids.size, _TOUCHED_TOGETHER):
         end = min(ids.size, first + _TOUCHED_TOGETHER)
         for i in range(first, end):
@@ -28,7 +33,7 @@ def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any
         for i in range(first, end):
             for at in range(pointers[ids[i]], pointers[ids[i] + 1]):
                 table[i, columns[at]] = values[at]
-    return touched
+    return True, touched
 
 
 def _add_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> Any:
@@ -65,11 +70,12 @@ def _compiled(name: str) -> Callable[..., Any] | None:
 
 
 def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:
-    """One of the loops, ready to be called on tensors, or None where it cannot: no numba, or not on a CPU.
+    """One of the loops, ready to be called on tensors, or None where it cannot: no numba, no CPU, or nothing is live.
 
     Args:
-        name: ``scatter_rows`` (values of the rows ``ids`` into a zero table), ``add_rows`` (a table added to the values
-            of the rows ``ids``), ``expand`` (all values into a zero table) or ``gather`` (a table into all values).
+        name: ``scatter_rows`` (values of the rows ``ids`` into a zero table; the first result is False, and nothing is
+            done, if an id is not a row), ``add_rows`` (a table added to the values of the rows ``ids``), ``expand``
+            (all values into a zero table) or ``gather`` (a table into all values).
         tensors: pointers, columns, values, then ids where there are any, then the table ``[rows, columns]``.
     """
     if tensors[-1].device.type != "cpu" or tensors[-1].dtype not in (torch.float32, torch.float64):
@@ -78,6 +84,6 @@ def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:
     if loop is None:
         return None
     arrays = [tensor.detach().numpy() for tensor in tensors]
-    if len(arrays[2]) == 0:  # nothing is live
-        return lambda: None
+    if len(arrays[2]) == 0:
+        return None
     return lambda: loop(*arrays)

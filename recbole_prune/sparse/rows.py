@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from recbole_prune.sparse.row_kernels import kernel
 
@@ -69,8 +70,9 @@ class CompressedRows:
         Returns:
             their positions ``i * width + column`` in the table of the rows looked up, and among the live entries.
         """
-        starts = self.pointers[ids]
-        counts = self.pointers[ids + 1] - starts
+        # not pointers[ids], which takes negative ids for rows from the end
+        starts = self.pointers.index_select(0, ids)
+        counts = self.pointers.index_select(0, ids + 1) - starts
         owner = torch.repeat_interleave(counts)
         position = torch.arange(len(owner), device=owner.device)
         position += (starts - counts.cumsum(0) + counts).index_select(0, owner)
@@ -121,6 +123,7 @@ class _Expand(torch.autograd.Function):
         return rows.expand(values)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if ctx.record is not None:
             ctx.record(None, gradient)
@@ -149,15 +152,19 @@ class _LookUp(torch.autograd.Function):
         ctx.ids = ids if record is not None else None
         loop = kernel("scatter_rows", rows.pointers, rows.columns, values, ids, looked_up)
         if loop:
-            loop()
+            every_id_is_a_row, _ = loop()
+            if not every_id_is_a_row:
+                _check(ids, rows.shape[0])
             ctx.save_for_backward(ids)
             return looked_up
+        _check(ids, rows.shape[0])
         flat, position = rows.entries_of(ids)
         looked_up.view(-1).scatter_(0, flat, values.index_select(0, position))
         ctx.save_for_backward(flat, position)
         return looked_up
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         rows, live = ctx.rows, gradient.new_zeros(ctx.live)
         if len(ctx.saved_tensors) == 1:
@@ -190,33 +197,19 @@ def look_up(
         record: called in the backward pass with row numbers (None: all rows) and their dense gradients.
 
     Returns:
-        shape ``[*ids.shape, columns]``.
+        shape ``[*ids.shape, columns]``; it can be differentiated once (no ``create_graph``).
+
+    Raises:
+        IndexError: an id is not the number of a row.
     """
     looked_up = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx, record)
     return looked_up.view(*ids.shape, rows.shape[1])  # type: ignore[no-any-return]
 
 
-class DenseTable(torch.Tensor):
-    """A compact table's dense form that hands assignments to its ``data`` back to the table."""
-
-    # results of operations are plain tensors
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    _owner: Any
-
-    @classmethod
-    def of(cls, owner: Any, table: torch.Tensor) -> DenseTable:
-        """Wrap ``table`` for the compact embedding ``owner``."""
-        wrapped = table.as_subclass(cls)
-        wrapped._owner = owner
-        return wrapped
-
-    @property
-    def data(self) -> torch.Tensor:
-        """The table without gradient; what is written into it reaches the owner at the owner's next use."""
-        lent = torch.Tensor.detach(self).as_subclass(torch.Tensor).clone()
-        self._owner._lent = lent
-        return lent
-
-    @data.setter
-    def data(self, table: torch.Tensor) -> None:
-        self._owner.fill(table)
+def _check(ids: torch.Tensor, rows: int) -> None:
+    # on a GPU torch's own indexing asserts, and a check here would wait for the device
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= rows:
+        raise IndexError(f"row {low if low < 0 else high} of an embedding of {rows} rows")

@@ -49,6 +49,10 @@ class GradientRecorder:
                 self._total[name] = _sum([self._total[name], batch]) if name in self._total else batch
         self._batch = {}
 
+    def drop_batch(self) -> None:
+        """Leave the batch out."""
+        self._batch = {}
+
     def take(self, name: str) -> Record | None:
         """The sum for a tensor, which is forgotten; None if it received no gradient."""
         return self._total.pop(name, None)

@@ -1,11 +1,17 @@
-"""Optimizers in the form that passes over memory once."""
+"""Optimizers in the form that passes over memory once, and their state in the form of RecBole's own."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+
+from recbole_prune.sparse.compact import compact_modules
+from recbole_prune.sparse.rows import CompressedRows
 
 
 def fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -25,3 +31,52 @@ def fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Opt
         return type(optimizer)(groups, **{**defaults, "fused": True})
     except (RuntimeError, ValueError):  # this torch or this device lacks it
         return optimizer
+
+
+def left_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a loss scaler made the step that was just called change nothing: gradients were not finite.
+
+    A scaler calls a fused optimizer nevertheless and leaves the decision to it; others it does not call.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def dense_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """The ``state_dict`` that RecBole's own optimizer of the dense model would have; the optimizer stays as it is.
+
+    Moments of a compact table become those of the dense one, 0 at pruned entries, and nothing is fused: an optimizer
+    that loads the moments of live entries with ``fused`` writes beyond them at its next step.
+    """
+    state = optimizer.state_dict()
+    rows = {id(module.values): module.rows for _, module in compact_modules(model)}
+    unfused = inspect.signature(type(optimizer)).parameters.get("fused")
+    groups = [{**group, "fused": unfused.default} if unfused else group for group in state["param_groups"]]
+    kept = dict(state["state"])
+    for group, numbers in zip(optimizer.param_groups, groups):
+        for parameter, number in zip(group["params"], numbers["params"]):
+            if number in kept:
+                kept[number] = {
+                    name: _dense_form(name, value, parameter, rows.get(id(parameter)))
+                    for name, value in kept[number].items()
+                }
+    return {**state, "state": kept, "param_groups": groups}
+
+
+def _dense_form(name: str, value: Any, parameter: torch.Tensor, rows: CompressedRows | None) -> Any:
+    if name == "step" and isinstance(value, torch.Tensor):
+        return value.cpu()  # only fused optimizers count on the device
+    if rows is not None and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+        return rows.expand(value)
+    return value
+
+
+@contextmanager
+def saved_as_dense(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[None]:
+    """While it is open, ``optimizer.state_dict()`` is :func:`dense_state`."""
+    state = dense_state(optimizer, model)
+    optimizer.state_dict = lambda: state  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del optimizer.state_dict

@@ -15,9 +15,10 @@ import torch
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masks import MaskSet
 from recbole_prune.schedule import learning_rate_factor
+from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
 from recbole_prune.training.evaluation import BlockEvaluation, UserBlock
-from recbole_prune.training.optimizers import fused
+from recbole_prune.training.optimizers import fused, left_out, saved_as_dense
 
 
 @dataclass
@@ -102,8 +103,11 @@ class MaskAwareTrainer:
         def step_and_mask(*args: Any, **step_kwargs: Any) -> Any:
             result = step(*args, **step_kwargs)
             self.model.apply_masks()  # type: ignore[attr-defined]
-            if self.session.dynamics is not None:
-                self.session.dynamics.after_step(self)
+            dynamics = self.session.dynamics
+            if dynamics is not None and left_out(optimizer):
+                dynamics.forget_batch()
+            elif dynamics is not None:
+                dynamics.after_step(self)
             return result
 
         optimizer.step = step_and_mask  # type: ignore[method-assign]
@@ -157,7 +161,8 @@ class MaskAwareTrainer:
         """RecBole's checkpoint, handed to the run folder."""
         self.model.apply_masks()  # type: ignore[attr-defined]
         buffer = BytesIO()
-        super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)  # type: ignore[misc]
+        with saved_as_dense(self.optimizer, self.model):  # type: ignore[attr-defined]
+            super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)  # type: ignore[misc]
         self.session.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks  # type: ignore[attr-defined]
@@ -230,6 +235,7 @@ class MaskAwareTrainer:
     def _state(self) -> dict[str, Any]:
         model = self.model  # type: ignore[attr-defined]
         dynamics = self.session.dynamics
+        take_writes(model)
         return {
             "dynamics": None if dynamics is None else {**dynamics.state(), "masks": self._masks_now()},
             "weights": states.weights_of(model),
