@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,6 +206,17 @@ class TestModelBugs:
         assert model.i_neigh.shape == (model.n_items, 4)
         assert int(model.u_neigh.max()) < model.n_items
         assert int(model.i_neigh.max()) < model.n_users
+
+    @pytest.mark.parametrize("before", [False, True])
+    def test_importing_sine_leaves_anomaly_detection_as_it_is(self, before: bool) -> None:
+        program = (
+            f"import torch; torch.autograd.set_detect_anomaly({before})\n"
+            "from recbole_prune import compat; compat.apply()\n"
+            "import recbole.model.sequential_recommender.sine\n"
+            "print(torch.is_anomaly_enabled())"
+        )
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+        assert done.stdout.split()[-1:] == [str(before)], done.stderr
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
     def test_ksr_relations_get_the_type_of_the_weights(self, dtype: torch.dtype, own_hooks: None) -> None:

@@ -128,6 +128,16 @@ def cast_ksr_relations(report: hooks.Report) -> None:
     report(True, "on every stack; without effect on a matrix that has the type of the weights")
 
 
+def keep_anomaly_detection(report: hooks.Report) -> None:
+    """Leave autograd's anomaly detection as it was before SINE is imported."""
+    hooks.around_import(
+        f"{_MODELS}.sequential_recommender.sine",
+        "SINE anomaly detection",
+        lambda: torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()),
+    )
+    report(True, "on every stack; what you turn on yourself stays on")
+
+
 def pass_nncf_method(report: hooks.Report) -> None:
     """Give NNCF a ``ComputeSimilarity`` whose ``compute_similarity`` accepts the method, as NNCF calls it."""
 

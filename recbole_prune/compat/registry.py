@@ -101,6 +101,12 @@ _DEFINITIONS = (
         install=models.cast_ksr_relations,
     ),
     _Definition(
+        "SINE anomaly detection",
+        cause="SINE, imported with every sequential model, turns on autograd's anomaly detection, which slows down "
+        "every training of the process",
+        install=models.keep_anomaly_detection,
+    ),
+    _Definition(
         "NNCF knn",
         cause="NNCF with neigh_info_method knn passes the method to compute_similarity, which takes a block size",
         install=models.pass_nncf_method,
