@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from recbole_prune.sparse import dense_top_k as dense_top_k_module
 from recbole_prune.sparse import inverted_lists
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.dense_top_k import dense_top_k
@@ -67,13 +68,24 @@ def assert_equal(found: TopK, expected: tuple[NDArray, NDArray, NDArray]) -> Non
     assert np.array_equal(found.tied, expected[2])
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_numba)])
 @settings(max_examples=150)
 @given(
-    seed=st.integers(0, 100_000), k=st.integers(1, 30), whole=st.booleans(), scale=st.sampled_from([1.0, -2.5, 1e-3])
+    seed=st.integers(0, 100_000),
+    k=st.integers(1, 30),
+    whole=st.booleans(),
+    scale=st.sampled_from([1.0, -2.5, 1e-3]),
+    spare=st.sampled_from([1, 12]),
 )
-def test_matrix_products_equal_the_full_sort(seed: int, k: int, whole: bool, scale: float) -> None:
+def test_matrix_products_equal_the_full_sort(
+    compiled: bool, seed: int, k: int, whole: bool, scale: float, spare: int
+) -> None:
     users, items, seen = case(seed, whole)
-    assert_equal(dense_top_k(users, items, k, *pointers_of(seen), scale=scale), full_sort(users, items, k, seen, scale))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_top_k_module, "available", lambda: compiled)
+        patch.setattr(dense_top_k_module, "_SPARE", spare)
+        found = dense_top_k(users, items, k, *pointers_of(seen), scale=scale)
+    assert_equal(found, full_sort(users, items, k, seen, scale))
 
 
 @needs_numba

@@ -105,7 +105,7 @@ class Recommender:
             users: the user's own tokens.
             k: length of a list, from 1 to the number of items.
             exclude_seen: leave out what a user has consumed; a list is shorter where fewer than k items are left.
-            threads: for sparse tables; 0: all usable cores.
+            threads: for all but matrix products; 0: all usable cores.
 
         Returns:
             for each user, in order, ``(item token, score)`` from the best on; equal scores by internal id.
@@ -131,7 +131,7 @@ class Recommender:
             users: internal user ids, shape ``[users]``.
             k: length of a list, from 1 to the number of items.
             exclude_seen: leave out what a user has consumed.
-            threads: for the scan; 0: all usable cores.
+            threads: for all but matrix products; 0: all usable cores.
 
         Raises:
             ArtifactError: k or threads is out of range.
@@ -148,7 +148,7 @@ class Recommender:
             rows, lists = self._scan
             return lists.top_k(rows.some(users), size, pointers, items, scale=self._scale, threads=threads)
         user_table, item_table = self._tables  # type: ignore[misc]
-        return dense_top_k(user_table[users], item_table, size, pointers, items, scale=self._scale)
+        return dense_top_k(user_table[users], item_table, size, pointers, items, scale=self._scale, threads=threads)
 
     def _check_k(self, k: int) -> int:
         items = len(self._artifact.items) - 1

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.inverted_lists import Array, TopK
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.inverted_lists import Array, TopK, largest
 
 _SCORES_AT_ONCE = 1 << 22
+# so many more than the longest list are looked for at first: hardly ever are more within the rounding error of its end
+_SPARE = 12
 
 
 def dense_top_k(
-    users: Array, items: Array, k: int, seen_pointers: Array, seen_items: Array, *, scale: float = 1.0
+    users: Array, items: Array, k: int, seen_pointers: Array, seen_items: Array, *, scale: float = 1.0, threads: int = 0
 ) -> TopK:
     """The k best items of each user, item 0 (padding) left out.
 
@@ -21,10 +24,11 @@ def dense_top_k(
         k: length of a list.
         seen_pointers: shape ``[users + 1]``, into ``seen_items``: ids that are left out.
         scale: constant factor of the scores.
+        threads: for finding the best of the scores, with numba; 0: all usable cores. The products take numpy's.
     """
     users, items = np.asarray(users, np.float32), np.asarray(items, np.float32)
     found = TopK.empty(len(users), k)
-    largest = np.abs(items).max(axis=0, initial=0.0).astype(np.float64)
+    longest = np.abs(items).max(axis=0, initial=0.0).astype(np.float64)
     step = max(1, _SCORES_AT_ONCE // max(1, len(items)))
     for first in range(0, len(users), step):
         block = users[first : first + step]
@@ -34,8 +38,9 @@ def dense_top_k(
         counts = np.diff(seen_pointers[first : first + len(block) + 1])
         here = seen_items[seen_pointers[first] : seen_pointers[first + len(block)]]
         scores[np.repeat(np.arange(len(block)), counts), here] = -np.inf
-        margin = (2 * items.shape[1] + 8) * 6e-8 * (np.abs(scaled) @ largest) + 1e-37
-        _best_of_block(scores, scaled, items, k, margin, TopK(*(a[first : first + len(block)] for a in _parts(found))))
+        margin = (2 * items.shape[1] + 8) * 6e-8 * (np.abs(scaled) @ longest) + 1e-37
+        near = _near_the_best(scores, scaled, k, margin, threads)
+        _best_of_block(*near, scaled, items, k, TopK(*(a[first : first + len(block)] for a in _parts(found))))
     return found
 
 
@@ -43,19 +48,48 @@ def _parts(found: TopK) -> tuple[Array, Array, Array]:
     return found.items, found.scores, found.tied
 
 
-def _best_of_block(
-    scores: NDArray[np.float32], scaled: Array, items: Array, k: int, margin: Array, found: TopK
-) -> None:
+def _near_the_best(
+    scores: NDArray[np.float32], scaled: Array, k: int, margin: Array, threads: int
+) -> tuple[Array, Array]:
+    """Rows and columns of the scores that are within the rounding error of the k + 1 best of their row, or better."""
     size = min(k + 1, scores.shape[1])
-    least = np.partition(scores, scores.shape[1] - size, axis=1)[:, scores.shape[1] - size]
-    bound = np.where(np.isfinite(least), least - margin, np.float32(np.finfo(np.float32).min))
+    more = size + _SPARE
+    if not available() or more > scores.shape[1]:
+        least = np.partition(scores, scores.shape[1] - size, axis=1)[:, scores.shape[1] - size]
+        return _at_least(scores, scaled, k, _bound(least, margin))
+    columns, values = largest(scores, more, threads)
+    bound = _bound(values[:, size - 1], margin)
+    near = values >= bound[:, None]
+    row, place = np.nonzero(near)
+    [open_ended] = np.nonzero(near[:, -1])  # there may be further ones
+    if not len(open_ended):
+        return row, columns[row, place]
+    ended = ~near[row, -1]
+    others, their_columns = _at_least(scores[open_ended], scaled[open_ended], k, bound[open_ended])
+    return (
+        np.concatenate([row[ended], open_ended[others]]),
+        np.concatenate([columns[row[ended], place[ended]], their_columns]),
+    )
+
+
+def _bound(least: NDArray[np.float32], margin: Array) -> Array:
+    return np.where(np.isfinite(least), least - margin, np.float32(np.finfo(np.float32).min))
+
+
+def _at_least(scores: NDArray[np.float32], scaled: Array, k: int, bound: Array) -> tuple[Array, Array]:
+    """Rows and columns of the scores that reach the bound of their row."""
     near = scores >= bound[:, None]
     # of the items that score exactly 0 only those with the smallest ids can be in a list
     empty = ~scaled.any(axis=1)
     if empty.any():
         rows = near[empty]
         near[empty] = rows & (np.cumsum(rows, axis=1) <= k + 1)
-    user, item = np.nonzero(near)
+    row, column = np.nonzero(near)
+    return row, column
+
+
+def _best_of_block(user: Array, item: Array, scaled: Array, items: Array, k: int, found: TopK) -> None:
+    """The k best of the candidates, given as pairs of user and item, scored exactly."""
     exact = np.zeros(len(user))
     for column in range(items.shape[1]):
         exact += scaled[user, column] * items[item, column].astype(np.float64)
