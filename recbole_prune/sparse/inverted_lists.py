@@ -24,7 +24,7 @@ Array = NDArray[Any]
 _ITEMS_AT_ONCE = 1 << 12
 _USERS_AT_ONCE = 512
 # above this density of the items a matrix product is faster than a scan (measured at width 64 on two x86 cores)
-DENSEST_SCAN = 0.4
+DENSEST_SCAN = 0.3
 
 
 class Rows(NamedTuple):
