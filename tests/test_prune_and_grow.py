@@ -1,8 +1,7 @@
-"""Prune-and-grow: the worked vector and schedule of the method file, exact budgets, resume, equality of storages."""
+"""Prune-and-grow: the worked vector and schedule of the method file, exact budgets, what grows, the gradient record."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from training_bench import Bench, Files, leaks, scramble_random_streams
+from training_bench import keys
 
 from recbole_prune import grow
 from recbole_prune.masks import MaskSet
@@ -20,7 +19,6 @@ from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.schedule import update_ratio
 from recbole_prune.scope import find_scope
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.training import codec
 from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.model import MaskAware
 from recbole_prune.training.trainer import mask_aware_trainer
@@ -80,20 +78,6 @@ def test_the_official_rule_leaks_and_ours_does_not() -> None:
 )
 def test_the_cosine_schedule(part: float, ratio: float) -> None:
     assert update_ratio(0.5, 0.005, int(part * 10_000), 10_000) == pytest.approx(ratio, abs=5e-6)
-
-
-def keys(**changes: Any) -> SimpleNamespace:
-    values = {
-        "pruner": "dsl",
-        "prune_parity": "exact",
-        "prune_growth": "gradient",
-        "prune_update_interval": 100,
-        "prune_update_ratio": 0.5,
-        "prune_update_floor": 0.005,
-        "prune_end_fraction": 1.0,
-        "prune_gradient_window": 1,
-    }
-    return SimpleNamespace(**{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -316,44 +300,6 @@ def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) ->
     assert rate < dynamics.exploration_rate(model.masks) <= 1
 
 
-VARIANTS = {
-    "dsl": {},
-    "rigl": {"pruner": "rigl", "prune_update_ratio": 0.3, "prune_update_floor": 0.0},
-    "set": {"prune_growth": "random", "prune_update_ratio": 0.3, "prune_update_floor": 0.3},
-    "momentum": {"prune_growth": "momentum"},
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("model", ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
-def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_data: Path) -> None:
-    """The sum of every mask is the same before and after each update of a real training."""
-    bench = Bench(model, tiny_data, train_batch_size=16 if model in ("CDAE", "MultiVAE") else 512, eval_step=1000)
-    masks = bench.masks(0.3, scope="all" if model in ("CDAE", "MultiVAE") else "embedding")
-    budgets = {name: int(masks.per_row(name).sum()) for name in masks}
-    epochs = -(-210 // len(bench.train))
-    bench.config["epochs"] = epochs
-    trained = bench.model(None, "masked" if variant == "momentum" else "auto")
-    trained.dense_moments = variant == "momentum"
-    trained.set_masks(masks)
-    dynamics = PruneAndGrow(keys(prune_update_interval=1, **VARIANTS[variant]), epochs * len(bench.train), 1)
-    trainer = bench.trainer(trained, dynamics=dynamics)
-    moved = 0
-    move_masks = trained.move_masks
-
-    def counted(new: MaskSet, optimizers: Any) -> None:
-        nonlocal moved
-        assert {name: int(new.per_row(name).sum()) for name in new} == budgets
-        moved += not new.equals(trained.masks)
-        move_masks(new, optimizers)
-        assert {name: int(trained.masks.per_row(name).sum()) for name in new} == budgets
-        assert leaks(trained, new) == 0
-
-    trained.move_masks = counted
-    bench.fit(trainer)
-    assert dynamics.updates >= 200 and moved > 150
-
-
 def test_steps_are_those_that_epochs_take() -> None:
     """Knowledge-graph passes are no batches of the data loader: known once an epoch is over."""
     dynamics = PruneAndGrow(keys(), 100, 0)
@@ -363,14 +309,6 @@ def test_steps_are_those_that_epochs_take() -> None:
     again = PruneAndGrow(keys(), 100, 0)
     again.restore(dynamics.state(), torch.device("cpu"))
     assert again.steps == 300
-
-
-def test_knowledge_graph_passes_are_steps(tiny_data: Path) -> None:
-    bench = Bench("KGAT", tiny_data, epochs=3, train_batch_size=160)
-    dynamics = PruneAndGrow(keys(prune_update_interval=5), 3 * len(bench.train), 1)
-    trainer = bench.trainer(bench.model(bench.masks(0.3), "compact"), dynamics=dynamics)
-    bench.fit(trainer)
-    assert dynamics.steps == dynamics.step > 3 * len(bench.train)
 
 
 class ToyTrainer:
@@ -406,63 +344,3 @@ def test_a_step_that_a_loss_scaler_leaves_out_is_not_counted(storage: str) -> No
         trainer.optimizer.step()
         assert dynamics.step == steps
     assert dynamics.updates == 1 and dynamics.grown > 0
-
-
-def bench_of(model: str, data: Path) -> Bench:
-    return Bench(model, data, epochs=4, learning_rate=0.01, train_batch_size=160)
-
-
-def dynamic_trainer(bench: Bench, storage: str, files: Files | None = None, **session: Any) -> Any:
-    masks = bench.masks(0.3)
-    model = bench.model(masks, storage)
-    steps = len(bench.train) * 4
-    dynamics = PruneAndGrow(keys(prune_update_interval=5, prune_gradient_window=3, prune_end_fraction=0.8), steps, 1)
-    return bench.trainer(model, files, dynamics=dynamics, **session)
-
-
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"])
-def test_resumed_in_an_interval_equals_uninterrupted(model: str, storage: str, tiny_data: Path) -> None:
-    bench = bench_of(model, tiny_data)
-    files = Files()
-    whole = dynamic_trainer(bench, storage, files)
-    bench.fit(whole)
-    assert whole.session.dynamics.updates > 2
-    epoch = 2
-    state, checkpoint = files.states[epoch]
-    again = Files(checkpoint=checkpoint)
-    scramble_random_streams()
-    resumed = dynamic_trainer(bench, storage, again, resume=codec.decode(state))
-    scramble_random_streams()
-    resumed.start_epoch = epoch
-    bench.fit(resumed)
-    assert resumed.model.masks.equals(whole.model.masks)
-    assert resumed.best_masks.equals(whole.best_masks)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    report = whole.session.dynamics.report(whole.best_masks)
-    assert resumed.session.dynamics.report(resumed.best_masks) == report
-    assert leaks(resumed.model, resumed.model.masks) == 0
-
-
-@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
-def test_storages_move_the_same_masks(model: str, tiny_data: Path) -> None:
-    bench = bench_of(model, tiny_data)
-    compact = dynamic_trainer(bench, "compact")
-    bench.fit(compact)
-    masked = dynamic_trainer(bench, "masked")
-    bench.fit(masked)
-    for name, mask in compact.model.masks.items():
-        same = (mask == masked.model.masks[name]).float().mean()
-        assert same > 0.99  # rounding decides between nearly equal scores
-
-
-def test_the_best_checkpoint_is_loaded_under_its_own_masks(tiny_data: Path) -> None:
-    bench = bench_of("BPR", tiny_data)
-    trainer = dynamic_trainer(bench, "compact")
-    bench.fit(trainer)
-    last = trainer.model.masks
-    trainer.best_masks = MaskSet(last.scope, {n: m.clone() for n, m in bench.masks(0.3).items()})
-    trainer.load_best()
-    assert trainer.model.masks is trainer.best_masks
-    assert leaks(trainer.model, trainer.best_masks) == 0

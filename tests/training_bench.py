@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,3 +117,18 @@ def leaks(model: Any, masks: MaskSet) -> int:
     """Pruned entries of a model that are not exactly 0.0."""
     weights = model.state_dict()
     return sum(int((weights[name][~mask] != 0).sum()) for name, mask in masks.items())
+
+
+def keys(**changes: Any) -> SimpleNamespace:
+    """Settings of prune-and-grow, those of ``dsl`` but for the changes."""
+    values = {
+        "pruner": "dsl",
+        "prune_parity": "exact",
+        "prune_growth": "gradient",
+        "prune_update_interval": 100,
+        "prune_update_ratio": 0.5,
+        "prune_update_floor": 0.005,
+        "prune_end_fraction": 1.0,
+        "prune_gradient_window": 1,
+    }
+    return SimpleNamespace(**{**values, **changes})

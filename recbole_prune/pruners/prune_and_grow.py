@@ -102,9 +102,7 @@ class PruneAndGrow:
     def _update(self, trainer: Any) -> None:
         model, ratio = trainer.model, self.ratio(self.step)
         old: MaskSet = model.masks
-        optimizers = list(
-            {id(each): each for each in states.optimizers_of(trainer).values()}.values()
-        )  # one by two names
+        optimizers = list(dict.fromkeys(states.optimizers_of(trainer).values()))  # an optimizer may have two names
         new = {}
         for number, target in enumerate(old.scope):
             seed = int(np.random.SeedSequence([self.seed, self.step, number]).generate_state(1)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -187,9 +187,10 @@ def compact(module: nn.Embedding, mask: torch.Tensor) -> CompactEmbedding:
     values = nn.Parameter(rows.gather(weight.detach()), requires_grad=weight.requires_grad)
     del module._parameters["weight"]
     module.__class__ = CompactEmbedding
-    module.values, module.rows = values, rows  # type: ignore[assignment]
-    module._forget_tables()  # type: ignore[operator]
-    return module  # type: ignore[return-value]
+    made = cast(CompactEmbedding, module)
+    made.values, made.rows = values, rows
+    made._forget_tables()
+    return made
 
 
 def expand_in_place(module: CompactEmbedding) -> nn.Embedding:

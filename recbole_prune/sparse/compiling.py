@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
-from typing import Any
+from typing import Any, cast
 
 
 @cache
@@ -20,7 +20,7 @@ def _njit() -> Callable[..., Any] | None:
         reason = f"{type(error).__name__}: {error}"
         getLogger(__name__).warning(f"numba is installed but cannot be imported, loops are not compiled: {reason}")
         return None
-    return njit  # type: ignore[no-any-return]
+    return cast("Callable[..., Any]", njit)
 
 
 def available() -> bool:

@@ -77,7 +77,8 @@ class DenseTable(torch.Tensor):
     @property
     def data(self) -> torch.Tensor:
         """The table without gradient; what is written into it reaches the owner at the owner's next use."""
-        return self._owner.lend()  # type: ignore[no-any-return]
+        table: torch.Tensor = self._owner.lend()
+        return table
 
     @data.setter
     def data(self, table: torch.Tensor) -> None:

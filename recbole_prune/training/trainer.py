@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, wraps
 from io import BytesIO
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
 from recbole_prune.training.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.training.optimizers import fused, left_out, saved_as_dense
+
+if TYPE_CHECKING:  # any trainer class of RecBole, see mask_aware_trainer
+    from recbole.trainer import Trainer as _Trainer
+else:
+    _Trainer = object
 
 
 @dataclass
@@ -67,7 +72,7 @@ _COUNTERS = ("cur_step", "best_valid_score", "best_valid_result", "train_loss_di
 _OWN = ("history", "best_epoch", "epochs_done", "train_seconds", "eval_seconds")
 
 
-class MaskAwareTrainer:
+class MaskAwareTrainer(_Trainer):
     """What :func:`mask_aware_trainer` adds to a trainer.
 
     Attributes:
@@ -87,22 +92,22 @@ class MaskAwareTrainer:
         self.epochs_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
-        super().__init__(config, model)  # type: ignore[call-arg]
+        super().__init__(config, model)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
         ]
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
-        optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
         if self.session.fused:
-            optimizer = fused(optimizer, self.model)  # type: ignore[attr-defined]
+            optimizer = fused(optimizer, self.model)
         step = optimizer.step
 
         @wraps(step)
         def step_and_mask(*args: Any, **step_kwargs: Any) -> Any:
             result = step(*args, **step_kwargs)
-            self.model.apply_masks()  # type: ignore[attr-defined]
+            self.model.apply_masks()
             dynamics = self.session.dynamics
             if dynamics is not None and left_out(optimizer):
                 dynamics.forget_batch()
@@ -128,23 +133,23 @@ class MaskAwareTrainer:
             if session.save_state is not None and epoch_idx and epoch_idx % session.save_interval == 0:
                 session.save_state(epoch_idx, self._state())
         self._set_learning_rate(epoch_idx)
-        self.model.apply_masks()  # type: ignore[attr-defined]
+        self.model.apply_masks()
         if session.dynamics is not None and not self._began:
-            session.dynamics.begin(self.model)  # type: ignore[attr-defined]
+            session.dynamics.begin(self.model)
             self._began = True
         self.epoch = epoch_idx
         start = perf_counter()
-        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
+        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         self.train_seconds += perf_counter() - start
         self.epochs_done = epoch_idx + 1
         if session.dynamics is not None:
-            session.dynamics.end_epoch(self.epochs_done, self.epochs)  # type: ignore[attr-defined]
+            session.dynamics.end_epoch(self.epochs_done, self.epochs)
         session.report(self)
         return losses
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
-        score, result = super()._valid_epoch(*args, **kwargs)  # type: ignore[misc]
+        score, result = super()._valid_epoch(*args, **kwargs)
         self.eval_seconds += perf_counter() - start
         self.history.append((self.epochs_done, float(score)))
         self.session.report(self)
@@ -154,18 +159,18 @@ class MaskAwareTrainer:
         if torch.isnan(loss):
             raise TrainingError(
                 f"the training loss of ticket {self.session.ticket} became NaN in epoch {self.epoch}: "
-                f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm"  # type: ignore[attr-defined]
+                f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm"
             )
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole's checkpoint, handed to the run folder."""
-        self.model.apply_masks()  # type: ignore[attr-defined]
+        self.model.apply_masks()
         buffer = BytesIO()
-        with saved_as_dense(self.optimizer, self.model):  # type: ignore[attr-defined]
-            super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)  # type: ignore[misc]
+        with saved_as_dense(self.optimizer, self.model):
+            super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)
         self.session.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
-        self.best_masks = self.model.masks  # type: ignore[attr-defined]
+        self.best_masks = self.model.masks
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """The pretraining stages of S3Rec and RaCT write the ticket's checkpoint like any other training."""
@@ -176,13 +181,13 @@ class MaskAwareTrainer:
         # written by this run and hash-checked by the run folder; RecBole's format needs the full unpickler
         checkpoint = torch.load(
             BytesIO(self.session.load_checkpoint()),
-            map_location=self.device,  # type: ignore[attr-defined]
+            map_location=self.device,
             weights_only=False,
         )
-        if self.best_masks is not self.model.masks:  # type: ignore[attr-defined]
-            self.model.set_masks(self.best_masks)  # type: ignore[attr-defined]
-        self.model.load_state_dict(checkpoint["state_dict"])  # type: ignore[attr-defined]
-        self.model.load_other_parameter(checkpoint.get("other_parameter"))  # type: ignore[attr-defined]
+        if self.best_masks is not self.model.masks:
+            self.model.set_masks(self.best_masks)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.model.load_other_parameter(checkpoint.get("other_parameter"))
 
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
@@ -199,17 +204,17 @@ class MaskAwareTrainer:
             )
         if eval_data and load_best_model:
             self.load_best()
-        self.model.apply_masks()  # type: ignore[attr-defined]
+        self.model.apply_masks()
         if eval_data:
             eval_data = self._block_evaluation.blocks(eval_data) or eval_data
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     @cached_property
     def _block_evaluation(self) -> BlockEvaluation:
         return BlockEvaluation(
             self,
-            batch_scores=super()._full_sort_batch_eval,  # type: ignore[misc]
-            evaluate=super().evaluate,  # type: ignore[misc]
+            batch_scores=super()._full_sort_batch_eval,
+            evaluate=super().evaluate,
             train_data=self.session.loaders[0],
         )
 
@@ -217,13 +222,13 @@ class MaskAwareTrainer:
         """RecBole's scores of a batch, or the ranking of a block of users."""
         if isinstance(batched_data, UserBlock):
             return None, self._block_evaluation.rank(batched_data), None, None
-        return super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
+        return super()._full_sort_batch_eval(batched_data)
 
     def _set_learning_rate(self, epoch: int) -> None:
         session = self.session
         if session.learning_rate_schedule == "constant" and not session.warmup:
             return
-        epochs: int = self.epochs  # type: ignore[attr-defined]
+        epochs: int = self.epochs
         at = epochs - 1 if session.fixed_progress else epoch
         factor = learning_rate_factor(
             session.learning_rate_schedule, at, epochs, session.warmup, session.learning_rate_floor
@@ -233,7 +238,7 @@ class MaskAwareTrainer:
                 group["lr"] = rate * factor
 
     def _state(self) -> dict[str, Any]:
-        model = self.model  # type: ignore[attr-defined]
+        model = self.model
         dynamics = self.session.dynamics
         take_writes(model)
         return {
@@ -248,7 +253,7 @@ class MaskAwareTrainer:
 
     def _masks_now(self) -> list[np.ndarray | None]:
         """The masks in force and those of the best epoch, packed; None before the first checkpoint."""
-        both = self.model.masks, self.best_masks  # type: ignore[attr-defined]
+        both = self.model.masks, self.best_masks
         return [None if masks is None else np.frombuffer(masks.to_bytes(), np.uint8) for masks in both]
 
     def _rewind_state(self) -> dict[str, Any]:
@@ -266,19 +271,19 @@ class MaskAwareTrainer:
     def _restore(self, state: dict[str, Any]) -> None:
         if state["dynamics"] is not None:
             self._restore_dynamics(state["dynamics"])
-        states.set_weights(self.model, state["weights"])  # type: ignore[attr-defined]
+        states.set_weights(self.model, state["weights"])
         states.set_optimizer_state(self, state["optimizers"])
         for name, value in state["trainer"].items():
             setattr(self, name, value)
         self._take_over(state)
 
     def _restore_dynamics(self, state: dict[str, Any]) -> None:
-        model = self.model  # type: ignore[attr-defined]
+        model = self.model
         scope = model.masks.scope
         now, best = (data if data is None else MaskSet.from_bytes(data.tobytes(), scope) for data in state["masks"])
         model.move_masks(now, [])
         self.best_masks = best
-        self.session.dynamics.restore(state, self.device)  # type: ignore[attr-defined]
+        self.session.dynamics.restore(state, self.device)
 
 
 def _plain(value: Any) -> Any:
