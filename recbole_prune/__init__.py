@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "run_recbole_prune": "quick_start",
-    "load_ticket": "artifact",
-    "PruneConfig": "config",
-    "MaskSet": "masks",
-    "Scope": "scope",
-    "Target": "scope",
+    "load_ticket": "run.rebuild",
+    "PruneConfig": "config.prune_config",
+    "MaskSet": "masking.masks",
+    "Scope": "masking.scope",
+    "Target": "masking.scope",
     "PruneError": "errors",
 }
 

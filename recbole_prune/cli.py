@@ -21,12 +21,12 @@ and any --key=value.
 
 # command -> module with main(argv) -> exit status; imported when called, so recommend loads neither torch nor RecBole
 COMMANDS = {
-    "run": "recbole_prune.run_command",
-    "export": "recbole_prune.export_command",
-    "recommend": "recbole_prune.serving.recommend",
-    "compare": "recbole_prune.compare_command",
-    "bench": "recbole_prune.bench.command",
-    "doctor": "recbole_prune.doctor",
+    "run": "recbole_prune.commands.run",
+    "export": "recbole_prune.commands.export",
+    "recommend": "recbole_prune.commands.recommend",
+    "compare": "recbole_prune.commands.compare",
+    "bench": "recbole_prune.commands.bench",
+    "doctor": "recbole_prune.commands.doctor",
 }
 
 

@@ -10,18 +10,20 @@ from typing import Any
 
 from recbole.utils import init_logger
 
-from recbole_prune import baselines, provenance
 from recbole_prune.artifact.export import export_ticket
-from recbole_prune.config import PruneConfig
-from recbole_prune.dry_run import describe_plan
-from recbole_prune.experiment import Experiment
-from recbole_prune.metering.tickets import count_tickets, macs_line
-from recbole_prune.progress import Progress
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.pruners import get_pruner
+from recbole_prune.report.costs import macs_line
+from recbole_prune.report.dry_run import describe_plan
 from recbole_prune.report.table import ticket_table
-from recbole_prune.store import RunFolder
-from recbole_prune.ticket import Ticket
-from recbole_prune.verdict import choose
+from recbole_prune.run import provenance
+from recbole_prune.run import siblings as baselines
+from recbole_prune.run.costs import count_tickets
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.progress import Progress
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import Ticket
+from recbole_prune.run.verdict import choose
 
 
 def run_recbole_prune(

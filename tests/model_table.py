@@ -11,11 +11,11 @@ from pathlib import Path
 from zoo import DATASET, all_models, config_for, gradient_models, kind_of, missing_package
 from zoo_data import make_dataset
 
-from recbole_prune.config import PruneConfig
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import NothingToPrune
-from recbole_prune.experiment import Experiment
-from recbole_prune.scope import Scope
-from recbole_prune.store import RunFolder
+from recbole_prune.masking.scope import Scope
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- models: begin, written by tests/model_table.py -->", "<!-- models: end -->"

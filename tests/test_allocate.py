@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from recbole_prune.allocate import select, select_official
 from recbole_prune.errors import ConfigError, TrainingError
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.allocate import select, select_official
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.schedule import kept_counts
+from recbole_prune.masking.scope import Scope, Target
+from recbole_prune.masking.scores import magnitude, uniform
 from recbole_prune.pruners.magnitude import IterativeMagnitudePruning, OneShotMagnitudePruning
-from recbole_prune.schedule import kept_counts
-from recbole_prune.scope import Scope, Target
-from recbole_prune.scores import magnitude, uniform
 
 Scores = dict[str, torch.Tensor]
 VECTOR = [0.5, -0.1, 0.3, 0.2, -0.4, 0.05, 0.0, 0.7, -0.6, 0.15]

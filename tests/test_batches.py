@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zoo import DATASET, config_for
 
-from recbole_prune.training.batches import ArrayBatchSampler, assemble_batches_fast
-from recbole_prune.training.membership import ArraySampler, UsedIds, convert_sampler, samplers_over_arrays
-from recbole_prune.training.user_uniform import sample_users_uniformly
+from recbole_prune.data.batches import ArrayBatchSampler, assemble_batches_fast
+from recbole_prune.data.membership import ArraySampler, UsedIds, convert_sampler, samplers_over_arrays
+from recbole_prune.data.user_uniform import sample_users_uniformly
 
 from recbole.config import Config  # isort: skip - importing zoo patches RecBole first
 from recbole.data import create_dataset, data_preparation  # isort: skip

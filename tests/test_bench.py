@@ -17,13 +17,14 @@ import yaml
 from torch import nn
 
 from recbole_prune import cli
-from recbole_prune.bench import command, memory
+from recbole_prune.bench import memory
 from recbole_prune.bench.generate import draw_pairs
 from recbole_prune.bench.measuring import Candidate, agreement, first_batches, take_turns
 from recbole_prune.bench.options import parse
 from recbole_prune.bench.results import FASTER, PART, Results, quantity, read_document, table_of
 from recbole_prune.bench.search import add_ours
 from recbole_prune.bench.table import markdown, markdown_of_files
+from recbole_prune.commands import bench as command
 from recbole_prune.errors import ConfigError
 
 from recbole.config import Config  # isort: skip - importing recbole_prune's modules patches RecBole first
@@ -176,7 +177,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_threads_are_set_before_the_libraries_read_them() -> None:
-    code = "import recbole_prune.bench.command, sys; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import recbole_prune.commands.bench, sys; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -15,10 +15,11 @@ from zoo import DATASET, config_for
 
 from recbole_prune import cli
 from recbole_prune.artifact import read_artifact
-from recbole_prune.bench import artifact, command, evaluate, memory, recommend, train
+from recbole_prune.bench import artifact, evaluate, memory, recommend, train
 from recbole_prune.bench.results import Results, read_document
 from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder
-from recbole_prune.masks import MaskSet
+from recbole_prune.commands import bench as command
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compiling import available
 
 _WIDTH = 16

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
+from recbole_prune.anatomy.caches import forget_caches
+from recbole_prune.data import random_streams
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
 
@@ -234,10 +236,10 @@ def test_random_streams_continue_after_the_way_through_a_file() -> None:
     random.gauss(0, 1)  # leaves a second value behind, as np.random.normal does
     np.random.normal()
     torch.randn(5)
-    data = codec.encode(states.random_state())
+    data = codec.encode(random_streams.random_state())
     expected = draws()
     assert draws() != expected
-    states.set_random_state(codec.decode(data))
+    random_streams.set_random_state(codec.decode(data))
     assert draws() == expected
 
 
@@ -349,5 +351,5 @@ def test_caches_and_what_cannot_be_stored_are_left_out() -> None:
     model.unsupported = object()
     model.eval()
     assert watch.changed() == {}
-    states.forget_caches(model)
+    forget_caches(model)
     assert model.restore_user_e is None

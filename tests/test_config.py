@@ -18,10 +18,10 @@ import yaml
 from recbole.config import Config
 from recbole.model.general_recommender import BPR
 
-from recbole_prune import host, schema
-from recbole_prune.config import PruneConfig, model_names
+from recbole_prune.config import host, schema
+from recbole_prune.config.paths import property_file
+from recbole_prune.config.prune_config import PruneConfig, model_names
 from recbole_prune.errors import ConfigError
-from recbole_prune.paths import property_file
 
 MODEL, DATASET = "BPR", "ml-100k"
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_prune import compat, doctor
+from recbole_prune import compat
+from recbole_prune.commands import doctor
 from recbole_prune.errors import ConfigError
 
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.config import PruneConfig
-from recbole_prune.experiment import Experiment
-from recbole_prune.scope import Scope, Target
-from recbole_prune.sparse import random_masks as random_masks_module
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.masking import random_masks as random_masks_module
+from recbole_prune.masking.random_masks import INITS, kept_by_target, random_masks
+from recbole_prune.masking.scope import Scope, Target
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.sparse.compact import CompactEmbedding
-from recbole_prune.sparse.random_masks import INITS, kept_by_target, random_masks
-from recbole_prune.store import RunFolder
-from recbole_prune.ticket_training import TicketTraining
 
 
 def run(data: Path, model: str = "BPR", **changes: Any) -> tuple[dict[str, Any], Experiment]:

@@ -12,8 +12,9 @@ from hypothesis.extra import numpy as arrays
 
 from recbole_prune.artifact import bit_packing
 from recbole_prune.artifact.bit_packing import pack_bits, unpack_bits
-from recbole_prune.artifact.encoding import EncodedTensor, encode, information_bound_bits
+from recbole_prune.artifact.encoding import EncodedTensor, encode
 from recbole_prune.errors import ArtifactError
+from recbole_prune.masking.bound import information_bound_bits
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=12)

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_bench import Bench, scramble_random_streams
 
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.scoring import evaluation, ranking
+from recbole_prune.scoring.collector import find_hits
+from recbole_prune.scoring.evaluation import UserBlocks
+from recbole_prune.scoring.ranking import DenseRanker, ScanRanker, top_k
 from recbole_prune.sparse import compiling, inverted_lists
-from recbole_prune.training import evaluation, ranking
-from recbole_prune.training.collector import find_hits
-from recbole_prune.training.evaluation import UserBlocks
-from recbole_prune.training.ranking import DenseRanker, ScanRanker, top_k
 from recbole_prune.training.trainer import Session, mask_aware_trainer
 
 from recbole.evaluator import Collector  # isort: skip - importing training_bench patches RecBole first

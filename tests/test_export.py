@@ -16,12 +16,15 @@ import torch
 from test_artifact import reseal, snapshot
 from zoo import DATASET, config_for
 
-from recbole_prune.artifact import export, load_ticket, read_artifact
+from recbole_prune.anatomy.caches import refresh
+from recbole_prune.artifact import export, read_artifact
 from recbole_prune.artifact.encoding import EncodedTensor, encode
 from recbole_prune.artifact.export import export_ticket
-from recbole_prune.artifact.probe import Probe, disagreement, effect, preserved_random_streams, refresh, undisturbed
-from recbole_prune.config import PruneConfig
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.errors import ArtifactError, ConfigError
+from recbole_prune.run.rebuild import load_ticket
+from recbole_prune.scoring.probe import Probe, disagreement, effect, undisturbed
 from recbole_prune.serving import Recommender
 
 from recbole.data import create_dataset, data_preparation  # isort: skip

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.errors import StoreError
-from recbole_prune.masks import MaskSet
-from recbole_prune.scope import Scope, Target
-from recbole_prune.store import RunFolder
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope, Target
+from recbole_prune.run.store import RunFolder
 
 
 def scope_of(**shapes: tuple[int, ...]) -> Scope:

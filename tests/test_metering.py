@@ -16,13 +16,13 @@ from training_bench import Bench
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.artifact.probe import Probe, undisturbed
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.metering import Macs, MacsReport, measure_macs
 from recbole_prune.metering.counter import MATRIX, PAIRS, SPARSE, MacsCounter
 from recbole_prune.metering.factors import Factors
+from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.training.propagation import FixedMatrix, plain
+from recbole_prune.sparse.propagation import FixedMatrix, plain
 
 from recbole.utils import KGDataLoaderState  # isort: skip - importing zoo patches RecBole first
 
@@ -477,7 +477,7 @@ def test_a_run_reports_every_ticket(
     result, again = run("BPR", tiny_data, **settings)
     assert again == summary
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_prune.metering.tickets.measure_macs", lambda *_: pytest.fail("counted again"))
+        patch.setattr("recbole_prune.run.costs.measure_macs", lambda *_: pytest.fail("counted again"))
         assert run("BPR", tiny_data, **settings)[1] == summary
     (Path(result["folder"]) / "summary.json").write_text("damaged")
     assert run("BPR", tiny_data, **settings)[1] == summary  # counted anew, the same figures
@@ -533,7 +533,7 @@ def test_a_model_that_cannot_be_counted_does_not_fail_the_run(
         raise RuntimeError("no rows")
 
     monkeypatch.setattr("recbole_prune.metering.macs.Probe.blocks", fail)
-    monkeypatch.setattr("recbole_prune.artifact.probe.Probe.scores", lambda *_: np.zeros((1, 1)))
+    monkeypatch.setattr("recbole_prune.scoring.probe.Probe.scores", lambda *_: np.zeros((1, 1)))
     _, summary = run("BPR", tiny_data, pruner="imp", prune_rounds=1)
     assert [t["macs"] for t in summary["tickets"]] == [{"not_counted": ["RuntimeError: no rows"]}] * 2
     assert "MACs not counted: RuntimeError: no rows" in capsys.readouterr().out

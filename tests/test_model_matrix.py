@@ -17,13 +17,13 @@ from zoo import DATASET, all_models, config_for, gradient_models, missing_packag
 from zoo_plain import last_stage_settings
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.config import PruneConfig
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import NothingToPrune, PruneError
-from recbole_prune.experiment import Experiment
-from recbole_prune.masks import MaskSet
-from recbole_prune.schedule import kept_counts
-from recbole_prune.store import RunFolder
-from recbole_prune.ticket import Ticket
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.schedule import kept_counts
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import Ticket
 
 
 def skip_without_package(model: str) -> None:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from training_bench import Bench
 from zoo import all_models, kind_of
 
+from recbole_prune.anatomy.propagation import faster_forward
+from recbole_prune.sparse.propagation import FixedMatrix, speed_up_propagation
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
-from recbole_prune.training.propagation import FixedMatrix, faster_forward, speed_up_propagation
 
 from recbole.utils import KGDataLoaderState, get_model, init_seed  # isort: skip - importing zoo patches RecBole first
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from training_bench import keys
 
-from recbole_prune import grow
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking import grow
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.schedule import update_ratio
+from recbole_prune.masking.scope import find_scope
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
-from recbole_prune.schedule import update_ratio
-from recbole_prune.scope import find_scope
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.model import MaskAware

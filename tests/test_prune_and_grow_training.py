@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_bench import Bench, Files, keys, leaks, scramble_random_streams
 
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.training import codec
 

@@ -11,14 +11,14 @@ import torch
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.config import PruneConfig
-from recbole_prune.experiment import Experiment
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.masking.schedule import kept_counts
+from recbole_prune.masking.scope import Scope, Target
 from recbole_prune.pruners import PRUNERS, get_pruner
-from recbole_prune.schedule import kept_counts
-from recbole_prune.scope import Scope, Target
-from recbole_prune.store import RunFolder
-from recbole_prune.ticket import REWINDS
-from recbole_prune.ticket_training import TicketTraining
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import REWINDS
+from recbole_prune.run.ticket_training import TicketTraining
 
 MASKED = ("imp", "omp", "random", "magprune")
 SPARSE_FROM_THE_START = ("static", "set", "rigl", "dsl")
@@ -128,7 +128,7 @@ def test_magprune_searches_the_minimum_on_validation(tiny_data: Path) -> None:
 
 
 def test_small_dense_has_at_least_the_bytes_of_the_ticket(tiny_data: Path) -> None:
-    from recbole_prune.artifact.encoding import information_bound_bits
+    from recbole_prune.masking.bound import information_bound_bits
 
     result, experiment = run(tiny_data, pruner="small_dense")
     for record in result["tickets"][1:]:
@@ -192,7 +192,7 @@ def test_tensor_allocation_gives_every_table_the_same_sparsity(tiny_data: Path) 
 
 
 def test_pruner_table_and_property_files_agree() -> None:
-    from recbole_prune.paths import property_names
+    from recbole_prune.config.paths import property_names
 
     assert sorted(PRUNERS) == property_names("pruner")
 

@@ -9,7 +9,7 @@ from model_table import HEADER, README, can_be_looked_at, present_table, row_of
 from zoo import all_models, missing_package
 
 from recbole_prune.cli import COMMANDS
-from recbole_prune.paths import property_names
+from recbole_prune.config.paths import property_names
 
 
 @pytest.mark.parametrize("model", all_models())

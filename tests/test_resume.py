@@ -16,7 +16,7 @@ import pytest
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.store import RunFolder
+from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 KILLS = 20
@@ -29,7 +29,8 @@ settings, moment = json.loads(sys.argv[1]), int(sys.argv[2])
 sys.argv = sys.argv[:1]
 import torch
 torch.set_num_threads(1)
-from recbole_prune import run_recbole_prune, store
+from recbole_prune import run_recbole_prune
+from recbole_prune.run import store
 from recbole_prune.training.trainer import MaskAwareTrainer
 count = 0
 def tick():

@@ -12,8 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from recbole_prune.errors import ConfigError
+from recbole_prune.masking.schedule import kept_counts, removed_exact, removed_official
 from recbole_prune.pruners.magnitude import IterativeMagnitudePruning, OneShotMagnitudePruning
-from recbole_prune.schedule import kept_counts, learning_rate_factor, removed_exact, removed_official
+from recbole_prune.training.learning_rate import learning_rate_factor
 
 YELP = 2_230_912
 ML_100K = 168_000

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_prune import grammar, paths, schema
+from recbole_prune.config import grammar, paths, schema
+from recbole_prune.config.settings import Host, Settings, defaults, settle
 from recbole_prune.errors import ConfigError
-from recbole_prune.settings import Host, Settings, defaults, settle
 
 KEYS = schema.known_keys()
 HEAD = "#: Run; used by: every run; changes: nothing\n"

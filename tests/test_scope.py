@@ -13,7 +13,8 @@ from torch import nn
 
 from recbole_prune import compat
 from recbole_prune.errors import ConfigError, NothingToPrune
-from recbole_prune.scope import PaddingRule, Scope, Target, find_scope
+from recbole_prune.masking.padding import PaddingRule
+from recbole_prune.masking.scope import Scope, Target, find_scope
 
 compat.apply()
 
@@ -21,7 +22,8 @@ from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.utils import get_model, init_seed  # noqa: E402
 
-from recbole_prune.training.model import mask_aware, padding_rule  # noqa: E402
+from recbole_prune.masking.padding import padding_rule
+from recbole_prune.training.model import mask_aware  # noqa: E402
 
 USERS, ITEMS, WIDTH = 943, 1682, 64
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_prune import store
 from recbole_prune.errors import StoreError
-from recbole_prune.store import JOURNAL, RESUME, RunFolder, canonical, sha256, write_atomic
+from recbole_prune.run import store
+from recbole_prune.run.store import JOURNAL, RESUME, RunFolder, canonical, sha256, write_atomic
 
 RECORD = {
     "ticket": 1,
@@ -179,7 +179,7 @@ def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from recbole_prune.store import RunFolder
+from recbole_prune.run.store import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.open()
 print("locked", flush=True)

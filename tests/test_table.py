@@ -9,7 +9,7 @@ import pytest
 from test_verdict import ticket
 
 from recbole_prune.report.table import format_rows, shown_metrics, ticket_table
-from recbole_prune.ticket import Ticket
+from recbole_prune.run.ticket import Ticket
 
 VALID = {"recall@10": 0.1234567, "ndcg@10": 0.2}
 TEST = {"recall@10": 0.1, "ndcg@10": 0.25}

@@ -16,9 +16,9 @@ from torch import nn
 from training_bench import Bench, Files, leaks
 
 from recbole_prune.errors import ConfigError, TrainingError
-from recbole_prune.masks import MaskSet
-from recbole_prune.schedule import learning_rate_factor
-from recbole_prune.scope import Scope, Target
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope, Target
+from recbole_prune.training.learning_rate import learning_rate_factor
 from recbole_prune.training.model import batch_l2, mask_aware
 from recbole_prune.training.trainer import mask_aware_trainer
 

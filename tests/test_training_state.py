@@ -13,7 +13,8 @@ import pytest
 import torch
 from training_bench import Bench, Files, leaks, scramble_random_streams
 
-from recbole_prune.masks import MaskSet
+from recbole_prune.data import random_streams
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
 
@@ -226,7 +227,7 @@ def test_the_same_seed_gives_the_same_training(tiny_data: Path) -> None:
 def test_reseeded_loaders_start_over(model: str, tiny_data: Path) -> None:
     """Trap 11: a loader that is used again gives another order, the knowledge graph's too."""
     bench = bench_of(model, tiny_data)
-    loaders = list(states.dataloaders(bench.loaders))
+    loaders = list(random_streams.dataloaders(bench.loaders))
     assert len(loaders) == (4 if model == "KGAT" else 3) and len({id(loader) for loader in loaders}) == len(loaders)
 
     def order() -> list[list[int]]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from training_bench import Bench
 
-from recbole_prune.masks import MaskSet
+from recbole_prune.data import random_streams
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compact import CompactEmbedding
-from recbole_prune.training import state as states
 
 from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
 from recbole.utils import get_trainer  # isort: skip
@@ -108,6 +108,6 @@ def test_compact_equals_masked(bench: Bench, density: float) -> None:
 
 def test_dense_equals_plain_recbole(bench: Bench, tmp_path: Path) -> None:
     found = ours(bench, MaskSet.dense(bench.scope()), "compact")
-    states.reseed(bench.loaders, bench.config["seed"])
+    random_streams.reseed(bench.loaders, bench.config["seed"])
     trainer_class = get_trainer(bench.config["MODEL_TYPE"], bench.name)
     assert_close(found, trajectory(bench, trainer_class(bench.config, bench.plain_model())))

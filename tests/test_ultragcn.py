@@ -21,11 +21,11 @@ from zoo import DATASET, config_for
 from recbole_prune import load_ticket, run_recbole_prune
 from recbole_prune.errors import ConfigError
 from recbole_prune.metering.macs import measure_macs
+from recbole_prune.sparse import pair_scores as pairs
 from recbole_prune.sparse.compact import CompactEmbedding
-from recbole_prune.training import pair_scores as pairs
 from recbole_prune.training.trainer import MaskAwareTrainer
 
-from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config is loaded
+from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config.prune_config is loaded
 from recbole.data.interaction import Interaction  # isort: skip
 from recbole.utils import get_model  # isort: skip
 
@@ -346,7 +346,7 @@ def test_resume_repeats_the_negatives(
 
 
 def test_unknown_model_and_its_own_settings(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from recbole_prune.config import PruneConfig
+    from recbole_prune.config.prune_config import PruneConfig
 
     with pytest.raises(ConfigError, match="UltraGNC.*did you mean UltraGCN"):
         PruneConfig("UltraGNC", DATASET, config_dict={"data_path": str(tiny_data)})

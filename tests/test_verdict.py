@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.errors import ConfigError
-from recbole_prune.ticket import Ticket
-from recbole_prune.verdict import choose, judge
+from recbole_prune.run.ticket import Ticket
+from recbole_prune.run.verdict import choose, judge
 
 
 def ticket(number: int, sparsity: float = 0.0, score: float = 0.5, **changes: Any) -> Ticket:

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from zoo import DATASET, config_for
 
-from recbole_prune.masks import MaskSet
-from recbole_prune.scope import Scope, find_scope
+from recbole_prune.data import random_streams
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.padding import padding_rule
+from recbole_prune.masking.scope import Scope, find_scope
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
-from recbole_prune.training.model import mask_aware, padding_rule
+from recbole_prune.training.model import mask_aware
 from recbole_prune.training.trainer import Session, mask_aware_trainer
 
 from recbole.config import Config  # isort: skip - importing zoo patches RecBole first
@@ -50,13 +52,13 @@ class Bench:
 
     def plain_model(self) -> Any:
         """RecBole's own model under the run's seed."""
-        states.reseed(self.loaders, self.config["seed"])
+        random_streams.reseed(self.loaders, self.config["seed"])
         init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
         return get_model(self.name)(self.config, self.train._dataset)
 
     def model(self, masks: MaskSet | None = None, storage: str = "masked") -> Any:
         """The mask-aware model under the same seed, with masks on."""
-        states.reseed(self.loaders, self.config["seed"])
+        random_streams.reseed(self.loaders, self.config["seed"])
         init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
         model = mask_aware(get_model(self.name))(self.config, self.train._dataset)
         model.storage = storage

@@ -22,8 +22,8 @@ import yaml
 from zoo_data import DATASET, ENTITY_WIDTH
 
 from recbole_prune import compat
+from recbole_prune.config.paths import properties_dir
 from recbole_prune.models import join_recbole
-from recbole_prune.paths import properties_dir
 
 __all__ = [
     "DATASET",

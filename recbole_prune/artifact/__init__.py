@@ -6,8 +6,8 @@
 ``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
 
-Nothing is pickled. Reading checks the format version first, then the hash of every file. torch and RecBole are imported
-by :func:`load_ticket` only.
+Nothing is pickled. Reading checks the format version first, then the hash of every file. Only ``export.py`` imports
+torch; nothing here reads settings or a run folder.
 """
 
 from __future__ import annotations
@@ -233,26 +233,3 @@ def _assemble(
         if of_group == group:
             parts[name][part] = array
     return {name: EncodedTensor.from_description(about, parts[name]) for name, about in described.items()}
-
-
-def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) -> Any:
-    """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
-
-    The dataset is read and the model is built as in the run that made the artifact, under the same seed, since some
-    models draw neighbours or graphs in their constructor. ``sys.argv`` is not read, the global random streams stay
-    where they are, and no pickle is opened.
-
-    Args:
-        folder: the artifact.
-        config_dict: settings that replace the stored ones, for example ``{"data_path": "data", "gpu_id": ""}``.
-
-    Returns:
-        the model, on the device that RecBole's settings choose.
-
-    Raises:
-        ArtifactError: the artifact cannot be read, or the dataset or the model no longer fit it.
-        ConfigError: the settings are refused, for example because the dataset is not there.
-    """
-    from recbole_prune.artifact.rebuild import rebuild_model
-
-    return rebuild_model(read_artifact(folder), config_dict or {})

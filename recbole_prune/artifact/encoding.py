@@ -27,27 +27,13 @@ from numpy.typing import NDArray
 from recbole_prune.artifact.bit_packing import pack_bits, unpack_bits
 from recbole_prune.artifact.value_types import VALUE_TYPES, store_values
 from recbole_prune.errors import ArtifactError
+from recbole_prune.masking.bound import information_bound_bits
 
 ENCODINGS = ("dense", "bitmap", "rows")
 
 Array = NDArray[Any]
 
 _PARTS = {"dense": {"values"}, "bitmap": {"values", "bitmap"}, "rows": {"values", "counts", "columns"}}
-
-
-def information_bound_bits(entries: int, kept: int, value_bits: int) -> float:
-    """Fewest bits for a random mask and its values: ``entries * (H2(s) + value_bits * (1 - s))``.
-
-    Args:
-        entries: entries of the table, live and pruned.
-        kept: live entries; ``s = 1 - kept / entries`` is the sparsity, ``H2`` the binary entropy in bits.
-        value_bits: bits of one value.
-    """
-    if entries == 0:
-        return 0.0
-    shares = (kept / entries, 1 - kept / entries)
-    entropy = -sum(share * math.log2(share) for share in shares if share > 0)
-    return entries * entropy + value_bits * kept
 
 
 @dataclass(frozen=True)

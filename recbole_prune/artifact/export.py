@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recbole_prune.anatomy.caches import refresh
 from recbole_prune.artifact import Artifact, PathLike, write_artifact
-from recbole_prune.artifact.dot_product import DotProduct, find_dot_product, to_numpy
 from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
 from recbole_prune.artifact.files import Seen
-from recbole_prune.artifact.probe import Probe, Scores, disagreement, effect, load_state, refresh, undisturbed
 from recbole_prune.artifact.value_types import VALUE_TYPES
 from recbole_prune.errors import ArtifactError
-from recbole_prune.serving.recommend import score_users
+from recbole_prune.scoring.dot_product import DotProduct, find_dot_product, to_numpy
+from recbole_prune.scoring.probe import Probe, Scores, disagreement, effect, load_state, undisturbed
+from recbole_prune.sparse.dense_top_k import score_users
 
 
 def export_ticket(

@@ -1,1 +1,8 @@
-"""``recbole-prune bench``: plain RecBole and this package in turn, on the same data, settings and seed."""
+"""Plain RecBole and this package in turn, on the same data, settings and seed: one module per benchmark.
+
+Results are samples with medians and ratios; nothing here is needed to train, prune or serve.
+"""
+
+from recbole_prune import compat
+
+compat.apply()

@@ -14,7 +14,7 @@ from recbole_prune.artifact.export import export_ticket
 from recbole_prune.bench.measuring import Candidate, first_batches, take_turns
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
-from recbole_prune.provenance import versions
+from recbole_prune.run.provenance import versions
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:

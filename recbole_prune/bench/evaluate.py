@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from recbole_prune.anatomy.caches import forget_caches
 from recbole_prune.bench.measuring import Candidate, agreement, device_clock, take_turns
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
-from recbole_prune.training.state import forget_caches
 
 _USERS_AT_ONCE = 512
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_prune import host, schema
+from recbole_prune.config import host, schema
 from recbole_prune.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.report.table import format_rows
-from recbole_prune.store import write_atomic
+from recbole_prune.run.store import write_atomic
 
 FORMAT = "recbole_prune benchmark"
 _OPTIONAL = {"numba": ("numba",), "faiss": ("faiss-cpu", "faiss-gpu"), "implicit": ("implicit",)}
@@ -172,7 +172,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of every library that is measured; None for what is not installed."""
-    from recbole_prune import provenance
+    from recbole_prune.run import provenance
 
     found: dict[str, str | None] = {
         name: None if value == "not installed" else value for name, value in provenance.versions().items()

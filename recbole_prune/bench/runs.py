@@ -21,22 +21,23 @@ from recbole.trainer import trainer as trainer_module
 from recbole.utils import get_model, get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_prune.allocate import select
-from recbole_prune.config import PruneConfig
-from recbole_prune.experiment import Experiment
-from recbole_prune.masks import MaskSet
-from recbole_prune.paths import property_file
+from recbole_prune.anatomy.caches import forget_caches
+from recbole_prune.commands.run import hand_to_recbole
+from recbole_prune.config.paths import property_file
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.data import random_streams
+from recbole_prune.masking.allocate import select
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.random_masks import kept_by_target, random_masks
+from recbole_prune.masking.schedule import removed_exact
+from recbole_prune.masking.scope import Scope
+from recbole_prune.masking.scores import magnitude
 from recbole_prune.pruners import get_pruner
 from recbole_prune.pruners.dynamic_sparse import StaticSparseTraining
-from recbole_prune.run_command import hand_to_recbole
-from recbole_prune.schedule import removed_exact
-from recbole_prune.scope import Scope
-from recbole_prune.scores import magnitude
-from recbole_prune.sparse.random_masks import kept_by_target, random_masks
-from recbole_prune.store import RunFolder
-from recbole_prune.ticket import Plan
-from recbole_prune.ticket_training import TicketTraining
-from recbole_prune.training import state as states
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import Plan
+from recbole_prune.run.ticket_training import TicketTraining
 
 
 @contextmanager
@@ -109,7 +110,7 @@ class PlainRun:
     def wear(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights in RecBole's dense form."""
         self.model.load_state_dict(weights)
-        states.forget_caches(self.model)
+        forget_caches(self.model)
         if hasattr(self.model, "update_attentive_A"):
             with torch.no_grad():  # KGAT's graph follows from its weights but is not saved with them
                 self.model.update_attentive_A()
@@ -192,7 +193,7 @@ def begin(trainer: Any, train_data: Any) -> None:
 
 def reseed(config: Any, loaders: list[Any], number: int) -> None:
     """Data order and random streams of a place that the seed and a number say."""
-    states.reseed(loaders, config["seed"] + number)
+    random_streams.reseed(loaders, config["seed"] + number)
     init_seed(config["seed"] + number, config["reproducibility"])
 
 

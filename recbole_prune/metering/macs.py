@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_prune.artifact.probe import Probe, undisturbed
-from recbole_prune.masks import MaskSet
+from recbole_prune.anatomy.caches import forget_caches
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.metering.counter import Macs, MacsCounter
 from recbole_prune.metering.factors import Factors
+from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.training.pair_scores import shown_to_torch
-from recbole_prune.training.state import forget_caches
+from recbole_prune.sparse.pair_scores import shown_to_torch
 
 __all__ = ["Macs", "MacsReport", "TrainingMacs", "measure_macs"]
 

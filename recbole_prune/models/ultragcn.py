@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_prune.errors import ConfigError
-from recbole_prune.training.pair_scores import pair_scores
+from recbole_prune.sparse.pair_scores import pair_scores
 
 # rows of the item-item matrix made at once
 _ROWS_AT_ONCE = 1024

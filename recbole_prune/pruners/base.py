@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from recbole_prune.errors import ConfigError
-from recbole_prune.masks import MaskSet
-from recbole_prune.schedule import DEFAULT_ROUNDS, kept_counts
-from recbole_prune.scope import Scope
-from recbole_prune.ticket import Plan, Ticket
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.schedule import DEFAULT_ROUNDS, kept_counts
+from recbole_prune.masking.scope import Scope
+from recbole_prune.run.ticket import Plan, Ticket
 
 if TYPE_CHECKING:
-    from recbole_prune.experiment import Experiment
+    from recbole_prune.run.experiment import Experiment
 
 
 class Pruner(ABC):

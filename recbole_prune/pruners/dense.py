@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recbole_prune.pruners.base import Pruner
-from recbole_prune.ticket import Ticket
+from recbole_prune.run.ticket import Ticket
 
 
 class NoPruning(Pruner):

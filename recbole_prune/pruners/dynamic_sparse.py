@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from recbole_prune.errors import ConfigError
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.random_masks import kept_by_target, random_masks
 from recbole_prune.pruners.base import Pruner
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
-from recbole_prune.sparse.random_masks import kept_by_target, random_masks
-from recbole_prune.ticket import Plan, Ticket
+from recbole_prune.run.ticket import Plan, Ticket
 
 
 class StaticSparseTraining(Pruner):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from recbole_prune.allocate import select, select_official
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.allocate import select, select_official
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scores import magnitude
 from recbole_prune.pruners.base import MaskPruner
-from recbole_prune.scores import magnitude
-from recbole_prune.ticket import Ticket
+from recbole_prune.run.ticket import Ticket
 
 
 class IterativeMagnitudePruning(MaskPruner):

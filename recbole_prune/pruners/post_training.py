@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from recbole_prune.allocate import select
-from recbole_prune.masks import MaskSet
+from recbole_prune.masking.allocate import select
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scores import magnitude
 from recbole_prune.pruners.base import Pruner
-from recbole_prune.scores import magnitude
-from recbole_prune.ticket import Plan, Ticket
+from recbole_prune.run.ticket import Plan, Ticket
 
 
 class PostTrainingMagnitudePruning(Pruner):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_prune import grow
 from recbole_prune.errors import TrainingError
-from recbole_prune.masks import MaskSet
-from recbole_prune.schedule import update_ratio
-from recbole_prune.scope import Target
+from recbole_prune.masking import grow
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.schedule import update_ratio
+from recbole_prune.masking.scope import Target
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training import state as states
 from recbole_prune.training.gradient_record import GradientRecorder

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from recbole_prune.artifact.encoding import information_bound_bits
 from recbole_prune.errors import ConfigError
+from recbole_prune.masking.bound import information_bound_bits
+from recbole_prune.masking.padding import PaddingRule, padding_rule
+from recbole_prune.masking.scope import find_scope
 from recbole_prune.pruners.base import Pruner
-from recbole_prune.scope import PaddingRule, find_scope
-from recbole_prune.ticket import Plan, Ticket
-from recbole_prune.training.model import padding_rule
+from recbole_prune.run.ticket import Plan, Ticket
 
 WIDTH_KEYS = ("embedding_size", "mf_embedding_size", "mlp_embedding_size", "hidden_size")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_prune.ticket import Ticket
+from recbole_prune.run.ticket import Ticket
 
 _MOST_METRICS = 6
 

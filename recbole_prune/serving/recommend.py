@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
 import operator
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from logging import getLogger
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,29 +22,6 @@ Recommendation = tuple[str, float]
 
 # above this many tokens, only those that begin or end alike are compared for near matches
 _MANY_TOKENS = 20_000
-
-
-def score_users(
-    user_vectors: Array, item_vectors: Array, start: int, stop: int, scale: float = 1.0
-) -> NDArray[np.float32]:
-    """Scores of some users for the items ``start`` to ``stop - 1``.
-
-    Products are added in float64, coordinate by coordinate, and rounded once: the scores that :meth:`Recommender.top_k`
-    ranks by, however it finds the best.
-
-    Args:
-        user_vectors: shape ``[users, width]``.
-        item_vectors: the whole item table, shape ``[items, width]``.
-        scale: constant factor of the scores.
-
-    Returns:
-        float32, shape ``[users, stop - start]``.
-    """
-    scaled = scale * user_vectors.astype(np.float64)
-    total = np.zeros((len(user_vectors), stop - start))
-    for column in range(user_vectors.shape[1]):
-        total += scaled[:, column, None] * item_vectors[start:stop, column].astype(np.float64)
-    return np.asarray(total.astype(np.float32))
 
 
 def _rows_of(table: EncodedTensor) -> Rows:
@@ -186,47 +159,3 @@ class Recommender:
                 if abs(len(token) - len(user)) <= 1 and (token[:half] == user[:half] or token[-half:] == user[-half:])
             ]
         return difflib.get_close_matches(user, known, n=3)
-
-
-def main(argv: list[str]) -> int:
-    """``recbole-prune recommend``: print recommendations as a table or as JSON.
-
-    Raises:
-        ArtifactError: as :meth:`Recommender.from_artifact` and :meth:`Recommender.recommend`.
-    """
-    parser = argparse.ArgumentParser(prog="recbole-prune recommend", allow_abbrev=False)
-    parser.add_argument("--artifact", required=True, help="folder that a run or recbole-prune export has written")
-    parser.add_argument("--users", required=True, help="user tokens with commas between them")
-    parser.add_argument("--k", type=int, default=10, help="items for each user (default 10)")
-    parser.add_argument("--exclude_seen", choices=["True", "False"], default="True", help="leave out consumed items")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads for sparse tables (default 0: all usable cores)"
-    )
-    parser.add_argument("--format", choices=["table", "json"], default="table")
-    options = parser.parse_args(argv)
-    users = options.users.split(",")
-    recommender = Recommender.from_artifact(options.artifact)
-    lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
-    text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-    return 0
-
-
-def _as_json(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:
-    document: list[dict[str, Any]] = [
-        {"user": user, "items": [{"item": item, "score": score} for item, score in items]}
-        for user, items in zip(users, lists)
-    ]
-    return json.dumps(document, indent=1)
-
-
-def _as_table(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:
-    rows = [("user", "rank", "item", "score")]
-    for user, items in zip(users, lists):
-        rows += [(user, str(rank), item, f"{score:.6g}") for rank, (item, score) in enumerate(items, 1)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2]), row[3].rjust(widths[3])])
-        for row in rows
-    )

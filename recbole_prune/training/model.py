@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from recbole_prune.anatomy.caches import forget_caches
+from recbole_prune.anatomy.propagation import faster_forward
 from recbole_prune.errors import ConfigError
-from recbole_prune.masks import MaskSet
-from recbole_prune.scope import PaddingRule
+from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
+from recbole_prune.sparse.propagation import speed_up_propagation
 from recbole_prune.sparse.storage import choose_compact
 from recbole_prune.training.gradient_record import GradientRecorder
-from recbole_prune.training.propagation import faster_forward, speed_up_propagation
-from recbole_prune.training.state import forget_caches
 
 
 class MaskAware:
@@ -189,21 +189,3 @@ def mask_aware(model_class: type) -> type:
     """The mask-aware subclass of a RecBole model class; it keeps the class's name."""
     bases = MaskAware, *faster_forward(model_class), model_class
     return type(model_class.__name__, bases, {"__doc__": model_class.__doc__})
-
-
-def padding_rule(model: nn.Module, dataset: Any) -> PaddingRule:
-    """RecBole's [PAD] rows: row 0 of every table that is looked up by a token field.
-
-    Args:
-        model: a RecBole model; context-aware ones stack the fields of ``token_field_dims`` in one table.
-        dataset: the RecBole dataset whose fields the tables stand for.
-    """
-    token_fields = [field for field, ids in dataset.field2id_token.items() if ids is not None and len(ids)]
-    sizes = {dataset.num(field) for field in token_fields}
-    stacked = set()
-    for module in model.modules():
-        dims = getattr(module, "token_field_dims", None)
-        for fields in dims.values() if isinstance(dims, dict) else [dims]:
-            if fields:
-                stacked.add(tuple(fields))
-    return PaddingRule(frozenset(sizes), tuple(sorted(stacked)))

@@ -7,58 +7,17 @@ draws from Python's, numpy's and torch's random streams.
 
 from __future__ import annotations
 
-import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from torch import nn
 
+from recbole_prune.anatomy.caches import CACHES
+from recbole_prune.sparse.propagation import plain
 from recbole_prune.training.codec import is_supported
-from recbole_prune.training.propagation import plain
-
-# propagated tables that a model computes from its weights and clears at the next loss
-CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e", "i_embedding")
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global random stream."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put every global random stream back."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def dataloaders(loaders: Iterable[Any]) -> Iterator[AbstractDataLoader]:
-    """All RecBole dataloaders in a stable order, those inside others (knowledge graph) included."""
-    for loader in loaders:
-        if isinstance(loader, AbstractDataLoader):
-            yield loader
-        if loader is not None:
-            inner = [value for _, value in sorted(vars(loader).items()) if isinstance(value, AbstractDataLoader)]
-            yield from dataloaders(inner)
-
-
-def reseed(loaders: Iterable[Any], seed: int) -> None:
-    """Give every dataloader the data order of a newly built one."""
-    for loader in dataloaders(loaders):
-        loader.generator.manual_seed(seed)
 
 
 class AttributeWatch:
@@ -118,13 +77,6 @@ def _fingerprint(value: Any) -> Any:
     if isinstance(value, dict) and len(value) <= 1000:
         return {key: _fingerprint(item) for key, item in value.items()}
     return value if isinstance(value, (bool, int, float, str, type(None))) else _Identity(value)
-
-
-def forget_caches(model: nn.Module) -> None:
-    """Drop propagated tables, so that the next evaluation computes them from the current weights."""
-    for name in CACHES:
-        if getattr(model, name, None) is not None:
-            setattr(model, name, None)
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
-from recbole_prune.masks import MaskSet
-from recbole_prune.schedule import learning_rate_factor
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
-from recbole_prune.training.evaluation import BlockEvaluation, UserBlock
+from recbole_prune.training.learning_rate import learning_rate_factor
 from recbole_prune.training.optimizers import fused, left_out, saved_as_dense
 
 if TYPE_CHECKING:  # any trainer class of RecBole, see mask_aware_trainer
@@ -42,7 +43,7 @@ class Session:
         resume: the state to continue from.
         rewind: a state of the dense run whose random streams, data order and counters are taken over.
         report: called after each epoch and validation.
-        learning_rate_schedule, warmup, learning_rate_floor: see :func:`recbole_prune.schedule.learning_rate_factor`.
+        learning_rate_schedule, warmup, learning_rate_floor: see :func:`recbole_prune.masking.schedule.learning_rate_factor`.
         dynamics: moves the masks between optimizer steps (:class:`~recbole_prune.pruners.prune_and_grow.PruneAndGrow`).
         fused: use the fused form of the optimizer.
         fixed_progress: hold the schedule at its end (training that continues after the schedule has run out).
@@ -246,8 +247,8 @@ class MaskAwareTrainer(_Trainer):
             "weights": states.weights_of(model),
             "attributes": self.session.watch.changed(),
             "optimizers": states.optimizer_state(self),
-            "random": states.random_state(),
-            "loaders": [loader.generator.get_state() for loader in states.dataloaders(self.session.loaders)],
+            "random": random_streams.random_state(),
+            "loaders": [loader.generator.get_state() for loader in random_streams.dataloaders(self.session.loaders)],
             "trainer": {name: _plain(getattr(self, name)) for name in (*_COUNTERS, *_OWN)},
         }
 
@@ -264,9 +265,9 @@ class MaskAwareTrainer(_Trainer):
     def _take_over(self, state: dict[str, Any]) -> None:
         """Counters, random streams and data order of a state; weights and optimizers stay."""
         self.session.watch.restore(state["attributes"])
-        for loader, generator in zip(states.dataloaders(self.session.loaders), state["loaders"]):
+        for loader, generator in zip(random_streams.dataloaders(self.session.loaders), state["loaders"]):
             loader.generator.set_state(generator)
-        states.set_random_state(state["random"])
+        random_streams.set_random_state(state["random"])
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["dynamics"] is not None:

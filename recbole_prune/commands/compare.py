@@ -1,0 +1,114 @@
+"""``recbole-prune compare``: several pruners at several sparsities over several seeds, one table of mean and spread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from recbole_prune.commands.run import hand_to_recbole
+from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.errors import ConfigError
+from recbole_prune.report.table import format_rows
+from recbole_prune.run.store import write_atomic
+
+_OPTIONS = {"pruners": "static,dsl", "sparsities": "0.5,0.75,0.9", "seeds": "2020,2021,2022", "to": ""}
+_SET_BY = {"pruner": "pruners", "prune_target_sparsity": "sparsities", "seed": "seeds"}
+
+
+def main(argv: list[str]) -> int:
+    """Run every combination, each in its own run folder, and print the table.
+
+    A run that is finished is read from its folder, so the same command continues where it was interrupted.
+    """
+    own, rest = _split(argv)
+    pruners = own["pruners"].split(",")
+    sparsities = [_number("sparsities", word, float) for word in own["sparsities"].split(",")]
+    seeds = [_number("seeds", word, int) for word in own["seeds"].split(",")]
+    _check(pruners, sparsities)
+    if own["to"] and Path(own["to"]).is_dir():
+        raise ConfigError(f"compare: --to={own['to']} is a folder, it must be a file to write")
+    model, dataset, files = hand_to_recbole(rest)
+    from recbole_prune.quick_start import run_recbole_prune
+
+    records: list[dict[str, Any]] = []
+    for seed in seeds:
+        for sparsity in sparsities:
+            for pruner in pruners:
+                changes = {"pruner": pruner, "prune_target_sparsity": sparsity, "seed": seed}
+                result = run_recbole_prune(model, dataset, files, changes)
+                for ticket in [t for t in result["tickets"] if t["ticket"] == 0] + [result["chosen"]]:
+                    name = "dense" if ticket["ticket"] == 0 else pruner
+                    records.append({**changes, "pruner": name, **_facts(ticket), "folder": result["folder"]})
+        print(compare_table(records), flush=True)
+    if own["to"]:
+        write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
+    return 0
+
+
+def _facts(ticket: dict[str, Any]) -> dict[str, Any]:
+    return {name: ticket[name] for name in ("sparsity", "valid_score", "test", "train_seconds", "best_epoch")}
+
+
+def compare_table(records: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds of the validation score and of the first test metric.
+
+    Args:
+        records: ``pruner``, ``prune_target_sparsity``, ``seed``, ``valid_score`` and ``test`` of every run; the dense
+            model's may be repeated.
+    """
+    metric = next(iter(records[0]["test"]))
+    groups: dict[tuple[float, str], dict[int, dict[str, Any]]] = {}
+    for record in records:
+        sparsity = 0.0 if record["pruner"] == "dense" else record["prune_target_sparsity"]
+        groups.setdefault((sparsity, record["pruner"]), {})[record["seed"]] = record
+    rows = []
+    for (sparsity, pruner), runs in sorted(groups.items(), key=lambda item: item[0][0]):
+        valid = [run["valid_score"] for run in runs.values()]
+        test = [run["test"][metric] for run in runs.values()]
+        rows.append([f"{100 * sparsity:g} %", pruner, str(len(runs)), _spread(valid), _spread(test)])
+    return format_rows(["sparsity", "pruner", "seeds", "validation", f"test {metric}"], rows)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Own options, and those that go to RecBole."""
+    own, rest = dict(_OPTIONS), []
+    for word in argv:
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("--") and equals and name in own:
+            own[name] = value
+        else:
+            rest.append(word)
+    for taken in _SET_BY:
+        if any(word.startswith(f"--{taken}=") for word in rest):
+            raise ConfigError(f"compare: --{taken} is set for each run, use --{_SET_BY[taken]}=A,B instead")
+    return own, rest
+
+
+def _number(option: str, word: str, kind: type) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise ConfigError(
+            f"compare: --{option}={word} is not allowed, it must be {kind.__name__}s with commas"
+        ) from None
+
+
+def _check(pruners: list[str], sparsities: list[float]) -> None:
+    from recbole_prune.pruners import PRUNERS
+
+    for pruner in pruners:
+        if pruner not in PRUNERS or pruner == "none":
+            known = [name for name in PRUNERS if name != "none"]
+            raise ConfigError(
+                f"compare: --pruners={pruner} is unknown{did_you_mean(near_names(pruner, known))}; there are "
+                f"{', '.join(known)} (the dense model comes with each)"
+            )
+    for sparsity in sparsities:
+        if not 0 < sparsity < 1:
+            raise ConfigError(f"compare: --sparsities={sparsity} is not allowed, each must be between 0 and 1")

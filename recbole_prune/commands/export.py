@@ -1,0 +1,54 @@
+"""``recbole-prune export``: write the artifact of any ticket of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.errors import ConfigError
+from recbole_prune.run import provenance
+from recbole_prune.run.store import RunFolder
+
+_OPTIONS = ("run", "to", "export_ticket", "export_values", "export_vectors")
+
+
+def main(argv: list[str]) -> int:
+    """Parse ``--run=FOLDER`` and the export keys, write the artifact, print where it is."""
+    options = _parse(argv)
+    path = Path(options.pop("run")).absolute()
+    to = options.pop("to", None)
+    record = provenance.read_record(path)
+    from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.quick_start import export_chosen
+    from recbole_prune.run.experiment import Experiment
+
+    config = PruneConfig.from_plain_settings({**record["settings"], **options})
+    folder = RunFolder(path)
+    folder.open()
+    try:
+        provenance.record(config, folder)
+        experiment = Experiment(config, folder)
+        experiment.load_journal()
+        if not experiment.tickets:
+            raise ConfigError(f"--run={path} has no finished ticket yet: continue the run first")
+        tickets = [experiment.tickets[number] for number in sorted(experiment.tickets)]
+        artifact = export_chosen(experiment, tickets, Path(to).absolute() if to else path / "artifact")
+    finally:
+        folder.close()
+    print(f"artifact: {artifact}")
+    return 0
+
+
+def _parse(argv: list[str]) -> dict[str, str]:
+    options = {}
+    for word in argv:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("--") or not equals or name not in _OPTIONS:
+            hint = did_you_mean(near_names(name, _OPTIONS))
+            raise ConfigError(
+                f"export: {word!r} is no option{hint}; there are {', '.join(f'--{o}=' for o in _OPTIONS)}"
+            )
+        options[name] = value
+    if "run" not in options:
+        raise ConfigError("export: name the run folder with --run=FOLDER")
+    return options

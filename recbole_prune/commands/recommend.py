@@ -1,0 +1,55 @@
+"""``recbole-prune recommend``: top-k items of an artifact, on a machine without torch and RecBole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_prune.serving.recommend import Recommendation, Recommender
+
+
+def main(argv: list[str]) -> int:
+    """``recbole-prune recommend``: print recommendations as a table or as JSON.
+
+    Raises:
+        ArtifactError: as :meth:`Recommender.from_artifact` and :meth:`Recommender.recommend`.
+    """
+    parser = argparse.ArgumentParser(prog="recbole-prune recommend", allow_abbrev=False)
+    parser.add_argument("--artifact", required=True, help="folder that a run or recbole-prune export has written")
+    parser.add_argument("--users", required=True, help="user tokens with commas between them")
+    parser.add_argument("--k", type=int, default=10, help="items for each user (default 10)")
+    parser.add_argument("--exclude_seen", choices=["True", "False"], default="True", help="leave out consumed items")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads for sparse tables (default 0: all usable cores)"
+    )
+    parser.add_argument("--format", choices=["table", "json"], default="table")
+    options = parser.parse_args(argv)
+    users = options.users.split(",")
+    recommender = Recommender.from_artifact(options.artifact)
+    lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
+    text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    return 0
+
+
+def _as_json(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:
+    document: list[dict[str, Any]] = [
+        {"user": user, "items": [{"item": item, "score": score} for item, score in items]}
+        for user, items in zip(users, lists)
+    ]
+    return json.dumps(document, indent=1)
+
+
+def _as_table(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:
+    rows = [("user", "rank", "item", "score")]
+    for user, items in zip(users, lists):
+        rows += [(user, str(rank), item, f"{score:.6g}") for rank, (item, score) in enumerate(items, 1)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2]), row[3].rjust(widths[3])])
+        for row in rows
+    )

@@ -1,0 +1,131 @@
+"""What the installed RecBole knows by name: models, datasets, settings. Read from its files; no model is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_prune.config.paths import properties_dir
+from recbole_prune.errors import ConfigError
+from recbole_prune.models import model_files
+
+# settings of RecBole's launchers that its package never reads from a Config, or writes there itself
+_LAUNCHER = {"model", "dataset", "config_files", "config_file_list", "params_file", "saved", "verbose", "model_list",
+             "nproc", "ip", "port", "world_size", "group_offset", "offset", "local_rank"}  # fmt: skip
+_READS = re.compile(
+    r"""(?:config|cfg|config_dict|config_settings)(?:\.get\(|\.setdefault\(|\[)\s*["'](\w+)["']"""
+    r"""|["'](\w+)["']\s+(?:not\s+)?in\s+(?:self\.)?config"""
+    r"""|\bconfig\.(\w+)"""
+)
+_BUNDLED_DATASET = "ml-100k"
+# RecBole's settings that every training reads as numbers, with the least that works; eval_step=0 and all numbers below
+# mean no validation: the last epoch is the best then
+_NUMBERS = {"epochs": 0, "train_batch_size": 1, "eval_batch_size": 1, "eval_step": -inf, "stopping_step": 0, "seed": 0}
+
+
+@lru_cache(maxsize=1)
+def recbole_folder() -> Path:
+    """Folder of the installed RecBole package.
+
+    Raises:
+        ConfigError: RecBole is not installed.
+    """
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("RecBole is not installed: pip install 'recbole>=1.2.0,<1.3'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@lru_cache(maxsize=1)
+def model_names() -> list[str]:
+    """Sorted class names of RecBole's models and of our own, as ``--model`` takes them."""
+    names = []
+    for file in [*recbole_folder().glob("model/*_recommender/*.py"), *model_files()]:
+        classes = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+        # RecBole finds a model by the module that bears its name in lower case
+        names += [name for name in classes if name.lower() == file.stem]
+    return sorted(names)
+
+
+@lru_cache(maxsize=1)
+def dataset_names() -> list[str]:
+    """Sorted names of the datasets that RecBole brings along or can download."""
+    urls = yaml.safe_load((recbole_folder() / "properties/dataset/url.yaml").read_text(encoding="utf-8"))
+    return sorted({_BUNDLED_DATASET, *urls})
+
+
+def is_known_setting(name: str, model: type | str | None = None) -> bool:
+    """Whether RecBole, or a model class from elsewhere, reads a setting of this name.
+
+    Args:
+        name: key of a setting.
+        model: model class whose own source file is searched too; a name stands for a model of RecBole.
+    """
+    if name in _settings_in_properties() or name in _settings_in_source():
+        return True
+    return isinstance(model, type) and name in _settings_read_by(model)
+
+
+def setting_names() -> set[str]:
+    """Names that RecBole lists in its property files: the ones worth suggesting."""
+    return _settings_in_properties()
+
+
+@lru_cache(maxsize=1)
+def _settings_in_properties() -> set[str]:
+    found = set(_LAUNCHER)
+    for file in [*(recbole_folder() / "properties").rglob("*.yaml"), *(properties_dir() / "model").glob("*.yaml")]:
+        if not file.stem.endswith("url"):
+            # keys only, since RecBole's values need its own loader
+            found |= set(re.findall(r"^(\w+)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
+    return found
+
+
+@lru_cache(maxsize=1)
+def _settings_in_source() -> set[str]:
+    found: set[str] = set()
+    for file in [*recbole_folder().rglob("*.py"), *model_files()]:
+        text = file.read_text(encoding="utf-8")
+        found |= _settings_in(text)
+        if file.name == "argument_list.py":
+            found |= set(re.findall(r"'(\w+)'", text))
+    return found
+
+
+@cache
+def _settings_read_by(model: type) -> set[str]:
+    try:
+        return _settings_in(inspect.getsource(inspect.getmodule(model)))  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return set()
+
+
+def _settings_in(source: str) -> set[str]:
+    return {name for groups in _READS.findall(source) for name in groups if name}
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuse values that RecBole would stumble over in the middle of a run.
+
+    Args:
+        settings: all settings of a config.
+
+    Raises:
+        ConfigError: one of the numbers that every training needs is none, or too small.
+    """
+    for name, least in _NUMBERS.items():
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            allowed = "a whole number" + (f", at least {least}" if isfinite(least) else "")
+            raise ConfigError(f"{name}={value} is not allowed: RecBole takes {allowed}")
+    rate = settings.get("learning_rate")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < inf):
+        raise ConfigError(f"learning_rate={rate} is not allowed: RecBole takes a finite number above 0")

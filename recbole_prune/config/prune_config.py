@@ -1,0 +1,316 @@
+"""RecBole's Config with the settings of this package: checked, frozen and hashed."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recbole.config import Config
+
+from recbole_prune import compat
+from recbole_prune.config import fingerprint, host, schema
+from recbole_prune.config.host import dataset_names, model_names
+from recbole_prune.config.paths import property_file, property_names
+from recbole_prune.config.settings import Host, Settings, defaults, settle
+from recbole_prune.config.words import check_words
+from recbole_prune.errors import ConfigError
+from recbole_prune.models import join_recbole
+
+__all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
+
+# no Config can be built unpatched on current libraries; what is imported already is patched too
+compat.apply()
+join_recbole()
+
+# our settings that ask for something once and are no part of what a config describes
+_ONE_SHOT = ("fresh", "dry_run")
+
+
+class PruneConfig(Config):
+    """RecBole's Config plus the settings of this package.
+
+    RecBole's settings and its precedence stay as they are: command line, then ``config_dict``, then config files, the
+    later file first. Below them come the recipe, then RecBole's and our defaults. It pickles as a plain
+    ``recbole.config.Config``, so that checkpoints load without this package.
+
+    Args:
+        model: name of a RecBole model, or a model class; None takes it from the settings.
+        dataset: name of the dataset; None takes it from the settings.
+        config_file_list: yaml files.
+        config_dict: settings by name.
+
+    Attributes:
+        settings: the settings of this package in force, read-only.
+        warnings: the warnings given while it was built, for the log file.
+
+    Raises:
+        ConfigError: a setting is unknown, malformed, out of range or contradicts another one; also whatever RecBole's
+            Config refuses, with its sentence.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        dataset: str | None = None,
+        config_file_list: list[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = fingerprint.plain_numbers(dict(config_dict or {}))
+        self._build(_Private(model=model, given=given), model, dataset, config_file_list)
+
+    @classmethod
+    def from_plain_settings(cls, plain: Mapping[str, Any]) -> PruneConfig:
+        """Build the config that :meth:`plain_settings` describes; the command line is not read.
+
+        Raises:
+            ConfigError: as for the constructor.
+        """
+        config = cls.__new__(cls)
+        config._build(_Private(given=dict(plain), replayed=True), None, None, None)
+        return config
+
+    def _build(self, private: _Private, model: Any, dataset: Any, files: Any) -> None:
+        self._private = private
+        try:
+            super().__init__(model, dataset, files, private.given)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever fails in there, RecBole refuses what the user wrote
+            raise ConfigError(f"RecBole refuses the settings: {_sentence(error)}") from error
+        private.differences = fingerprint.differences(self, private.settings)
+        for warning in private.warnings:
+            getLogger().warning(warning)
+
+    # ---- what the user says ------------------------------------------------------------------------------------------
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """Leave our values to the schema, which needs no ``eval``; RecBole converts its own."""
+        if self._private.replayed:
+            return config_dict
+        ours = {name: value for name, value in config_dict.items() if name in schema.known_keys()}
+        theirs = {name: value for name, value in config_dict.items() if name not in ours}
+        return {**super()._convert_config_dict(theirs), **ours}
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        private = self._private
+        if private.command_line is None:
+            if private.replayed:
+                private.command_line = {}
+            else:
+                check_words(sys.argv)
+                private.command_line = super()._load_cmd_line()
+        return private.command_line
+
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        """Read the user's files, and below them the recipe that the command line, the dict or a file names."""
+        private = self._private
+        files: dict[str, Any] = {}
+        for file in file_list or []:
+            files.update(self._load_file(file))
+        named = {**files, **private.given, **self._load_cmd_line()}
+        recipe = schema.check("recipe", named.get("recipe"))
+        private.recipe = {}
+        if recipe and not private.replayed:
+            private.recipe = self._load_file(str(property_file("recipe", recipe)))
+        private.user = set(named)
+        return {**private.recipe, **files}
+
+    def _load_file(self, file: str) -> dict[str, Any]:
+        try:
+            return super()._load_config_files([file])  # type: ignore[no-any-return]
+        except OSError as error:
+            raise ConfigError(f"config file {file} cannot be read: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config file {file} is not valid yaml: {' '.join(str(error).split())}") from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config file {file} must hold 'key: value' lines") from error
+
+    def _merge_external_config_dict(self) -> None:
+        super()._merge_external_config_dict()
+        for name in self.external_config_dict:
+            self._check_name(str(name))
+
+    def _check_name(self, name: str) -> None:
+        if name in schema.known_keys() or host.is_known_setting(name, self._private.model):
+            return
+        if schema.in_name_space(name) or schema.suggest(name):
+            raise ConfigError(schema.unknown_key(name))
+        near = schema.did_you_mean(schema.near_names(name, host.setting_names(), cutoff=0.8)[:1])
+        self._warn(f"the setting {name} is known neither to RecBole nor to recbole_prune{near}")
+
+    def _warn(self, message: str) -> None:
+        if not self._private.replayed:
+            self._private.warnings.append(message)
+
+    # ---- model, dataset, defaults ------------------------------------------------------------------------------------
+
+    def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, type, str]:
+        name = self.external_config_dict.get("model") if model is None else model
+        if isinstance(name, str) and name not in model_names():
+            near = schema.did_you_mean(schema.near_names(name, model_names()))
+            raise ConfigError(
+                f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}"
+            )
+        try:
+            return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
+        except ImportError as error:
+            raise ConfigError(f"model {name} cannot be imported: {error}") from error
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        if model in property_names("model"):
+            self._update_internal_config_dict(str(property_file("model", model)))
+        self._private.own_l2 = bool({"reg_weight", "reg_weights"} & set(self.internal_config_dict))
+        methods = {kind: schema.check(kind, self.external_config_dict.get(kind)) for kind in schema.METHOD_KINDS}
+        self.internal_config_dict.update(defaults(**methods))
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        merged: dict[str, Any] = super()._get_final_config_dict()
+        host.check_numbers(merged)
+        user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
+        recipe = {name: value for name, value in self._private.recipe.items() if name in schema.known_keys()}
+        facts = Host(merged["epochs"], self.model, self._private.own_l2)
+        self._private.settings, warnings = settle(user, recipe, facts)
+        for warning in warnings:
+            self._warn(warning)
+        merged.update(self._private.settings)
+        self.external_config_dict.update({name: merged[name] for name in {*user, *recipe}})
+        self._check_dataset(merged)
+        return merged
+
+    def _check_dataset(self, merged: dict[str, Any]) -> None:
+        folder = Path(str(merged["data_path"]), self.dataset)
+        if self.dataset in dataset_names() or folder.exists():
+            return
+        # RecBole takes a saved dataset before it looks for the folder
+        saved = list(Path(str(merged["checkpoint_dir"])).glob(f"{self.dataset}-*.pth"))
+        if saved or merged.get("dataset_save_path"):
+            return
+        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = schema.did_you_mean(schema.near_names(self.dataset, [*beside, *dataset_names()]))
+        raise ConfigError(
+            f"dataset {self.dataset} is unknown: there is no folder {folder}, and RecBole has no download of that "
+            f"name{near}"
+        )
+
+    # ---- what others read --------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this package in force."""
+        return self._private.settings
+
+    @property
+    def has_own_l2(self) -> bool:
+        """Whether RecBole's settings of the model hold an L2 weight, so that prune_l2_weight does not apply."""
+        return self._private.own_l2
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings given while the config was built."""
+        return tuple(self._private.warnings)
+
+    @property
+    def run_hash(self) -> str:
+        """10 hex digits over the settings that differ from their defaults and matter to the result.
+
+        Not in it: the names of model, dataset and methods, which stand in the run folder's path, and settings that
+        change no result.
+        """
+        return fingerprint.digest(self._private.differences)
+
+    @property
+    def base_hash(self) -> str:
+        """The run hash without what only concerns pruning: equal where the dense training is equal."""
+        return fingerprint.digest(fingerprint.of_every_training(self._private.differences))
+
+    def plain_settings(self) -> dict[str, Any]:
+        """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.
+
+        What the user and the recipe set, after checking, with model and dataset. Written to a yaml file and given as
+        its config file, they rebuild RecBole's own Config too.
+        """
+        ours, base = self.settings, defaults(self.settings.pruner, self.settings.distiller)
+        theirs = {
+            name: fingerprint.to_json(value)
+            for name, value in self.external_config_dict.items()
+            if name not in ours and name not in fingerprint.OF_THE_PROCESS
+        }
+        methods = {kind: ours[kind] for kind in schema.METHOD_KINDS if ours[kind] is not None}
+        changed = {name: ours[name] for name in ours if ours[name] != base[name] and name not in _ONE_SHOT}
+        return {**theirs, "model": self.model, "dataset": self.dataset, **methods, **changed}
+
+    def with_changes(self, **changes: Any) -> PruneConfig:
+        """Return a copy with other values for RecBole's settings, taken as they are (a smaller ``embedding_size``).
+
+        Raises:
+            ConfigError: a setting is ours, or decides which defaults hold.
+        """
+        for name in changes:
+            if name in self.settings or name in ("model", "dataset"):
+                raise ConfigError(f"{name} cannot be changed in a copy of a config: build a new one")
+        new = copy.copy(self)
+        new.final_config_dict = {**copy.deepcopy(self.final_config_dict), **changes}
+        new.external_config_dict = {**copy.deepcopy(self.external_config_dict), **changes}
+        new._private = copy.copy(self._private)
+        new._private.differences = fingerprint.differences(new, new.settings)
+        return new
+
+    # ---- copies and pickles ------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_private"}
+        return (object.__new__, (Config,), state)
+
+    def __copy__(self) -> PruneConfig:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PruneConfig:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+
+class _Private:
+    """What a PruneConfig keeps for itself; none of it goes into a pickle.
+
+    Attributes:
+        model: the model argument.
+        given: the ``config_dict`` argument.
+        replayed: built from plain settings: no command line, no recipe, no warnings, values are taken as typed.
+        command_line: settings of the command line, None before they are read.
+        recipe: settings of the recipe.
+        user: names that the user set anywhere.
+        own_l2: whether the model has an L2 weight of its own.
+        settings: settings of this package in force.
+        differences: what the hashes are made of.
+        warnings: warnings given.
+    """
+
+    def __init__(self, given: dict[str, Any], model: Any = None, replayed: bool = False) -> None:
+        self.model = model
+        self.given = given
+        self.replayed = replayed
+        self.command_line: dict[str, Any] | None = None
+        self.recipe: dict[str, Any] = {}
+        self.user: set[str] = set()
+        self.own_l2 = False
+        self.settings = Settings({})
+        self.differences: dict[str, Any] = {}
+        self.warnings: list[str] = []
+
+
+def _sentence(error: Exception) -> str:
+    """What RecBole says, and the way out of the one error that its own defaults run into."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    if "should be None when the loss_type is CE" in text:
+        text += " Pass --train_neg_sample_args=None."
+    return text

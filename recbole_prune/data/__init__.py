@@ -1,0 +1,8 @@
+"""RecBole's dataloaders, faster and from the same random streams; the state of all random streams.
+
+No model is built or scored here. Batches and negatives are RecBole's bit for bit.
+"""
+
+from recbole_prune import compat
+
+compat.apply()

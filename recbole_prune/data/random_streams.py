@@ -1,0 +1,59 @@
+"""The random streams that a training draws from: Python's, numpy's and torch's global ones, the dataloaders' own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random stream."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every global random stream back."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def dataloaders(loaders: Iterable[Any]) -> Iterator[AbstractDataLoader]:
+    """All RecBole dataloaders in a stable order, those inside others (knowledge graph) included."""
+    for loader in loaders:
+        if isinstance(loader, AbstractDataLoader):
+            yield loader
+        if loader is not None:
+            inner = [value for _, value in sorted(vars(loader).items()) if isinstance(value, AbstractDataLoader)]
+            yield from dataloaders(inner)
+
+
+def reseed(loaders: Iterable[Any], seed: int) -> None:
+    """Give every dataloader the data order of a newly built one."""
+    for loader in dataloaders(loaders):
+        loader.generator.manual_seed(seed)
+
+
+@contextmanager
+def preserved_random_streams() -> Iterator[None]:
+    """Put Python's, numpy's and torch's random streams back where they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -1,0 +1,149 @@
+"""Scores and a budget in, exact masks out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from recbole_prune.errors import ConfigError, TrainingError
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope
+
+
+def select(
+    scores: Mapping[str, torch.Tensor],
+    masks: MaskSet,
+    keep: int,
+    *,
+    allocation: str = "global",
+    min_per_row: int = 0,
+    seed: int = 0,
+) -> MaskSet:
+    """Keep exactly ``keep`` live entries, those with the highest scores.
+
+    Args:
+        scores: one tensor per target, of its shape; higher matters more.
+        masks: the current masks; pruned entries stay pruned.
+        keep: live entries after the call, padding not counted.
+        allocation: ``global`` (one threshold over all targets: the papers' ``join``) or ``tensor``
+            (every target gets its share of ``keep`` by size, largest remainders first).
+        min_per_row: so many of a row's best live entries are never removed.
+        seed: decides among equal scores.
+
+    Returns:
+        masks nested in ``masks`` with exactly ``keep`` live entries.
+
+    Raises:
+        ConfigError: ``keep`` exceeds the live entries, or the protected entries exceed ``keep``.
+        TrainingError: a score is NaN.
+    """
+    scope = masks.scope
+    live = {t.name: masks[t.name].cpu() & _countable(t.name, scope) for t in scope}
+    for name in live:
+        if bool(torch.isnan(scores[name][live[name]]).any()):
+            raise TrainingError(f"{name} holds NaN: no score can be taken from it")
+    names = [target.name for target in scope]
+    groups = [names] if allocation == "global" else [[name] for name in names]
+    quotas = [keep] if allocation == "global" else _shares(scope, live, keep)
+    result = {}
+    for group, quota in zip(groups, quotas):
+        result.update(_select_in_group(scores, live, group, quota, scope, min_per_row, seed))
+    for target in scope:
+        result[target.name][list(target.padding_rows)] = True
+    return MaskSet(scope, result)
+
+
+def select_official(
+    scores: Mapping[str, torch.Tensor], masks: MaskSet, rate: float, *, allocation: str = "global"
+) -> MaskSet:
+    """The rule of the LTH-MRS code: threshold ``a[floor(rate * n)]`` over the sorted non-zero live scores, strict.
+
+    It removes floor(rate * n) + 1 entries, all further ties, and live entries that are exactly 0.
+    """
+    scope = masks.scope
+    names = [target.name for target in scope]
+    result = {name: masks[name].cpu().clone() for name in names}
+    for group in [names] if allocation == "global" else [[name] for name in names]:
+        live = {name: masks[name].cpu() & _countable(name, scope) for name in group}
+        population = torch.cat([scores[name][live[name]] for name in group])
+        population = population[population > 0].sort().values
+        if len(population) == 0:
+            raise ConfigError("prune_parity=official: every live entry is exactly 0")
+        threshold = population[int(rate * len(population))]
+        for name in group:
+            result[name] = torch.where(_countable(name, scope), live[name] & (scores[name] > threshold), result[name])
+    return MaskSet(scope, result)
+
+
+def _countable(name: str, scope: Scope) -> torch.Tensor:
+    target = scope[name]
+    return target.countable().view(-1, *[1] * (len(target.shape) - 1)).expand(target.shape)
+
+
+def _shares(scope: Scope, live: Mapping[str, torch.Tensor], keep: int) -> list[int]:
+    """Split ``keep`` over the targets by size, never more than a target has live."""
+    total = scope.prunable
+    caps = [int(live[target.name].sum()) for target in scope]
+    exact = [keep * target.prunable / total for target in scope]
+    shares = [min(cap, int(value)) for cap, value in zip(caps, exact)]
+    order = sorted(range(len(shares)), key=lambda i: (-(exact[i] - int(exact[i])), i))
+    while (missing := keep - sum(shares)) > 0:
+        open_targets = [i for i in order if shares[i] < caps[i]]
+        if not open_targets:
+            raise ConfigError(f"cannot keep {keep} entries: only {sum(caps)} are live")
+        more = max(1, missing // len(open_targets))
+        for i in open_targets[:missing]:
+            shares[i] = min(caps[i], shares[i] + more)
+    return shares
+
+
+def _select_in_group(
+    scores: Mapping[str, torch.Tensor],
+    live: Mapping[str, torch.Tensor],
+    group: list[str],
+    keep: int,
+    scope: Scope,
+    min_per_row: int,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Masks of one population with one threshold."""
+    flat_live = torch.cat([live[name].reshape(-1) for name in group])
+    flat_scores = torch.cat([scores[name].reshape(-1).double() for name in group])
+    available = int(flat_live.sum())
+    if keep > available:
+        raise ConfigError(f"cannot keep {keep} entries: only {available} are live")
+    protected = torch.zeros_like(flat_live)
+    if min_per_row:
+        protected = torch.cat([_protected(scores[n], live[n], min_per_row, seed).reshape(-1) for n in group])
+        if int(protected.sum()) > keep:
+            raise ConfigError(
+                f"prune_min_per_row={min_per_row} protects {int(protected.sum())} entries, but only {keep} may stay: "
+                "lower prune_min_per_row or the sparsity"
+            )
+    chosen = protected.clone()
+    candidates = torch.nonzero(flat_live & ~protected).reshape(-1)
+    missing = keep - int(protected.sum())
+    if missing:
+        chosen[candidates[best(flat_scores[candidates], missing, seed)]] = True
+    sizes = [live[name].numel() for name in group]
+    return {name: part.view(scope[name].shape).clone() for name, part in zip(group, chosen.split(sizes))}
+
+
+def best(scores: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Positions of the ``count`` highest scores; equal scores at the threshold are drawn by the seed."""
+    threshold = torch.kthvalue(scores, len(scores) - count + 1).values
+    above = torch.nonzero(scores > threshold).reshape(-1)
+    ties = torch.nonzero(scores == threshold).reshape(-1)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = ties[torch.randperm(len(ties), generator=generator)[: count - len(above)]]
+    return torch.cat([above, drawn])
+
+
+def _protected(scores: torch.Tensor, live: torch.Tensor, minimum: int, seed: int) -> torch.Tensor:
+    """The ``minimum`` best live entries of each row; among equal scores those first in an order drawn by the seed."""
+    flat = scores.reshape(len(scores), -1).double().masked_fill(~live.reshape(len(live), -1), -torch.inf)
+    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
+    top = order[flat[:, order].sort(dim=1, descending=True, stable=True).indices[:, :minimum]]
+    protected = torch.zeros(flat.shape, dtype=torch.bool).scatter_(1, top, True)
+    return protected.view(live.shape) & live

@@ -1,0 +1,86 @@
+"""Random masks to train from scratch: exact, Bernoulli, and Erdos-Renyi densities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope, Target
+
+INITS = ("exact", "bernoulli", "erk")
+# entries drawn together; a block of a large table at a time needs no score per entry
+_BLOCK = 1 << 22
+
+
+def kept_by_target(scope: Scope, density: float, init: str) -> dict[str, int]:
+    """Live entries of every target.
+
+    Args:
+        density: live fraction of all prunable entries.
+        init: ``exact`` and ``bernoulli``: the same density in every tensor (expected, for ``bernoulli``);
+            ``erk``: density in proportion to (sum of the dimensions) / (product of the dimensions), Erdos-Renyi-kernel
+            (Evci et al., arXiv 1911.11134, section 3), at most 1, the same total.
+    """
+    if init != "erk":
+        return {target.name: round(density * target.prunable) for target in scope}
+    densities = _erk(scope, density)
+    return {target.name: round(densities[target.name] * target.prunable) for target in scope}
+
+
+def _erk(scope: Scope, density: float) -> dict[str, float]:
+    shares = {t.name: (t.rows + sum(t.shape[1:])) / t.prunable for t in scope}
+    full: set[str] = set()
+    while True:
+        budget = density * scope.prunable - sum(scope[name].prunable for name in full)
+        rest = {name: share for name, share in shares.items() if name not in full}
+        if not rest:
+            return dict.fromkeys(shares, 1.0)
+        scale = budget / sum(share * scope[name].prunable for name, share in rest.items())
+        over = {name for name, share in rest.items() if scale * share > 1}
+        if not over:
+            return {name: 1.0 if name in full else scale * shares[name] for name in shares}
+        full |= over
+
+
+def random_masks(scope: Scope, kept: Mapping[str, int], init: str, seed: int) -> MaskSet:
+    """Uniformly random masks; padding rows are live and not counted.
+
+    Args:
+        kept: live entries of every target; for ``bernoulli`` their expected number: every entry is live on its own.
+        seed: decides the draw, with the position of the target in the scope.
+    """
+    masks = {}
+    for number, target in enumerate(scope):
+        generator = np.random.default_rng([seed, number])
+        mask = torch.ones(target.shape[0], target.width, dtype=torch.bool)
+        rows = target.countable().nonzero().view(-1)
+        for start, count in _shares(target, kept[target.name], init, generator):
+            block = rows[start : start + _rows_at_once(target)]
+            entries = len(block) * target.width
+            drawn = torch.zeros(entries, dtype=torch.bool)
+            drawn[torch.from_numpy(generator.permutation(entries)[:count])] = True
+            mask[block] = drawn.view(len(block), target.width)
+        masks[target.name] = mask.view(target.shape)
+    return MaskSet(scope, masks)
+
+
+def _rows_at_once(target: Target) -> int:
+    return max(1, _BLOCK // target.width)
+
+
+def _shares(target: Target, kept: int, init: str, generator: np.random.Generator) -> list[tuple[int, int]]:
+    """First row and live entries of every block: how a uniform draw over the whole table falls on its blocks."""
+    blocks = []
+    left, live = target.prunable, kept
+    for start in range(0, target.rows, _rows_at_once(target)):
+        entries = min(_rows_at_once(target), target.rows - start) * target.width
+        if init == "bernoulli":
+            count = int(generator.binomial(entries, kept / target.prunable))
+        else:
+            count = live if entries == left else int(generator.hypergeometric(live, left - live, entries))
+        blocks.append((start, count))
+        left, live = left - entries, live - count
+    return blocks

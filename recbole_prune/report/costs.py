@@ -1,0 +1,24 @@
+"""What a run cost, in a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_prune.run.ticket import Ticket
+
+
+def macs_line(chosen: Ticket, dense: Ticket | None, record: dict[str, Any]) -> str:
+    """One line under the table: measured seconds first, multiply-accumulates as their footnote."""
+    seconds = f"trained in {chosen.train_seconds:.1f} s, evaluated in {chosen.eval_seconds:.1f} s"
+    if dense is not None and dense is not chosen:
+        seconds += f" (dense {dense.train_seconds:.1f} s and {dense.eval_seconds:.1f} s)"
+    if "inference" not in record:
+        return f"ticket {chosen.ticket}: {seconds}; MACs not counted: {'; '.join(record['not_counted'])}"
+    text = f"ranking a user {_in_words(record['inference'])}"
+    if record["training"] is not None:
+        text += f"; a training step {_in_words(record['training']['step'])}"
+    return f"ticket {chosen.ticket}: {seconds}; MACs (not seconds): {text}"
+
+
+def _in_words(macs: dict[str, int]) -> str:
+    return f"{macs['dense']:,} dense, {macs['density_scaled']:,} by density, {macs['exact']:,} exact"

@@ -1,0 +1,63 @@
+"""What a run would do, said in seconds: targets, schedule, sizes, speed. Nothing is trained or written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.artifact.encoding import encode
+from recbole_prune.artifact.export import explain_scoring
+from recbole_prune.masking.allocate import select
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scores import uniform
+from recbole_prune.pruners import get_pruner
+from recbole_prune.report.table import format_rows
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
+
+
+def describe_plan(config: Any) -> str:
+    """The plan of a run as text.
+
+    Raises:
+        PruneError: whatever would stop the run before its first training.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        experiment = Experiment(config, RunFolder(Path(scratch)))
+        pruner = get_pruner(config.settings.pruner)(experiment)
+        pruner.check()
+        counts = pruner.counts()
+        model = experiment.build_model()
+        scope = experiment.scope
+        rows = [
+            [str(number), f"{100 * (1 - kept / scope.prunable):.2f} %", str(kept), f"{size:,}"]
+            for number, (kept, size) in enumerate(zip(counts, _predicted_bytes(experiment, model, counts)))
+        ]
+        return "\n".join(
+            [
+                f"{config.settings.pruner} on {config['model']} / {config['dataset']}",
+                f"targets: {scope.prunable} prunable of {scope.parameters} trainable entries",
+                scope.describe(),
+                "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
+                format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
+                f"scoring: {explain_scoring(model, config, experiment.dataset)}",
+                "a target that receives no gradient in the dense training is left out when ticket 0 is done",
+                "nothing was trained (--dry_run=True)",
+            ]
+        )
+
+
+def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> Iterator[int]:
+    """Bytes of all weights in the artifact for each count: targets under a random mask, everything else dense."""
+    scope, values = experiment.scope, experiment.settings.export_values
+    weights = {name: parameter.detach().cpu().numpy() for name, parameter in model.named_parameters()}
+    names = {target.name for target in scope}
+    rest = sum(encode(weight, values=values).nbytes for name, weight in weights.items() if name not in names)
+    order = uniform(scope, experiment.config["seed"])
+    masks = MaskSet.dense(scope)
+    for kept in counts:
+        masks = select(order, masks, kept)
+        live = {name: mask.numpy() for name, mask in masks.items()}
+        yield rest + sum(encode(weights[name] * live[name], live[name], values).nbytes for name in live)

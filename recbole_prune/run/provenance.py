@@ -1,0 +1,114 @@
+"""Where a result comes from: settings, versions, command and data, written into the run folder and the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_prune.errors import StoreError
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import Ticket
+
+_LIBRARIES = ("recbole-prune", "recbole", "torch", "numpy", "scipy", "pandas", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that matter to a result."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def data_digest(folder: Path, dataset: str) -> str:
+    """sha256 over the atomic files of a dataset, by name and content."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob(f"{dataset}.*")):
+        digest.update(file.name.encode() + b"\0")
+        with open(file, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def record(config: Any, folder: RunFolder) -> None:
+    """Write ``config.yaml``; a folder that was begun on other data is refused.
+
+    Raises:
+        StoreError: the dataset's files changed since the run began.
+    """
+    data = data_digest(Path(config["data_path"]), config["dataset"])
+    path = folder.path / "config.yaml"
+    if path.exists():
+        before = read_record(folder.path).get("data_sha256")
+        if before != data:
+            raise StoreError(
+                f"the files of dataset {config['dataset']} changed since {folder.path} was begun: "
+                "put the old data back, or start over with --fresh=True (the folder is kept aside)"
+            )
+        return
+    document = {
+        "command": " ".join(sys.argv),
+        "versions": versions(),
+        "data_sha256": data,
+        "run_hash": config.run_hash,
+        "base_hash": config.base_hash,
+        "scope": [config.settings.prune_scope, config.settings.prune_include, config.settings.prune_exclude],
+        "settings": config.plain_settings(),
+    }
+    folder.write("config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What :func:`record` wrote.
+
+    Raises:
+        StoreError: ``config.yaml`` is missing or damaged.
+    """
+    path = folder / "config.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    if not isinstance(document, dict) or "settings" not in document:
+        raise StoreError(f"{path} is corrupt: it holds no settings; restore it or start over with --fresh=True")
+    return document
+
+
+def artifact_info(config: Any, ticket: Ticket, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a run that its artifact carries."""
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "settings": config.plain_settings(),
+        "pruner": config.settings.pruner,
+        "source": wanted,
+        "ticket": ticket.ticket,
+        "sparsity": ticket.sparsity,
+        "kept": ticket.kept,
+        "prunable": ticket.prunable,
+        "valid": ticket.valid,
+        "test": ticket.test,
+        "versions": versions(),
+    }
+
+
+def artifact_is(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a complete artifact of just this ticket and form lies there."""
+    from recbole_prune.artifact import read_artifact
+    from recbole_prune.errors import ArtifactError
+
+    try:
+        return bool(read_artifact(folder).info.get("source") == wanted)
+    except (ArtifactError, json.JSONDecodeError):
+        return False

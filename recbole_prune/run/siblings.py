@@ -1,0 +1,83 @@
+"""Other runs over the same training settings: their dense model is shared, their results stand in the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole_prune.errors import StoreError
+from recbole_prune.run.provenance import read_record
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import Ticket
+
+if TYPE_CHECKING:
+    from recbole_prune.run.experiment import Experiment
+
+_SAME = ("base_hash", "data_sha256", "versions")
+
+
+def _others(folder: Path) -> Iterator[Path]:
+    """Run folders beside ``folder`` that were begun with the same training settings, data and versions."""
+    own = read_record(folder)
+    for other in sorted(folder.parent.iterdir()):
+        if other == folder or not (other / "config.yaml").exists() or ".old-" in other.name:
+            continue
+        try:
+            record = read_record(other)
+        except StoreError:
+            continue
+        if all(record.get(key) == own[key] for key in _SAME):
+            yield other
+
+
+def adopt_dense(experiment: Experiment) -> None:
+    """Copy ticket 0 of another run, instead of training the same dense model again.
+
+    Only a run with the same training settings, data, library versions and scope qualifies; its files are
+    hash-checked. The journal line says where the ticket comes from.
+    """
+    from recbole_prune.run.ticket_training import REWIND_FILE
+
+    folder, settings = experiment.folder, experiment.settings
+    if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:
+        return
+    scope = read_record(folder.path)["scope"]
+    for other in _others(folder.path):
+        if read_record(other)["scope"] != scope:
+            continue
+        source = RunFolder(other)
+        try:
+            dense = next((t for t in map(Ticket.from_record, source.tickets()) if t.ticket == 0), None)
+            if dense is None or dense.mask_file is None or dense.mask_sha256 is None:
+                continue
+            method = {key: value for key, value in dense.method.items() if not key.startswith("rewind_")}
+            if settings.prune_rewind == "late":
+                if dense.method.get("rewind_epoch") != settings.prune_rewind_epoch:
+                    continue
+                method.update({key: dense.method[key] for key in ("rewind_epoch", "rewind_sha256")})
+                folder.write(REWIND_FILE, source.read(REWIND_FILE, method["rewind_sha256"]))
+            folder.write(dense.checkpoint_file, source.read(dense.checkpoint_file, dense.checkpoint_sha256))
+            folder.write(dense.mask_file, source.read(dense.mask_file, dense.mask_sha256))
+        except StoreError as error:
+            experiment.logger.warning(f"cannot share the dense model of {other}: {error}")
+            continue
+        adopted = replace(dense, method={**method, "adopted_from": other.name})
+        folder.append_ticket(adopted.to_record())
+        experiment.load_journal()
+        experiment.logger.info(f"ticket 0 is the dense model that {other.name} trained with the same settings")
+        return
+
+
+def rows_of_others(config: Any, folder: RunFolder) -> list[tuple[str, dict[str, Any]]]:
+    """(pruner, ticket summary) of every pruned ticket of finished runs over the same training settings."""
+    rows = []
+    for other in _others(folder.path):
+        try:
+            summary = json.loads((other / "summary.json").read_bytes())
+            rows += [(summary["pruner"], ticket) for ticket in summary["tickets"] if ticket["ticket"] > 0]
+        except (OSError, ValueError, KeyError):
+            continue
+    return rows

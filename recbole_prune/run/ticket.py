@@ -1,0 +1,85 @@
+"""One line of ``tickets.jsonl``, and what is asked for before it can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from recbole_prune.masking.masks import MaskSet
+
+REWINDS = ("init", "late", "lr", "none", "reinit")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
+
+    ``best_epoch`` counts trained epochs, 1 for the first. ``method`` holds what a method adds under its own name.
+    """
+
+    ticket: int
+    sparsity: float
+    kept: int
+    prunable: int
+    parameters: int
+    epochs: int
+    best_epoch: int
+    valid: dict[str, float]
+    test: dict[str, float]
+    valid_score: float
+    wins_metric: bool | None
+    wins: bool | None
+    train_seconds: float
+    eval_seconds: float
+    seed: int
+    mask_file: str | None
+    mask_sha256: str | None
+    checkpoint_file: str
+    checkpoint_sha256: str
+    history: list[list[float]] = field(default_factory=list)
+    relative_epochs: float | None = None
+    untrained: list[str] = field(default_factory=list)
+    method: dict[str, Any] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """A JSON object; the fields of ``method`` stand beside the common ones."""
+        record = {name: value for name, value in vars(self).items() if name != "method"}
+        return {**record, **self.method}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Ticket:
+        """Undo :meth:`to_record`."""
+        own = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        return cls(**own, method={key: value for key, value in record.items() if key not in own})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The training of one ticket, as a pruner asks for it.
+
+    Attributes:
+        ticket: its number; 0 is the dense model.
+        masks: what is pruned; None where the method has no masks (a smaller dense table).
+        rewind: where the weights start, one of :data:`REWINDS`; ``none`` and ``lr`` need ``weights``.
+        weights: a state dict to start from, or to evaluate if ``train`` is False.
+        train: False only evaluates ``weights`` under ``masks``.
+        changes: RecBole settings that differ from the run's (a smaller ``embedding_size``).
+        dynamics: moves the masks while the ticket trains (prune and grow).
+        prepare: changes the built model before its training (LCM's linear maps).
+        kept: live entries where there are no masks.
+        method: fields to add to the journal line.
+    """
+
+    ticket: int
+    masks: MaskSet | None
+    rewind: str = "init"
+    weights: dict[str, torch.Tensor] | None = None
+    train: bool = True
+    changes: dict[str, Any] = field(default_factory=dict)
+    dynamics: Any = None
+    prepare: Any = None
+    kept: int | None = None
+    method: dict[str, Any] = field(default_factory=dict)

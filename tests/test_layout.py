@@ -1,0 +1,130 @@
+"""The direction of imports: no circle between files, nothing that runs upwards between rooms (CONTRIBUTING, Layout)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recbole_prune
+
+PACKAGE = Path(recbole_prune.__file__).parent
+# a room or a file of the top level may import what stands before it, never what stands after it
+ORDER = (
+    "errors compat sparse anatomy masking data scoring models config artifact serving metering training run pruners "
+    "report quick_start bench commands cli"
+).split()
+FACADE = "__init__"  # imports on first use
+WITHOUT_TORCH = [
+    "artifact",
+    "config.schema",
+    "config.settings",
+    "config.words",
+    "masking.bound",
+    "masking.schedule",
+    "serving",
+    "sparse.dense_top_k",
+    "sparse.inverted_lists",
+]
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name below the package."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = file
+    return found
+
+
+def imports(tree: ast.AST, known: set[str]) -> set[str]:
+    """Modules of the package that a syntax tree imports, wherever it does, for types too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("recbole_prune"):
+            base = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                name = f"{base}.{alias.name}".lstrip(".")
+                names.add(name if name in known else base)
+        elif isinstance(node, ast.Import):
+            names |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("recbole_prune.")}
+    return names - {""}
+
+
+def arrows() -> dict[str, set[str]]:
+    known = modules()
+    return {
+        name: imports(ast.parse(file.read_text(encoding="utf-8")), set(known)) - {name} for name, file in known.items()
+    }
+
+
+def upward(found: dict[str, set[str]]) -> list[str]:
+    """Arrows from a room to a later one, and rooms that have no place in the order."""
+    place = {room: number for number, room in enumerate(ORDER)}
+    wrong = [f"{name} has no place" for name in found if name.partition(".")[0] not in {*place, FACADE}]
+    for name, others in found.items():
+        room = name.partition(".")[0]
+        for other in sorted(others):
+            target = other.partition(".")[0]
+            if room in place and place.get(target, len(place)) > place[room]:
+                wrong.append(f"{name} -> {other}")
+    return wrong
+
+
+def circle(found: dict[str, set[str]]) -> list[str]:
+    """Modules of a circle; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(found.get(name, ())):
+            ring = visit(other, [*way, name])
+            if ring:
+                return ring
+        done.add(name)
+        return []
+
+    return next((ring for name in sorted(found) if (ring := visit(name, []))), [])
+
+
+def test_no_import_runs_upwards() -> None:
+    assert upward(arrows()) == []
+
+
+def test_no_circle() -> None:
+    assert circle(arrows()) == []
+
+
+def test_the_checks_can_fail() -> None:
+    assert upward({"sparse.rows": {"run.store"}, "attic.old": set()}) == [
+        "attic.old has no place",
+        "sparse.rows -> run.store",
+    ]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for file in sorted(PACKAGE.rglob("__init__.py")):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        assert len(text.split()) >= 8, file
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_importable_without_torch_and_recbole(name: str) -> None:
+    code = f"import sys, recbole_prune.{name}; print([m for m in ('torch', 'recbole', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_every_module_can_be_imported_first(name: str) -> None:
+    """No order of imports carries meaning."""
+    module = "recbole_prune" + ("" if name == FACADE else f".{name}")
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
