@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "run_recbole_prune": "quick_start",
+    "run_recbole_prune": "commands.run",
     "load_ticket": "run.rebuild",
     "PruneConfig": "config.prune_config",
     "MaskSet": "masking.masks",

@@ -213,7 +213,7 @@ def test_wheel_declares_command_licence_and_dependencies(wheel: zipfile.ZipFile)
 def test_installed_layout_finds_its_properties(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     """Unpacked elsewhere, the package reads the property files inside it, not those of the checkout."""
     wheel.extractall(tmp_path / "site")
-    code = "from recbole_prune.config.paths import properties_dir as f, property_names as n; print(f()); print(n('pruner'))"
+    code = "from recbole_prune.config import paths as p; print(p.properties_dir()); print(p.property_names('pruner'))"
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.config import grammar, paths, schema
-from recbole_prune.config.settings import Host, Settings, defaults, settle
+from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
 from recbole_prune.errors import ConfigError
 
 KEYS = schema.known_keys()
 HEAD = "#: Run; used by: every run; changes: nothing\n"
-HOST = Host(epochs=300, model="BPR", own_l2=False)
+HOST = HostFacts(epochs=300, model="BPR", own_l2=False)
 
 
 # ---- files and grammar -----------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_pruner_files_say_what_they_are(name):
     assert lines[0].startswith("# ")
     assert len(schema.describe_method("pruner", name)) > 20
     listed = yaml.safe_load("\n".join(lines)) or {}
-    assert set(listed) == {key.name for key in KEYS.values() if name in key.methods}
+    assert set(listed) == {key.name for key in KEYS.values() if ("pruner", name) in key.methods}
 
 
 def test_the_recipes_differ_in_the_selection_only():
@@ -333,7 +333,7 @@ def test_combinations_at_the_edge_are_allowed(user):
         ({"pruner": "none", "prune_rate": 0.1}, HOST, "prune_rate has no effect with --pruner=none"),
         ({"pruner": "imp", "prune_rewind": "lr"}, HOST, "prune_rewind=lr equals prune_rewind=none"),
         ({"prune_select": "test"}, HOST, "leak"),
-        ({"prune_l2_weight": 0.1}, Host(300, "LightGCN", own_l2=True), "LightGCN has an L2 weight of its own"),
+        ({"prune_l2_weight": 0.1}, HostFacts(300, "LightGCN", own_l2=True), "LightGCN has an L2 weight of its own"),
     ],
 )
 def test_settings_without_effect_are_warned_about(user, host, warning):
@@ -353,7 +353,7 @@ def test_quiet_where_nothing_is_wrong():
     assert [settle(user, {}, HOST)[1] for user in quiet] == [[], [], []]
     recipe = {"pruner": "imp", "prune_l2_weight": 1e-4, "prune_select": "test", "recipe_notice": "it leaks"}
     settings, warnings = settle(
-        {"pruner": "magprune"}, {**recipe, "prune_parity": "official"}, Host(9, "LightGCN", True)
+        {"pruner": "magprune"}, {**recipe, "prune_parity": "official"}, HostFacts(9, "LightGCN", True)
     )
     assert warnings == [] and settings.prune_l2_weight == 0.0 and settings.prune_parity == "exact"
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 # propagated tables that a model computes from its weights and clears at the next loss
 CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e", "i_embedding")
@@ -17,7 +22,7 @@ def forget_caches(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def refresh(model: nn.Module) -> None:
+def refresh(model: AbstractRecommender) -> None:
     """Compute anew what a model derives from its weights: KGAT's attention graph, propagated tables."""
     if hasattr(model, "update_attentive_A"):  # KGAT's graph follows from its weights but is not saved with them
         model.update_attentive_A()

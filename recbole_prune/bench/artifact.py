@@ -12,18 +12,18 @@ import torch
 from recbole_prune.artifact import read_artifact
 from recbole_prune.artifact.export import export_ticket
 from recbole_prune.bench.measuring import Candidate, first_batches, take_turns
+from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
-from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
 from recbole_prune.run.provenance import versions
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     """Export every sparsity in every number format; ``load`` reads a folder or a file back into dense arrays."""
     with scratch_folder() as scratch:
-        request = Request.of(words, scratch, epochs=1, show_progress=False)
-        config = request.ours()
+        config = our_config(words, scratch, epochs=1, show_progress=False)
         results.settings = settings_of(config)
-        plain = PlainRun(request.plain(config), scratch)
+        plain = PlainRun(plain_config(config, scratch)).begin()
         loads = [_checkpoint(plain, scratch / "checkpoint.pth", results), _bare(plain, scratch / "weights.pt", results)]
         ours = OurRun(config, scratch)
         weights = ours.trained(config["epochs"])
@@ -50,14 +50,14 @@ def export(
 ) -> dict[str, Any]:
     """Write the artifact of trained weights, pruned by magnitude; returns the content of ticket.json."""
     masks = ours.magnitude_masks(weights, sparsity)
-    model = ours.experiment.build_model()
+    model = ours.workshop.build_model()
     model.load_state_dict({name: value * masks[name] if name in masks else value for name, value in weights.items()})
     return export_ticket(
         folder,
         model=model.eval(),
         masks=dict(masks),
         config=ours.config,
-        dataset=ours.experiment.dataset,
+        dataset=ours.workshop.dataset,
         info={
             "model": ours.config["model"],
             "dataset": ours.config["dataset"],

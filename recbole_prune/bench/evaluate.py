@@ -8,8 +8,9 @@ from typing import Any
 
 from recbole_prune.anatomy.caches import forget_caches
 from recbole_prune.bench.measuring import Candidate, agreement, device_clock, take_turns
+from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
-from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
 
 _USERS_AT_ONCE = 512
 
@@ -17,15 +18,14 @@ _USERS_AT_ONCE = 512
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     """Plain RecBole with the ``eval_batch_size`` of the settings and with a large one, then ours, in turn."""
     with scratch_folder() as scratch:
-        request = Request.of(words, scratch, epochs=1, show_progress=False)
-        config = request.ours()
+        config = our_config(words, scratch, epochs=1, show_progress=False)
         results.settings = settings_of(config)
         ours = OurRun(config, scratch)
         weights = ours.trained(config["epochs"])
-        plain = {"plain": PlainRun(request.plain(config), scratch)}
-        large = request.plain(config)
-        large["eval_batch_size"] = options["large_batch"] or _USERS_AT_ONCE * ours.experiment.dataset.item_num
-        plain["plain, large batches"] = PlainRun(large, scratch)
+        plain = {"plain": PlainRun(plain_config(config, scratch)).begin()}
+        large = plain_config(config, scratch)
+        large["eval_batch_size"] = options["large_batch"] or _USERS_AT_ONCE * ours.workshop.dataset.item_num
+        plain["plain, large batches"] = PlainRun(large).begin()
         candidates = []
         for name, side in plain.items():
             side.wear(weights)
@@ -36,8 +36,8 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         for sparsity in options["sparsities"]:
             masks = ours.magnitude_masks(weights, sparsity)
             trainer = ours.trainer(masks, weights)
-            _compare(trainer, ours.experiment.valid_data, plain["plain, large batches"], sparsity, results)
-            candidates.append(_candidate("ours", sparsity, trainer, ours.experiment.valid_data))
+            _compare(trainer, ours.workshop.select_data, plain["plain, large batches"], sparsity, results)
+            candidates.append(_candidate("ours", sparsity, trainer, ours.workshop.select_data))
         plain["plain, large batches"].wear(weights)
         take_turns(candidates, options["repeats"], results, device_clock(config["device"]))
 

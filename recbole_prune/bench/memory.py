@@ -20,8 +20,10 @@ import torch
 from tqdm import tqdm
 
 from recbole_prune.bench.measuring import first_batches
+from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results, quantity
-from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.training.state import optimizers_of
 
@@ -36,10 +38,11 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     else:
         jobs.insert(0, ("plain", None))
     with scratch_folder() as scratch:
+        config = our_config(words, scratch, show_progress=False)
+        results.settings = settings_of(config)
         for name, sparsity in tqdm(jobs, desc="bench memory", unit="process", ncols=100):
             job = {"name": name, "sparsity": sparsity, "batches": options["batches"]}
-            found = _run_process(job, words, scratch / "found.json")
-            results.settings = found.pop("settings", results.settings)
+            found = _run_process({**job, "settings": config.plain_settings()}, scratch / "found.json")
             failed = found.pop("failed", None)
             if failed:
                 results.candidate(name, sparsity, failed=failed)
@@ -58,20 +61,18 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     )
 
 
-def _run_process(job: dict[str, Any], words: list[str], file: Path) -> dict[str, Any]:
+def _run_process(job: dict[str, Any], file: Path) -> dict[str, Any]:
     """Train one candidate in a new process; a process that memory ends is a result, not an error."""
     file.unlink(missing_ok=True)
     warnings = [f"-W{option}" for option in sys.warnoptions]
-    command = [
-        sys.executable,
-        *warnings,
-        "-m",
-        "recbole_prune.bench.memory",
-        json.dumps({**job, "file": str(file)}),
-        *words,
-    ]
     # what a killed process leaves lies in our own temporary folder
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(file.parent)})
+    done = subprocess.run(
+        [sys.executable, *warnings, "-m", "recbole_prune.bench.memory"],
+        input=json.dumps({**job, "file": str(file)}),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(file.parent)},
+    )
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if "refused" in found:
@@ -85,10 +86,10 @@ def _run_process(job: dict[str, Any], words: list[str], file: Path) -> dict[str,
 # ---- in the process of a candidate -----------------------------------------------------------------------------------
 
 
-def main(job: dict[str, Any], words: list[str]) -> None:
+def main(job: dict[str, Any]) -> None:
     """Train an epoch or some batches, count, and write what was found to the job's file."""
     try:
-        found = _train_and_count(job, words)
+        found = _train_and_count(job)
     except PruneError as error:
         found = {"refused": str(error)}
     except (MemoryError, RuntimeError) as error:
@@ -105,17 +106,16 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _train_and_count(job: dict[str, Any], words: list[str]) -> dict[str, Any]:
+def _train_and_count(job: dict[str, Any]) -> dict[str, Any]:
     with scratch_folder() as scratch:
-        request = Request.of(words, scratch, show_progress=False)
-        config = request.ours()
+        config = PruneConfig.from_plain_settings(job["settings"])
         if job["name"] == "plain":
-            plain = PlainRun(request.plain(config), scratch)
+            plain = PlainRun(plain_config(config, scratch)).begin()
             plain.reseed()
             trainer, data = plain.trainer, plain.train_data
         else:
             ours = OurRun(config, scratch)
-            trainer, data = ours.candidate(job["sparsity"])[1], ours.experiment.train_data
+            trainer, data = ours.candidate(job["sparsity"])[1], ours.workshop.train_data
             ours.reseed()
         before = peak_bytes()
         _reset_peak()
@@ -124,7 +124,6 @@ def _train_and_count(job: dict[str, Any], words: list[str]) -> dict[str, Any]:
         details = tensor_bytes(trainer)
         cuda = config["device"].type == "cuda"
         return {
-            "settings": settings_of(config),
             "details": details,
             "state": sum(details[part] for part in ("weights", "gradients", "optimizer")),
             "all_tensors": sum(details.values()),
@@ -209,4 +208,4 @@ def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports an interruption
-    main(json.loads(sys.argv[1]), sys.argv[2:])
+    main(json.load(sys.stdin))

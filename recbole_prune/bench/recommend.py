@@ -19,7 +19,7 @@ from recbole_prune.bench.measuring import Candidate, Clock, take_turns
 from recbole_prune.bench.options import SPARSITIES
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.rivals import RIVALS
-from recbole_prune.bench.runs import OurRun, Request, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
 from recbole_prune.errors import ConfigError
 from recbole_prune.serving import Recommender
 
@@ -49,8 +49,7 @@ def _refuse_settings(options: dict[str, Any], words: list[str]) -> None:
 
 def make_artifacts(options: dict[str, Any], words: list[str], results: Results, scratch: Path) -> dict[float, Artifact]:
     """Artifacts of a briefly trained model, pruned by magnitude to each sparsity."""
-    request = Request.of(words, scratch, epochs=1, show_progress=False, export_vectors=True)
-    config = request.ours()
+    config = our_config(words, scratch, epochs=1, show_progress=False, export_vectors=True)
     results.settings = settings_of(config)
     ours = OurRun(config, scratch)
     weights = ours.trained(config["epochs"])

@@ -7,26 +7,26 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from recbole_prune import quick_start
 from recbole_prune.bench.measuring import device_clock
+from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
-from recbole_prune.bench.runs import PlainRun, Request, scratch_folder, settings_of
-from recbole_prune.quick_start import run_path, run_recbole_prune
+from recbole_prune.bench.runs import our_config, scratch_folder, settings_of
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     """Our run first: it is a normal run folder, so after an interruption the same command continues it."""
     with scratch_folder() as scratch:
-        request = Request.of(words, scratch, pruner="imp", epochs=10, show_progress=False)
-        config = request.ours()
+        config = our_config(words, scratch, pruner="imp", epochs=10, show_progress=False)
         results.settings = settings_of(config)
-        begun = has_begun(run_path(config))
+        begun = has_begun(quick_start.run_path(config))
         start = perf_counter()
-        found = run_recbole_prune(request.model, request.dataset, request.files)
+        found = quick_start.run(config).to_dict()
         seconds = perf_counter() - start
         add_ours(found["tickets"], seconds, begun and not config.settings.fresh, results)
         results.notes.append(f"run folder: {found['folder']}")
         results.save()
-        add_plain(lambda: PlainRun(request.plain(config), scratch), results, device_clock(config["device"]))
+        add_plain(lambda: PlainRun(plain_config(config, scratch)).begin(), results, device_clock(config["device"]))
 
 
 def has_begun(folder: Path) -> bool:

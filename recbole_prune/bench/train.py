@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.bench.measuring import Candidate, device_clock, first_batches, take_turns
+from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
-from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
+from recbole_prune.config.prune_config import PruneConfig
 
 _WARM_UP = 20
 
@@ -16,26 +18,25 @@ _WARM_UP = 20
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     """Plain RecBole, then ours at each sparsity, in turn; before that some batches of each to warm up."""
     with scratch_folder() as scratch:
-        request = Request.of(words, scratch, show_progress=False)
-        config = request.ours()
+        config = our_config(words, scratch, show_progress=False)
         results.settings = settings_of(config)
-        candidates = [*_plain(request, config, scratch, options), *_ours(config, scratch, options)]
+        candidates = [*_plain(config, scratch, options), *_ours(config, scratch, options)]
         if options["batches"]:
             results.notes.append(f"only the first {options['batches']} batches of an epoch, its start included")
         take_turns(candidates, options["repeats"], results, device_clock(config["device"]))
 
 
-def _plain(request: Request, config: Any, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
-    plain = PlainRun(request.plain(config), scratch)
+def _plain(config: PruneConfig, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
+    plain = PlainRun(plain_config(config, scratch)).begin()
     return [_candidate("plain", None, plain.trainer, plain.train_data, plain.reseed, options)]
 
 
-def _ours(config: Any, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
+def _ours(config: PruneConfig, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
     ours = OurRun(config, scratch)
     candidates = []
     for sparsity in options["sparsities"]:
         name, trainer = ours.candidate(sparsity)
-        candidates.append(_candidate(name, sparsity, trainer, ours.experiment.train_data, ours.reseed, options))
+        candidates.append(_candidate(name, sparsity, trainer, ours.workshop.train_data, ours.reseed, options))
     return candidates
 
 

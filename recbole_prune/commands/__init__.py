@@ -3,3 +3,50 @@
 The only room that reads ``sys.argv`` and prints; what it prints comes from ``report/``. Each module has
 ``main(words) -> exit status``.
 """
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from recbole_prune.errors import PruneError
+
+USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
+       recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
+       recbole-prune recommend --artifact=FOLDER --users=196,186 [--k=10]
+       recbole-prune compare --model=BPR --dataset=ml-100k --pruners=static,dsl --sparsities=0.5,0.9 --seeds=1,2,3
+       recbole-prune bench train --model=BPR --dataset=ml-100k [--sparsities=0,0.9] [--to=FILE]   (bench --help)
+       recbole-prune doctor
+
+Every RecBole setting works as with run_recbole.py: --model (-m), --dataset (-d), --config_files="a.yaml b.yaml",
+and any --key=value.
+"""
+
+# imported when called, so that recommend loads neither torch nor RecBole
+COMMANDS = ("run", "export", "recommend", "compare", "bench", "doctor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can act on are printed in one line.
+
+    Args:
+        argv: the words after the program's name, by default those of this process.
+
+    Returns:
+        exit status: 0, 2 for an error, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words and words[0] in COMMANDS else "run"
+    if name != "bench" and words and not words[0].startswith("-"):
+        print(f"recbole-prune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        command: Callable[[Sequence[str]], int] = import_module(f"recbole_prune.commands.{name}").main
+        return command(words)
+    except PruneError as error:
+        print(f"recbole-prune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrecbole-prune: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recbole_prune.commands.run import hand_to_recbole
 from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
-from recbole_prune.report.table import format_rows
-from recbole_prune.run.store import write_atomic
+
+if TYPE_CHECKING:
+    from recbole_prune.run.ticket import Ticket
+
 
 _OPTIONS = {"pruners": "static,dsl", "sparsities": "0.5,0.75,0.9", "seeds": "2020,2021,2022", "to": ""}
 _SET_BY = {"pruner": "pruners", "prune_target_sparsity": "sparsities", "seed": "seeds"}
@@ -29,50 +30,30 @@ def main(argv: list[str]) -> int:
     _check(pruners, sparsities)
     if own["to"] and Path(own["to"]).is_dir():
         raise ConfigError(f"compare: --to={own['to']} is a folder, it must be a file to write")
-    model, dataset, files = hand_to_recbole(rest)
-    from recbole_prune.quick_start import run_recbole_prune
+    asked = launch(rest)
+    from recbole_prune import quick_start
+    from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.report.compare import compare_table
+    from recbole_prune.run.store import write_atomic
 
     records: list[dict[str, Any]] = []
     for seed in seeds:
         for sparsity in sparsities:
             for pruner in pruners:
                 changes = {"pruner": pruner, "prune_target_sparsity": sparsity, "seed": seed}
-                result = run_recbole_prune(model, dataset, files, changes)
-                for ticket in [t for t in result["tickets"] if t["ticket"] == 0] + [result["chosen"]]:
-                    name = "dense" if ticket["ticket"] == 0 else pruner
-                    records.append({**changes, "pruner": name, **_facts(ticket), "folder": result["folder"]})
+                result = quick_start.run(PruneConfig(asked.model, asked.dataset, asked.files, changes, asked.words))
+                for ticket in [*filter(None, [result.dense]), result.chosen]:
+                    name = pruner if ticket.ticket else "dense"
+                    folder = str(result.experiment.folder.path)
+                    records.append({**changes, "pruner": name, **_facts(ticket), "folder": folder})
         print(compare_table(records), flush=True)
     if own["to"]:
         write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
     return 0
 
 
-def _facts(ticket: dict[str, Any]) -> dict[str, Any]:
-    return {name: ticket[name] for name in ("sparsity", "valid_score", "test", "train_seconds", "best_epoch")}
-
-
-def compare_table(records: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds of the validation score and of the first test metric.
-
-    Args:
-        records: ``pruner``, ``prune_target_sparsity``, ``seed``, ``valid_score`` and ``test`` of every run; the dense
-            model's may be repeated.
-    """
-    metric = next(iter(records[0]["test"]))
-    groups: dict[tuple[float, str], dict[int, dict[str, Any]]] = {}
-    for record in records:
-        sparsity = 0.0 if record["pruner"] == "dense" else record["prune_target_sparsity"]
-        groups.setdefault((sparsity, record["pruner"]), {})[record["seed"]] = record
-    rows = []
-    for (sparsity, pruner), runs in sorted(groups.items(), key=lambda item: item[0][0]):
-        valid = [run["valid_score"] for run in runs.values()]
-        test = [run["test"][metric] for run in runs.values()]
-        rows.append([f"{100 * sparsity:g} %", pruner, str(len(runs)), _spread(valid), _spread(test)])
-    return format_rows(["sparsity", "pruner", "seeds", "validation", f"test {metric}"], rows)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+def _facts(ticket: Ticket) -> dict[str, Any]:
+    return {name: getattr(ticket, name) for name in ("sparsity", "valid_score", "test", "train_seconds", "best_epoch")}
 
 
 def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:

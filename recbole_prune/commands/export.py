@@ -19,16 +19,16 @@ def main(argv: list[str]) -> int:
     to = options.pop("to", None)
     record = provenance.read_record(path)
     from recbole_prune.config.prune_config import PruneConfig
-    from recbole_prune.quick_start import export_chosen
     from recbole_prune.run.experiment import Experiment
+    from recbole_prune.run.export import export_chosen
+    from recbole_prune.run.workshop import Workshop
 
     config = PruneConfig.from_plain_settings({**record["settings"], **options})
     folder = RunFolder(path)
     folder.open()
     try:
         provenance.record(config, folder)
-        experiment = Experiment(config, folder)
-        experiment.load_journal()
+        experiment = Experiment(Workshop(config), folder)
         if not experiment.tickets:
             raise ConfigError(f"--run={path} has no finished ticket yet: continue the run first")
         tickets = [experiment.tickets[number] for number in sorted(experiment.tickets)]

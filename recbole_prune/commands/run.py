@@ -1,40 +1,66 @@
-"""``recbole-prune run``: RecBole's command line with a pruner."""
+"""``recbole-prune run``: RecBole's command line with a pruner, and the same as a function."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from recbole_prune.cli import USAGE
 from recbole_prune.config.schema import help_text
+from recbole_prune.config.words import launch
 
 
-def main(argv: list[str]) -> int:
-    """Parse what RecBole's own launcher parses, leave ``--key=value`` to its Config, and run."""
-    if any(word in ("-h", "--help") for word in argv):
+def main(words: Sequence[str]) -> int:
+    """Parse what RecBole's own launcher parses, leave ``--key=value`` to the config, run and print what was found."""
+    if any(word in ("-h", "--help") for word in words):
+        from recbole_prune.commands import USAGE
+
         print(USAGE + "\n" + help_text())
         return 0
-    model, dataset, files = hand_to_recbole(argv)
-    from recbole_prune.quick_start import run_recbole_prune
+    asked = launch(words)
+    from recbole_prune.config.prune_config import PruneConfig
 
-    result = run_recbole_prune(model=model, dataset=dataset, config_file_list=files)
-    if "plan" in result:
-        print(result["plan"])
+    print(_run(PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words))[0])
     return 0
 
 
-def hand_to_recbole(argv: list[str]) -> tuple[str, str, list[str] | None]:
-    """Parse what RecBole's own launcher parses, and leave all words in ``sys.argv`` as its Config reads them.
+def run_recbole_prune(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run RecBole with a pruner; the arguments are those of RecBole's ``run_recbole``.
+
+    As there, ``--key=value`` among the words of the running program (``sys.argv``) goes before ``config_dict``, and
+    that before the files. The same settings find the same folder: what is finished there is not trained again, a
+    killed run continues. Nothing is printed.
 
     Returns:
-        model, dataset and config files.
+        ``folder``, ``tickets`` (list of records), ``chosen`` (record), ``artifact`` (path), ``table`` (text) and, as in
+        RecBole, ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` of the chosen
+        ticket. With ``dry_run`` only ``plan``, a text.
+
+    Raises:
+        PruneError: bad settings, nothing to prune, a damaged or busy folder; the message says what to do.
     """
-    parser = argparse.ArgumentParser(prog="recbole-prune", add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", "-m", default="BPR")
-    parser.add_argument("--dataset", "-d", default="ml-100k")
-    parser.add_argument("--config_files", default=None)
-    known, rest = parser.parse_known_args(argv)
-    # RecBole's Config reads sys.argv itself and knows only --key=value
-    named = [f"--{name}={value}" for name, value in vars(known).items() if value is not None]
-    sys.argv = [sys.argv[0] if sys.argv else "recbole-prune", *named, *rest]
-    return known.model, known.dataset, known.config_files.split() if known.config_files else None
+    from recbole_prune.config.prune_config import PruneConfig
+
+    program, *words = sys.argv or [""]
+    notebook = "ipykernel_launcher" in program
+    return _run(PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words))[1]
+
+
+def _run(config: Any) -> tuple[str, dict[str, Any]]:
+    """What a person sees of a run, and what a program gets."""
+    if config.settings.dry_run:
+        from recbole_prune.report.dry_run import describe_plan
+
+        plan = describe_plan(config)
+        return plan, {"plan": plan}
+    from recbole_prune import quick_start
+    from recbole_prune.report.table import result_text
+
+    result = quick_start.run(config)
+    text = result_text(result)
+    return text, {**result.to_dict(), "table": text}

@@ -29,6 +29,9 @@ _CHANGES = ("nothing", "every training", "the pruning")
 _TYPES = ("int", "float", "bool", "str", "list of str")
 _EMPTY = ("", "~", "none", "null")
 
+Method = tuple[str, str]
+"""Kind (``pruner``, ``distiller``) and name of a method; the two kinds may share a name."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -44,7 +47,7 @@ class Key:
         section: title of the section in ``overall.yaml``.
         listed: True where only the methods that list the key use it.
         changes: ``nothing``, ``every training`` or ``the pruning``.
-        methods: for a listed key, the default of each method that uses it.
+        methods: for a listed key, the default of each method that uses it, by (kind, name).
     """
 
     name: str
@@ -56,7 +59,7 @@ class Key:
     section: str
     listed: bool
     changes: str
-    methods: Mapping[str, Any] = field(default_factory=dict)
+    methods: Mapping[Method, Any] = field(default_factory=dict)
 
     @property
     def choices(self) -> list[str] | None:
@@ -77,9 +80,14 @@ class Key:
             text += f" with {self.range.replace('x', self.name)}" if self.range else ""
         return f"{text}, or empty" if self.optional and self.choices != [] else text
 
-    def used_by(self, method: str | None) -> bool:
-        """Whether the method of this name has a use for the key."""
-        return not self.listed or method in self.methods
+    @property
+    def kinds(self) -> list[str]:
+        """For a listed key, the kinds of methods that use it."""
+        return list(dict.fromkeys(kind for kind, _ in self.methods))
+
+    def used_by(self, kind: str, name: str | None) -> bool:
+        """Whether the method of this kind and name has a use for the key."""
+        return not self.listed or (kind, name) in self.methods
 
     def check(self, value: Any) -> Any:
         """Return the value in the key's type.

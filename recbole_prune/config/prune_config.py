@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,12 @@ from recbole_prune import compat
 from recbole_prune.config import fingerprint, host, schema
 from recbole_prune.config.host import dataset_names, model_names
 from recbole_prune.config.paths import property_file, property_names
-from recbole_prune.config.settings import Host, Settings, defaults, settle
-from recbole_prune.config.words import check_words
+from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
+from recbole_prune.config.words import settings_in
 from recbole_prune.errors import ConfigError
 from recbole_prune.models import join_recbole
 
 __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
-
-# no Config can be built unpatched on current libraries; what is imported already is patched too
-compat.apply()
-join_recbole()
 
 # our settings that ask for something once and are no part of what a config describes
 _ONE_SHOT = ("fresh", "dry_run")
@@ -43,8 +38,11 @@ class PruneConfig(Config):
         dataset: name of the dataset; None takes it from the settings.
         config_file_list: yaml files.
         config_dict: settings by name.
+        words: of a command line, as ``--key=value``. Unlike RecBole's, this Config does not look at ``sys.argv``
+            itself: pass ``sys.argv[1:]`` where a program's own words are meant.
 
     Attributes:
+        words: the words it was given.
         settings: the settings of this package in force, read-only.
         warnings: the warnings given while it was built, for the log file.
 
@@ -59,13 +57,14 @@ class PruneConfig(Config):
         dataset: str | None = None,
         config_file_list: list[str] | None = None,
         config_dict: Mapping[str, Any] | None = None,
+        words: Sequence[str] = (),
     ) -> None:
         given = fingerprint.plain_numbers(dict(config_dict or {}))
-        self._build(_Private(model=model, given=given), model, dataset, config_file_list)
+        self._build(_Private(model=model, given=given, words=tuple(words)), model, dataset, config_file_list)
 
     @classmethod
     def from_plain_settings(cls, plain: Mapping[str, Any]) -> PruneConfig:
-        """Build the config that :meth:`plain_settings` describes; the command line is not read.
+        """Build the config that :meth:`plain_settings` describes.
 
         Raises:
             ConfigError: as for the constructor.
@@ -75,6 +74,9 @@ class PruneConfig(Config):
         return config
 
     def _build(self, private: _Private, model: Any, dataset: Any, files: Any) -> None:
+        # no Config can be built unpatched on current libraries; what is imported already is patched too
+        compat.apply()
+        join_recbole()
         self._private = private
         try:
             super().__init__(model, dataset, files, private.given)
@@ -99,11 +101,10 @@ class PruneConfig(Config):
     def _load_cmd_line(self) -> dict[str, Any]:
         private = self._private
         if private.command_line is None:
-            if private.replayed:
-                private.command_line = {}
-            else:
-                check_words(sys.argv)
-                private.command_line = super()._load_cmd_line()
+            found, others = settings_in(private.words)
+            if others:
+                self._warn(f"no settings, so without effect: {' '.join(others)}")
+            private.command_line = self._convert_config_dict(found)
         return private.command_line
 
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
@@ -174,7 +175,7 @@ class PruneConfig(Config):
         host.check_numbers(merged)
         user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
         recipe = {name: value for name, value in self._private.recipe.items() if name in schema.known_keys()}
-        facts = Host(merged["epochs"], self.model, self._private.own_l2)
+        facts = HostFacts(merged["epochs"], self.model, self._private.own_l2)
         self._private.settings, warnings = settle(user, recipe, facts)
         for warning in warnings:
             self._warn(warning)
@@ -204,6 +205,11 @@ class PruneConfig(Config):
     def settings(self) -> Settings:
         """The settings of this package in force."""
         return self._private.settings
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of a command line that it was given."""
+        return self._private.words
 
     @property
     def has_own_l2(self) -> bool:
@@ -285,7 +291,8 @@ class _Private:
     Attributes:
         model: the model argument.
         given: the ``config_dict`` argument.
-        replayed: built from plain settings: no command line, no recipe, no warnings, values are taken as typed.
+        words: the ``words`` argument.
+        replayed: built from plain settings: no recipe, no warnings, values are taken as typed.
         command_line: settings of the command line, None before they are read.
         recipe: settings of the recipe.
         user: names that the user set anywhere.
@@ -295,9 +302,12 @@ class _Private:
         warnings: warnings given.
     """
 
-    def __init__(self, given: dict[str, Any], model: Any = None, replayed: bool = False) -> None:
+    def __init__(
+        self, given: dict[str, Any], model: Any = None, words: tuple[str, ...] = (), replayed: bool = False
+    ) -> None:
         self.model = model
         self.given = given
+        self.words = words
         self.replayed = replayed
         self.command_line: dict[str, Any] | None = None
         self.recipe: dict[str, Any] = {}

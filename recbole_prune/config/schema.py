@@ -38,7 +38,7 @@ def known_keys() -> Mapping[str, Key]:
                 if name not in found or not found[name].listed:
                     raise ConfigError(f"{property_file(kind, method)} lists {name}, which overall.yaml does not let it")
                 key = found[name]
-                found[name] = replace(key, methods={**key.methods, method: key.check(value)})
+                found[name] = replace(key, methods={**key.methods, (kind, method): key.check(value)})
     return found
 
 
@@ -115,7 +115,9 @@ def help_text() -> str:
         for method in method_names(kind):
             lines += ["", f"--{kind}={method}", *_wrap(describe_method(kind, method), 4)]
             used = [
-                f"{key.name}={_show(key.methods[method])}" for key in known_keys().values() if method in key.methods
+                f"{key.name}={_show(key.methods[kind, method])}"
+                for key in known_keys().values()
+                if (kind, method) in key.methods
             ]
             lines += _wrap("  ".join(used), 4)
     return "\n".join(lines)

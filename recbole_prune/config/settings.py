@@ -55,7 +55,7 @@ class Settings(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
-class Host:
+class HostFacts:
     """What the combination rules must know of RecBole's side.
 
     Attributes:
@@ -69,7 +69,7 @@ class Host:
     own_l2: bool
 
 
-def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: Host) -> tuple[Settings, list[str]]:
+def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) -> tuple[Settings, list[str]]:
     """Check and complete the settings of this package.
 
     Args:
@@ -105,7 +105,7 @@ def defaults(pruner: str | None = None, distiller: str | None = None) -> dict[st
     keys = schema.known_keys()
     names = {"pruner": pruner or keys["pruner"].default, "distiller": distiller or keys["distiller"].default}
     found = {name: key.default for name, key in keys.items()}
-    for method in names.values():
+    for method in names.items():
         found.update({name: key.methods[method] for name, key in keys.items() if method in key.methods})
     return {**found, **names}
 
@@ -113,7 +113,7 @@ def defaults(pruner: str | None = None, distiller: str | None = None) -> dict[st
 def is_used(name: str, values: Mapping[str, Any]) -> bool:
     """Whether the selected pruner or distiller has a use for the key."""
     key = schema.known_keys()[name]
-    return key.used_by(values["pruner"]) or key.used_by(values["distiller"])
+    return any(key.used_by(kind, values[kind]) for kind in schema.METHOD_KINDS)
 
 
 def rounds_planned(values: Mapping[str, Any]) -> int | None:
@@ -127,7 +127,14 @@ def _settle_unused(values: dict[str, Any], base: Mapping[str, Any], said: Mappin
     """Set what the pruner does not use to its default, so that it is neither checked nor hashed."""
     unused = [name for name in values if not is_used(name, values)]
     values.update({name: base[name] for name in unused})
-    return [f"{name} has no effect with --pruner={values['pruner']}" for name in unused if name in said]
+    return [f"{name} has no effect {_with_methods(name, values)}" for name in unused if name in said]
+
+
+def _with_methods(name: str, values: Mapping[str, Any]) -> str:
+    """With which methods a key has no effect: those of the kinds that have a use for it."""
+    kinds = schema.known_keys()[name].kinds
+    shown = [f"with --{kind}={values[kind]}" if values[kind] else f"without --{kind}" for kind in kinds]
+    return " and ".join(shown)
 
 
 def _settle_schedule(
@@ -166,7 +173,7 @@ def _check_official(values: Mapping[str, Any]) -> None:
             )
 
 
-def _settle_rewind(values: dict[str, Any], said: Mapping[str, Any], host: Host) -> None:
+def _settle_rewind(values: dict[str, Any], said: Mapping[str, Any], host: HostFacts) -> None:
     if not is_used("prune_rewind", values):
         return
     rewind, epoch = values["prune_rewind"], values["prune_rewind_epoch"]
@@ -186,13 +193,13 @@ def _settle_rewind(values: dict[str, Any], said: Mapping[str, Any], host: Host) 
         _check_below_epochs("prune_rewind_epoch", epoch, host)
 
 
-def _check_below_epochs(name: str, value: int, host: Host) -> None:
+def _check_below_epochs(name: str, value: int, host: HostFacts) -> None:
     # RecBole itself answers for an epochs that is no number
     if isinstance(host.epochs, int) and value >= host.epochs:
         raise ConfigError(f"{name}={value} is not allowed: it must be below epochs={host.epochs}")
 
 
-def _settle_training(values: dict[str, Any], said: Mapping[str, Any], host: Host) -> list[str]:
+def _settle_training(values: dict[str, Any], said: Mapping[str, Any], host: HostFacts) -> list[str]:
     warnings = []
     if values["prune_lr_warmup"]:
         _check_below_epochs("prune_lr_warmup", values["prune_lr_warmup"], host)

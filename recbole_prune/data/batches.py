@@ -17,6 +17,8 @@ from recbole.data.dataloader.knowledge_dataloader import KGDataLoader
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.data.transform import Equal
+from recbole.utils import KGDataLoaderState
+from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
 from recbole_prune.data.membership import convert_sampler
@@ -49,6 +51,24 @@ def assemble_batches_fast(train_data: Any) -> None:
     train_data.__class__ = fast_class
     if hasattr(train_data, "sampling_func"):
         train_data.sampling_func = getattr(train_data, train_data.sampling_func.__name__)
+
+
+def first_batch(train_data: Any, model: nn.Module) -> Interaction:
+    """The first training batch; of a knowledge graph one with interactions and triples.
+
+    Args:
+        train_data: a training loader; its position in random streams moves.
+        model: scores the candidates of dynamic negative sampling.
+    """
+    if hasattr(train_data, "set_mode"):
+        train_data.set_mode(KGDataLoaderState.RSKG)
+    if not hasattr(train_data, "get_model"):
+        return next(iter(train_data))
+    train_data.get_model(model)
+    try:
+        return next(iter(train_data))
+    finally:
+        train_data.get_model(None)  # a loader that keeps the model would keep its tables in memory
 
 
 def _use_arrays(loader: Any) -> None:

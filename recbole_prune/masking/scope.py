@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,6 +115,34 @@ class Scope:
             raise NothingToPrune(f"{model_name} has nothing to prune in this scope ({reasons})")
         return self
 
+    def to_json(self) -> dict[str, Any]:
+        """The scope in JSON's types, as ``scope.json`` holds it."""
+        return {
+            "targets": [{**vars(target), "prunable": target.prunable} for target in self.targets],
+            "exclusions": [vars(exclusion) for exclusion in self.exclusions],
+            "parameters": self.parameters,
+            "prunable": self.prunable,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Scope:
+        """Undo :meth:`to_json`.
+
+        Raises:
+            ValueError: the record is not of that form, or contradicts itself.
+        """
+        try:
+            targets = tuple(_target_of(dict(each)) for each in record["targets"])
+            exclusions = tuple(
+                Exclusion(str(e["name"]), int(e["entries"]), str(e["reason"])) for e in record["exclusions"]
+            )
+            scope = cls(targets, exclusions, int(record["parameters"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no scope: {type(error).__name__} {error}") from error
+        if scope.prunable != record.get("prunable") or len(scope._by_name) != len(targets):
+            raise ValueError("its counts contradict its targets")
+        return scope
+
     def describe(self) -> str:
         """One line per target and per exclusion."""
         lines = [
@@ -124,6 +153,21 @@ class Scope:
         ]
         lines += [f"  leave  {e.name}  {e.entries} entries: {e.reason}" for e in self.exclusions]
         return "\n".join(lines)
+
+
+def _target_of(record: dict[str, Any]) -> Target:
+    """A target from JSON, its numbers checked.
+
+    Raises:
+        ValueError: a number is not allowed.
+    """
+    shape, padding = tuple(map(int, record["shape"])), tuple(map(int, record["padding_rows"]))
+    if record["kind"] not in KINDS or not shape or min(shape) < 1 or not set(padding) <= set(range(shape[0])):
+        raise ValueError(f"{record['name']} is no target: kind {record['kind']}, shape {shape}, padding rows {padding}")
+    target = Target(str(record["name"]), record["kind"], shape, padding, tuple(map(str, record["tied_to"])))
+    if target.prunable != record["prunable"]:
+        raise ValueError(f"{target.name} has {target.prunable} prunable entries, not {record['prunable']}")
+    return target
 
 
 def _owners(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Module | None, nn.Parameter]]:

@@ -1,7 +1,4 @@
-"""What a model costs to run, counted rather than timed."""
+"""What a model costs: multiply-accumulates, counted, and windows around the work that meters measure.
 
-from __future__ import annotations
-
-from recbole_prune.metering.macs import Macs, MacsReport, TrainingMacs, measure_macs
-
-__all__ = ["Macs", "MacsReport", "TrainingMacs", "measure_macs"]
+Nothing here trains or decides; a figure that cannot be had is left out with its reason, never 0.
+"""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from recbole_prune.anatomy.caches import forget_caches
+from recbole_prune.anatomy.losses import has_graph_loss, recommendation_loss
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.metering.counter import Macs, MacsCounter
 from recbole_prune.metering.factors import Factors
@@ -145,8 +146,8 @@ def measure_macs(
 def _count_training(model: Any, config: Any, batch: Any, factors: Factors) -> tuple[TrainingMacs | None, list[str]]:
     """The losses of a batch, and what was not counted."""
     model.train()
-    notes = ["batches of the knowledge graph (calculate_kg_loss)"] if hasattr(model, "calculate_kg_loss") else []
-    loss = getattr(model, "calculate_rs_loss", model.calculate_loss)  # MKR's name for it
+    notes = ["batches of the knowledge graph (calculate_kg_loss)"] if has_graph_loss(model) else []
+    loss = getattr(model, recommendation_loss(type(model)))
     try:
         counter = _count(factors, lambda: loss(batch.to(config["device"])))
     except Exception as error:  # some losses take what only their own trainer prepares

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
@@ -11,6 +10,7 @@ from recbole_prune.masking.random_masks import kept_by_target, random_masks
 from recbole_prune.pruners.base import Pruner
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.run.ticket import Plan, Ticket
+from recbole_prune.training.parts import Part
 
 
 class StaticSparseTraining(Pruner):
@@ -46,15 +46,15 @@ class StaticSparseTraining(Pruner):
 
     def plan(self) -> Plan:
         """One training under random masks."""
-        return Plan(1, self.masks(), dynamics=self.dynamics())
+        return Plan(1, self.masks(), parts=self.parts())
 
     def masks(self) -> MaskSet:
         """The initial masks."""
         return random_masks(self.scope, self.kept(), self.settings.prune_init, self.experiment.config["seed"])
 
-    def dynamics(self) -> PruneAndGrow | None:
-        """What moves the masks."""
-        return None
+    def parts(self) -> tuple[Part, ...]:
+        """What trains along: nothing, the masks stay."""
+        return ()
 
 
 class DynamicSparseTraining(StaticSparseTraining):
@@ -103,22 +103,14 @@ class DynamicSparseTraining(StaticSparseTraining):
                 "the growth, so the sparsity rises during the training; the journal has the sparsity reached"
             )
 
-    def plan(self) -> Plan:
-        """One training under masks that move."""
-        return Plan(1, self.masks(), dynamics=self.dynamics(), prepare=self._prepare)
-
-    def dynamics(self) -> PruneAndGrow:
+    def parts(self) -> tuple[Part, ...]:
         """The updates over all optimizer steps of the training."""
         experiment = self.experiment
-        steps = len(experiment.train_data) * experiment.config["epochs"]
-        dynamics = PruneAndGrow(self.settings, steps, experiment.config["seed"])
-        if not any(map(dynamics.is_update, range(dynamics.last_update + 1))):
+        steps = experiment.workshop.steps_per_epoch * experiment.config["epochs"]
+        updates = PruneAndGrow(self.settings, steps, experiment.config["seed"])
+        if not any(map(updates.is_update, range(updates.last_update + 1))):
             experiment.logger.warning(
                 f"prune_update_interval={self.settings.prune_update_interval}: the training has {steps} steps and no "
-                f"update up to step {dynamics.last_update}, so the masks never move"
+                f"update up to step {updates.last_update}, so the masks never move"
             )
-        return dynamics
-
-    def _prepare(self, model: Any) -> None:
-        if self.settings.prune_moments == "dense":
-            model.storage, model.dense_moments = "masked", True
+        return (updates,)

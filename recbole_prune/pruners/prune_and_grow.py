@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,15 @@ from recbole_prune.masking.scope import Target
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training import state as states
 from recbole_prune.training.gradient_record import GradientRecorder
+from recbole_prune.training.parts import Part, State, Training
+
+if TYPE_CHECKING:
+    from recbole_prune.config.settings import Settings
+    from recbole_prune.training.model import MaskAware
 
 
-class PruneAndGrow:
-    """Moves the live entries of a model while it trains; the trainer calls :meth:`after_step`.
+class PruneAndGrow(Part):
+    """Moves the live entries of a model while it trains.
 
     Args:
         settings: interval, ratio, floor, end, growth, window and parity of the updates.
@@ -33,12 +38,15 @@ class PruneAndGrow:
         grown: entries that became live over all updates, each counted every time.
     """
 
-    def __init__(self, settings: Any, steps: int, seed: int) -> None:
+    name = "prune_and_grow"
+
+    def __init__(self, settings: Settings, steps: int, seed: int) -> None:
         self.settings = settings
         self.steps = max(1, steps)
         self.seed = seed
         self.step = self.updates = self.grown = 0
         self._recorder = GradientRecorder()
+        self._recording = False
         self._fired: dict[str, np.ndarray] = {}
 
     @property
@@ -62,46 +70,49 @@ class PruneAndGrow:
         total = self.last_update if settings.pruner == "rigl" else self.steps
         return update_ratio(settings.prune_update_ratio, settings.prune_update_floor, step, max(1, total))
 
-    def begin(self, model: Any) -> None:
-        """Called before the first step, and after :meth:`restore`."""
-        self._remember(model.masks)
-        self._record_next(model)
+    def attach(self, model: MaskAware) -> None:
+        """Moments of pruned entries exist only where the table is held whole."""
+        if self.settings.prune_moments == "dense":
+            model.storage, model.dense_moments = "masked", True
 
-    def end_epoch(self, done: int, epochs: int) -> None:
-        """Plan with the steps that epochs really take: knowledge-graph passes, two optimizers in turn.
+    def begin(self, trainer: Training) -> None:
+        """Note what is live, and record the first batch if an update follows it."""
+        if trainer.model.masks is None:
+            raise TrainingError("prune-and-grow moves masks, but the model wears none")
+        self._remember(trainer.model.masks)
+        self._record_next(trainer.model)
 
-        Args:
-            done: epochs trained.
-            epochs: of the whole training.
-        """
-        self.steps = max(1, round(self.step * epochs / done))
+    def end_epoch(self, trainer: Training) -> None:
+        """Plan with the steps that epochs really take: knowledge-graph passes, two optimizers in turn."""
+        self.steps = max(1, round(self.step * trainer.epochs / trainer.epochs_done))
 
-    def after_step(self, trainer: Any) -> None:
+    def after_step(self, trainer: Training) -> None:
         """Count an optimizer step; move the masks if it is time."""
-        model = trainer.model
         self.step += 1
-        if model._recorder is not None:
+        if self._recording:
             self._recorder.end_batch()
         if self.is_update(self.step):
             self._update(trainer)
-        self._record_next(model)
+        self._record_next(trainer.model)
 
-    def forget_batch(self) -> None:
-        """Called instead of :meth:`after_step` where a loss scaler left the step out."""
+    def step_left_out(self) -> None:
+        """A loss scaler left the step out."""
         self._recorder.drop_batch()
 
-    def _record_next(self, model: Any) -> None:
+    def _record_next(self, model: MaskAware) -> None:
         """Record the dense gradients of the next batch if an update uses them."""
         wanted = self.settings.prune_growth == "gradient" and any(
             self.is_update(self.step + ahead) for ahead in range(1, self.settings.prune_gradient_window + 1)
         )
-        if wanted != (model._recorder is not None):
+        if wanted != self._recording:
+            self._recording = wanted
             model.record_gradients(self._recorder if wanted else None)
 
     @torch.no_grad()
-    def _update(self, trainer: Any) -> None:
+    def _update(self, trainer: Training) -> None:
         model, ratio = trainer.model, self.ratio(self.step)
-        old: MaskSet = model.masks
+        old = model.masks
+        assert old is not None, "begin has seen them"
         optimizers = list(dict.fromkeys(states.optimizers_of(trainer).values()))  # an optimizer may have two names
         new = {}
         for number, target in enumerate(old.scope):
@@ -159,16 +170,17 @@ class PruneAndGrow:
             fired += int(ever.reshape(target.shape[0], -1)[target.countable().numpy()].sum())
         return fired / masks.prunable
 
-    def report(self, masks: MaskSet) -> dict[str, Any]:
+    def report(self, masks: MaskSet | None) -> dict[str, Any]:
         """What the journal line of the ticket says about the updates."""
-        return {"updates": self.updates, "grown": self.grown, "exploration_rate": self.exploration_rate(masks)}
+        explored = None if masks is None else self.exploration_rate(masks)
+        return {"updates": self.updates, "grown": self.grown, "exploration_rate": explored}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """What a resume point needs beside masks, weights and moments."""
         counters = {"step": self.step, "steps": self.steps, "updates": self.updates, "grown": self.grown}
         return {**counters, "fired": dict(self._fired), "recorder": self._recorder.state()}
 
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+    def restore(self, state: State, device: torch.device) -> None:
         """Undo :meth:`state`."""
         self.step, self.steps = state["step"], state["steps"]
         self.updates, self.grown = state["updates"], state["grown"]

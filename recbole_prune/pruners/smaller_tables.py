@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from recbole_prune.anatomy.tables import WIDTH_KEYS
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.bound import information_bound_bits
-from recbole_prune.masking.padding import PaddingRule, padding_rule
 from recbole_prune.masking.scope import find_scope
 from recbole_prune.pruners.base import Pruner
 from recbole_prune.run.ticket import Plan, Ticket
+from recbole_prune.training.parts import Part
 
-WIDTH_KEYS = ("embedding_size", "mf_embedding_size", "mlp_embedding_size", "hidden_size")
+if TYPE_CHECKING:
+    from recbole_prune.training.model import MaskAware
 
 
 class SmallerDenseTables(Pruner):
@@ -88,11 +90,11 @@ class SmallerDenseTables(Pruner):
     def _table_entries(self, changes: dict[str, int]) -> int | None:
         """Entries of the narrower tables, or None if the model rejects the settings (heads that do not divide)."""
         try:
-            model = self.experiment.build_model(self.experiment.config.with_changes(**changes))
+            model = self.experiment.workshop.build_model(changes)
         except (ValueError, AssertionError, RuntimeError):
             return None
         names = [target.name for target in self.scope]
-        rule: PaddingRule = padding_rule(model, self.experiment.train_data._dataset)
+        rule = self.experiment.workshop.padding_rule(model)
         return find_scope(model, scope="all", include=names, padding=rule).prunable
 
 
@@ -120,10 +122,26 @@ class LinearCompression(SmallerDenseTables):
     def plan(self, number: int, keep: int, dense: Ticket) -> Plan:
         """Train affine maps of the dense ticket's tables."""
         changes, kept = self.narrow(self.fraction(keep))
-        teacher = self.experiment.weights_of(dense)
-        tables = {name: teacher[name] for name in self.tables()}
-        prepare = partial(map_tables, teacher=tables)
-        return Plan(number, None, changes=changes, kept=kept, prepare=prepare, method={"equal_to_kept": keep})
+        wide = self.experiment.weights_of(dense)
+        part = AffineTables({name: wide[name] for name in self.tables()})
+        return Plan(number, None, changes=changes, kept=kept, parts=(part,), method={"equal_to_kept": keep})
+
+
+class AffineTables(Part):
+    """Trains tables as affine maps of fixed wide ones; the maps are parameters of the model.
+
+    Args:
+        teacher: wide tables by parameter name.
+    """
+
+    name = "affine_tables"
+
+    def __init__(self, teacher: dict[str, torch.Tensor]) -> None:
+        self.teacher = teacher
+
+    def attach(self, model: MaskAware) -> None:
+        """Turn the tables into maps."""
+        map_tables(model, self.teacher)
 
 
 class AffineOfTeacher(nn.Module):

@@ -16,6 +16,7 @@ from recbole_prune.pruners import get_pruner
 from recbole_prune.report.table import format_rows
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
+from recbole_prune.run.workshop import Workshop
 
 
 def describe_plan(config: Any) -> str:
@@ -25,11 +26,11 @@ def describe_plan(config: Any) -> str:
         PruneError: whatever would stop the run before its first training.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        experiment = Experiment(config, RunFolder(Path(scratch)))
+        experiment = Experiment(Workshop(config), RunFolder(Path(scratch)))
         pruner = get_pruner(config.settings.pruner)(experiment)
         pruner.check()
         counts = pruner.counts()
-        model = experiment.build_model()
+        model = experiment.workshop.build_model()
         scope = experiment.scope
         rows = [
             [str(number), f"{100 * (1 - kept / scope.prunable):.2f} %", str(kept), f"{size:,}"]
@@ -42,8 +43,7 @@ def describe_plan(config: Any) -> str:
                 scope.describe(),
                 "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
                 format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
-                f"scoring: {explain_scoring(model, config, experiment.dataset)}",
-                "a target that receives no gradient in the dense training is left out when ticket 0 is done",
+                f"scoring: {explain_scoring(model, config, experiment.workshop.dataset)}",
                 "nothing was trained (--dry_run=True)",
             ]
         )

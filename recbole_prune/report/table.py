@@ -6,9 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_prune.report.costs import macs_line
+from recbole_prune.run.siblings import SiblingRow
+from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
 
 _MOST_METRICS = 6
+
+
+def result_text(result: RunResult) -> str:
+    """What a run ends by saying: the table, what it cost, and what its protocol leaks."""
+    experiment = result.experiment
+    text = [
+        ticket_table(
+            result.tickets,
+            experiment.config["valid_metric"],
+            chosen=result.chosen,
+            reason=result.reason,
+            others=result.siblings,
+            folder=experiment.folder.path,
+        ),
+        macs_line(result.chosen, result.dense, result.macs[result.chosen.ticket]),
+    ]
+    if result.notice:
+        text.append(f"\nNOTE {result.notice}")
+    return "\n".join(text)
 
 
 def shown_metrics(metrics: Sequence[str], valid_metric: str) -> list[str]:
@@ -23,7 +45,7 @@ def ticket_table(
     *,
     chosen: Ticket,
     reason: str,
-    others: Sequence[tuple[str, dict[str, Any]]] = (),
+    others: Sequence[SiblingRow] = (),
     folder: Path | None = None,
 ) -> str:
     """One row per ticket, the baselines that were run at about the same sparsities, the choice and the folder.
@@ -32,15 +54,15 @@ def ticket_table(
         tickets: ticket 0 first.
         valid_metric: RecBole's setting, for example ``MRR@10``.
         chosen: the exported ticket and ``reason`` why.
-        others: (pruner, ticket summary) of other runs over the same settings.
+        others: pruned tickets of other runs over the same settings.
         folder: where everything lies.
     """
     names = shown_metrics(list(tickets[0].valid), valid_metric)
     header = ["ticket", "sparsity", "kept", *[f"valid {n}" for n in names], *[f"test {n}" for n in names]]
     header += ["epochs", "best", "wins"]
     rows = [_row(str(t.ticket) + ("*" if t is chosen else ""), t.to_record(), names) for t in tickets]
-    for pruner, summary in sorted(others, key=lambda item: (item[1]["sparsity"], item[0])):
-        rows.append(_row(pruner, summary, names))
+    for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
+        rows.append(_row(other.method, other.ticket, names))
     lines = ["", format_rows(header, rows)]
     lines.append("wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse")
     lines.append(f"* chosen: ticket {chosen.ticket}, {reason}")

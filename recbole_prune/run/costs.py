@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from recbole.utils import KGDataLoaderState
-
+from recbole_prune.data.batches import first_batch
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.metering.macs import measure_macs
+from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.ticket import Ticket
 
-if TYPE_CHECKING:
-    from recbole_prune.run.experiment import Experiment
-
-Record = dict  # JSON
+Record = dict[str, Any]  # JSON
 
 
 def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int, Record]:
@@ -37,8 +34,7 @@ def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int
             try:
                 if shape not in models:
                     models.clear()  # one at a time
-                    config = experiment.config.with_changes(**changes) if changes else experiment.config
-                    models[shape] = config, experiment.build_model(config)
+                    models[shape] = experiment.workshop.config_with(changes), experiment.workshop.build_model(changes)
                 config, model = models[shape]
                 records[ticket.ticket] = _count(experiment, ticket, config, model)
             except Exception as error:  # a figure beside the result is no reason to lose the result
@@ -57,14 +53,9 @@ def _records_in(summary: Path) -> dict[int, Record]:
 
 
 def _count(experiment: Experiment, ticket: Ticket, config: Any, model: Any) -> Record:
-    loader = experiment.train_data
-    if hasattr(loader, "set_mode"):
-        loader.set_mode(KGDataLoaderState.RSKG)
-    if hasattr(loader, "get_model"):
-        loader.get_model(model)  # hard negatives are drawn by score
-    batch = next(iter(loader))
+    batch = first_batch(experiment.workshop.train_data, model)
     masks = {} if ticket.mask_file is None else experiment.masks_of(ticket)
-    report = measure_macs(model, config, experiment.dataset, batch, masks)
+    report = measure_macs(model, config, experiment.workshop.dataset, batch, masks)
     return report.to_dict(_steps_between_dense_gradients(experiment, ticket))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import sys
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def record(config: Any, folder: RunFolder) -> None:
             )
         return
     document = {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["recbole-prune", *config.words]),
         "versions": versions(),
         "data_sha256": data,
         "run_hash": config.run_hash,

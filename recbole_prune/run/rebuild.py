@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +23,8 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
     """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
 
     The dataset is read and the model is built as in the run that made the artifact, under the same seed, since some
-    models draw neighbours or graphs in their constructor. ``sys.argv`` is not read, the global random streams stay
-    where they are, and no pickle is opened.
+    models draw neighbours or graphs in their constructor. The global random streams stay where they are, and no
+    pickle is opened.
 
     Args:
         folder: the artifact.
@@ -44,7 +43,7 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
 def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
     """What :func:`load_ticket` does once the artifact is read; ``changes`` replace settings."""
     state = artifact.state()
-    with _bare_command_line(), preserved_random_streams():
+    with preserved_random_streams():
         config = PruneConfig.from_plain_settings(_settings(artifact, changes))
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
@@ -76,17 +75,6 @@ def _settings(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any]:
         "save_dataloaders": False,
     }
     return {**settings, **no_pickles, **changes}
-
-
-@contextmanager
-def _bare_command_line() -> Iterator[None]:
-    """RecBole's Config takes settings from the words of whatever program is running."""
-    words = sys.argv
-    sys.argv = words[:1] or [""]
-    try:
-        yield
-    finally:
-        sys.argv = words
 
 
 def _check_tokens(artifact: Artifact, dataset: Any) -> None:

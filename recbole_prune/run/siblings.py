@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from recbole_prune.errors import StoreError
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.provenance import read_record
-from recbole_prune.run.store import RunFolder
-from recbole_prune.run.ticket import Ticket
-
-if TYPE_CHECKING:
-    from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import REWIND, RunFolder
+from recbole_prune.run.ticket import Ticket, method_name
 
 _SAME = ("base_hash", "data_sha256", "versions")
 
@@ -39,8 +38,6 @@ def adopt_dense(experiment: Experiment) -> None:
     Only a run with the same training settings, data, library versions and scope qualifies; its files are
     hash-checked. The journal line says where the ticket comes from.
     """
-    from recbole_prune.run.ticket_training import REWIND_FILE
-
     folder, settings = experiment.folder, experiment.settings
     if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:
         return
@@ -58,9 +55,11 @@ def adopt_dense(experiment: Experiment) -> None:
                 if dense.method.get("rewind_epoch") != settings.prune_rewind_epoch:
                     continue
                 method.update({key: dense.method[key] for key in ("rewind_epoch", "rewind_sha256")})
-                folder.write(REWIND_FILE, source.read(REWIND_FILE, method["rewind_sha256"]))
+                folder.write(REWIND, source.read(REWIND, method["rewind_sha256"]))
+            mask = source.read(dense.mask_file, dense.mask_sha256)
+            MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise
             folder.write(dense.checkpoint_file, source.read(dense.checkpoint_file, dense.checkpoint_sha256))
-            folder.write(dense.mask_file, source.read(dense.mask_file, dense.mask_sha256))
+            folder.write(dense.mask_file, mask)
         except StoreError as error:
             experiment.logger.warning(f"cannot share the dense model of {other}: {error}")
             continue
@@ -71,13 +70,27 @@ def adopt_dense(experiment: Experiment) -> None:
         return
 
 
-def rows_of_others(config: Any, folder: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-    """(pruner, ticket summary) of every pruned ticket of finished runs over the same training settings."""
+class SiblingRow(NamedTuple):
+    """A pruned ticket of another run over the same training settings, as its ``summary.json`` tells it."""
+
+    pruner: str
+    distiller: str | None
+    ticket: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """``pruner`` or ``pruner+distiller``, as in the names of run folders."""
+        return method_name(self.pruner, self.distiller)
+
+
+def rows_of_others(folder: RunFolder) -> list[SiblingRow]:
+    """Every pruned ticket of finished runs over the same training settings."""
     rows = []
     for other in _others(folder.path):
         try:
             summary = json.loads((other / "summary.json").read_bytes())
-            rows += [(summary["pruner"], ticket) for ticket in summary["tickets"] if ticket["ticket"] > 0]
+            method = summary["pruner"], summary.get("distiller")
+            rows += [SiblingRow(*method, ticket) for ticket in summary["tickets"] if ticket["ticket"] > 0]
         except (OSError, ValueError, KeyError):
             continue
     return rows

@@ -20,6 +20,8 @@ from typing import Any
 from recbole_prune.errors import StoreError
 
 JOURNAL = "tickets.jsonl"
+SCOPE = "scope.json"
+REWIND = "rewind.safetensors"
 RESUME = "resume"
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -157,6 +159,25 @@ class RunFolder:
         """Write indented JSON."""
         return self.write(name, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
+    def write_sealed(self, name: str, record: dict[str, Any]) -> None:
+        """Write a record as JSON that carries its own sha256."""
+        self.write(name, _seal(record) + b"\n")
+
+    def read_sealed(self, name: str) -> dict[str, Any]:
+        """Read what :meth:`write_sealed` wrote.
+
+        Raises:
+            StoreError: the file is missing or differs from what was written.
+        """
+        path = self.path / name
+        try:
+            record = _unseal(path.read_bytes().rstrip(b"\n"))
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; {_WAY_OUT}") from error
+        if record is None:
+            raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {_WAY_OUT}")
+        return record
+
     def read(self, name: str, digest: str) -> bytes:
         """Read a file and check its hash.
 
@@ -204,7 +225,7 @@ class RunFolder:
         name = f"{RESUME}/ticket-{ticket:03d}-epoch-{epoch:05d}.safetensors"
         digest = self.write(name, data)
         pointer = {"ticket": ticket, "epoch": epoch, "file": name, "digest": digest, **extra}
-        self.write(f"{RESUME}/point.json", _seal(pointer) + b"\n")
+        self.write_sealed(f"{RESUME}/point.json", pointer)
         for other in (self.path / RESUME).glob("*.safetensors"):
             if other != self.path / name:
                 other.unlink()

@@ -9,8 +9,14 @@ from typing import Any
 import torch
 
 from recbole_prune.masking.masks import MaskSet
+from recbole_prune.training.parts import Part
 
 REWINDS = ("init", "late", "lr", "none", "reinit")
+
+
+def method_name(pruner: str, distiller: str | None) -> str:
+    """``pruner`` or ``pruner+distiller``: how folders and tables name a method."""
+    return pruner if distiller in (None, "none") else f"{pruner}+{distiller}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,13 @@ class Ticket:
     checkpoint_sha256: str
     history: list[list[float]] = field(default_factory=list)
     relative_epochs: float | None = None
-    untrained: list[str] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """RecBole settings of this ticket's model that differ from the run's."""
+        changes: dict[str, Any] = self.method.get("changes", {})
+        return changes
 
     def to_record(self) -> dict[str, Any]:
         """A JSON object; the fields of ``method`` stand beside the common ones."""
@@ -67,8 +78,7 @@ class Plan:
         weights: a state dict to start from, or to evaluate if ``train`` is False.
         train: False only evaluates ``weights`` under ``masks``.
         changes: RecBole settings that differ from the run's (a smaller ``embedding_size``).
-        dynamics: moves the masks while the ticket trains (prune and grow).
-        prepare: changes the built model before its training (LCM's linear maps).
+        parts: what trains along with this ticket (prune and grow, LCM's affine maps).
         kept: live entries where there are no masks.
         method: fields to add to the journal line.
     """
@@ -79,7 +89,6 @@ class Plan:
     weights: dict[str, torch.Tensor] | None = None
     train: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
-    dynamics: Any = None
-    prepare: Any = None
+    parts: tuple[Part, ...] = ()
     kept: int | None = None
     method: dict[str, Any] = field(default_factory=dict)

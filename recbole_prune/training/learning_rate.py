@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import cos, pi
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Factor on the learning rate of every optimizer, epoch by epoch.
+
+    Attributes:
+        schedule: ``constant``, ``linear`` or ``cosine``.
+        warmup: epochs of linear warm-up.
+        floor: fraction of the learning rate that decay ends at.
+        at_end: hold the schedule at its end (training that continues after the schedule has run out).
+    """
+
+    schedule: str = "constant"
+    warmup: int = 0
+    floor: float = 0.0
+    at_end: bool = False
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the factor is 1 in every epoch."""
+        return self.schedule == "constant" and not self.warmup
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """The factor in ``epoch`` (from 0) of ``epochs``."""
+        return learning_rate_factor(
+            self.schedule, epochs - 1 if self.at_end else epoch, epochs, self.warmup, self.floor
+        )
 
 
 def learning_rate_factor(schedule: str, epoch: int, epochs: int, warmup: int, floor: float = 0.0) -> float:

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from logging import getLogger
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import nn
 
-from recbole_prune.anatomy.caches import forget_caches
+from recbole_prune.anatomy.caches import forget_caches, refresh
+from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.propagation import faster_forward
-from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.propagation import speed_up_propagation
 from recbole_prune.sparse.storage import choose_compact
 from recbole_prune.training.gradient_record import GradientRecorder
 
+if TYPE_CHECKING:  # any model class of RecBole, see mask_aware
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender as _Model
+else:
+    _Model = object
 
-class MaskAware:
-    """What :func:`mask_aware` adds to a model: masks on weights and gradients, an optional L2 term.
+Losses = Union[torch.Tensor, "tuple[torch.Tensor, ...]"]
+
+
+class MaskAware(_Model):
+    """What :func:`mask_aware` adds to a model: masks on weights and gradients, losses of what trains along.
 
     ``state_dict`` keeps RecBole's keys and dense tables, whatever the storage.
+
+    Attributes:
+        masks: those that are worn.
+        storage: how pruned tables are held (``prune_storage``).
+        dense_moments: pruned entries keep gradients and moments.
+        added_losses: called with a batch; scalars by name that are added to its recommendation loss.
     """
 
     masks: MaskSet | None = None
-    l2_weight: float = 0.0
+    added_losses: Callable[[Interaction], Mapping[str, torch.Tensor]] | None = None
     storage: str = "masked"
     dense_moments: bool = False
     _recorder: GradientRecorder | None = None
@@ -42,7 +56,7 @@ class MaskAware:
         for handle in getattr(self, "_mask_handles", ()):
             handle.remove()
         if masks is not self.masks:
-            for _, module in list(compact_modules(self)):  # type: ignore[arg-type]
+            for _, module in list(compact_modules(self)):
                 expand_in_place(module)
         self.masks = masks
         self._masked: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
@@ -50,16 +64,23 @@ class MaskAware:
         if masks is not None and not masks.is_dense:
             self._wear(masks)
         self.apply_masks()
-        forget_caches(self)  # type: ignore[arg-type]
+        forget_caches(self)
+
+    def load_trained(self, weights: Mapping[str, torch.Tensor], masks: MaskSet | None) -> None:
+        """Load trained weights (a ``state_dict``), put masks on and compute anew what follows from the weights."""
+        self.set_masks(None)
+        self.load_state_dict(weights)
+        self.set_masks(masks)
+        refresh(self)
 
     def _wear(self, masks: MaskSet) -> None:
-        tables, refused = choose_compact(self, masks, self.storage)  # type: ignore[arg-type]
+        tables, refused = choose_compact(self, masks, self.storage)
         for name, reason in refused.items() if self.storage == "compact" else ():
             getLogger().warning(f"prune_storage=compact: {name} stays masked, it {reason}")
         for name, module in tables.items():
             if not isinstance(module, CompactEmbedding):
                 compact(module, masks[name])
-        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        parameters = dict(self.named_parameters())
         for name in [name for name in masks if name not in tables]:
             parameter = parameters[name]
             bits = live_bits(masks[name].to(parameter.device), parameter.dtype)
@@ -81,7 +102,7 @@ class MaskAware:
         start at weight 0 with moments 0 (with :attr:`dense_moments`, with those they have).
         """
         states = [optimizer.state for optimizer in optimizers]
-        for name, module in compact_modules(self):  # type: ignore[arg-type]
+        for name, module in compact_modules(self):
             module.move(masks[name], _moments(states, module.values))
         for name, (parameter, bits) in self._masked.items():
             moved = live_bits(masks[name].to(parameter.device), parameter.dtype)
@@ -90,24 +111,24 @@ class MaskAware:
             self._masked[name] = parameter, moved
         self.masks = masks
         self.apply_masks()
-        forget_caches(self)  # type: ignore[arg-type]
+        forget_caches(self)
 
     def record_gradients(self, recorder: GradientRecorder | None) -> None:
         """From the next batch on, hand the dense gradients of the masked tensors to a recorder; None ends it."""
         self._recorder = recorder
-        for name, module in compact_modules(self):  # type: ignore[arg-type]
+        for name, module in compact_modules(self):
             module.record = None if recorder is None else recorder.of(name)
 
     def train(self, mode: bool = True) -> Any:
         """RecBole's switch between training and evaluation; models may have built new graphs since the last one."""
-        result = super().train(mode)  # type: ignore[misc]
-        speed_up_propagation(self)  # type: ignore[arg-type]
+        result = super().train(mode)
+        speed_up_propagation(self)
         return result
 
     def watch_gradients(self, names: list[str]) -> set[str]:
         """A set that fills with those of ``names`` that receive a gradient from now on."""
         received: set[str] = set()
-        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
+        parameters = dict(self.named_parameters())
         for name in names:
             parameters[name].register_hook(lambda _, name=name: received.add(name))
         return received
@@ -120,45 +141,22 @@ class MaskAware:
 
     def load_other_parameter(self, para: Any) -> None:
         """RecBole's loading; it may replace whole modules, so the masks are put on again."""
-        super().load_other_parameter(para)  # type: ignore[misc]
+        super().load_other_parameter(para)
         caches = {name: getattr(self, name, None) for name in para or {} if name.startswith("restore_")}
         self.set_masks(self.masks)
         for name, value in caches.items():
             setattr(self, name, value)
 
-    def calculate_loss(self, interaction: Any, *args: Any, **kwargs: Any) -> Any:
-        """RecBole's loss, plus the L2 term if one is asked for."""
-        losses = super().calculate_loss(interaction, *args, **kwargs)  # type: ignore[misc]
-        if not self.l2_weight:
+    def with_added_losses(self, losses: Losses, interaction: Interaction) -> Losses:
+        """The recommendation loss plus what :attr:`added_losses` gives for the batch.
+
+        Of several losses the first takes it: NCL's trainer drops the last one while it warms up.
+        """
+        if self.added_losses is None:
             return losses
-        penalty = self.l2_weight * batch_l2(self, interaction)
-        return (*losses, penalty) if isinstance(losses, tuple) else losses + penalty
-
-
-def batch_l2(model: Any, interaction: Any) -> torch.Tensor:
-    """Half the squared norm of the batch's user, positive and negative rows over the batch size.
-
-    Source: the official LTH-MRS code (methods/lottery_ticket.md, section 1).
-    """
-    users, items = _user_and_item_table(model)
-    rows = [users(interaction[model.USER_ID]), items(interaction[model.ITEM_ID])]
-    if model.NEG_ITEM_ID in interaction.interaction:
-        rows.append(items(interaction[model.NEG_ITEM_ID]))
-    squares = torch.stack([row.pow(2).sum() for row in rows])
-    return squares.sum() / (2 * len(rows[0]))
-
-
-def _user_and_item_table(model: Any) -> tuple[nn.Embedding, nn.Embedding]:
-    tables = []
-    for name in ("user_embedding", "item_embedding"):
-        table = getattr(model, name, None)
-        if not isinstance(table, nn.Embedding):
-            raise ConfigError(
-                f"prune_l2_weight={model.l2_weight} needs a model with the tables user_embedding and item_embedding; "
-                f"{type(model).__name__} has no {name}: leave prune_l2_weight out"
-            )
-        tables.append(table)
-    return tables[0], tables[1]
+        for term in self.added_losses(interaction).values():
+            losses = (losses[0] + term, *losses[1:]) if isinstance(losses, tuple) else losses + term
+        return losses
 
 
 def live_bits(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -187,5 +185,13 @@ def _moments(states: Iterable[Any], parameter: nn.Parameter) -> list[torch.Tenso
 @cache
 def mask_aware(model_class: type) -> type:
     """The mask-aware subclass of a RecBole model class; it keeps the class's name."""
+    name = recommendation_loss(model_class)
+
+    def loss(self: MaskAware, interaction: Interaction, *args: object, **kwargs: object) -> Losses:
+        own: Callable[..., Losses] = getattr(super(made, self), name)
+        return self.with_added_losses(own(interaction, *args, **kwargs), interaction)
+
+    loss.__name__ = name
     bases = MaskAware, *faster_forward(model_class), model_class
-    return type(model_class.__name__, bases, {"__doc__": model_class.__doc__})
+    made = type(model_class.__name__, bases, {"__doc__": model_class.__doc__, name: loss})
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,13 +42,23 @@ def left_out(optimizer: torch.optim.Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def dense_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+def add_group(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Let an optimizer train further parameters, in a group of their own behind all others."""
+    added = list(parameters)
+    if added:
+        optimizer.add_param_group({"params": added})
+
+
+def dense_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, added: Iterable[nn.Parameter] = ()
+) -> dict[str, Any]:
     """The ``state_dict`` that RecBole's own optimizer of the dense model would have; the optimizer stays as it is.
 
     Moments of a compact table become those of the dense one, 0 at pruned entries, and nothing is fused: an optimizer
-    that loads the moments of live entries with ``fused`` writes beyond them at its next step.
+    that loads the moments of live entries with ``fused`` writes beyond them at its next step. The group of ``added``
+    (:func:`add_group`) is left out; it is the last, so that no number of another parameter changes.
     """
-    state = optimizer.state_dict()
+    state = _without(optimizer, set(map(id, added)))
     rows = {id(module.values): module.rows for _, module in compact_modules(model)}
     unfused = inspect.signature(type(optimizer)).parameters.get("fused")
     groups = [{**group, "fused": unfused.default} if unfused else group for group in state["param_groups"]]
@@ -63,6 +73,17 @@ def dense_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str,
     return {**state, "state": kept, "param_groups": groups}
 
 
+def _without(optimizer: torch.optim.Optimizer, added: set[int]) -> dict[str, Any]:
+    state = optimizer.state_dict()
+    groups = [
+        numbers
+        for group, numbers in zip(optimizer.param_groups, state["param_groups"])
+        if not added & set(map(id, group["params"]))
+    ]
+    kept = {number for group in groups for number in group["params"]}
+    return {**state, "state": {n: value for n, value in state["state"].items() if n in kept}, "param_groups": groups}
+
+
 def _dense_form(name: str, value: Any, parameter: torch.Tensor, rows: CompressedRows | None) -> Any:
     if name == "step" and isinstance(value, torch.Tensor):
         return value.cpu()  # only fused optimizers count on the device
@@ -72,9 +93,11 @@ def _dense_form(name: str, value: Any, parameter: torch.Tensor, rows: Compressed
 
 
 @contextmanager
-def saved_as_dense(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[None]:
+def saved_as_dense(
+    optimizer: torch.optim.Optimizer, model: nn.Module, added: Iterable[nn.Parameter] = ()
+) -> Iterator[None]:
     """While it is open, ``optimizer.state_dict()`` is :func:`dense_state`."""
-    state = dense_state(optimizer, model)
+    state = dense_state(optimizer, model, added)
     optimizer.state_dict = lambda: state  # type: ignore[method-assign]
     try:
         yield

@@ -8,7 +8,7 @@ draws from Python's, numpy's and torch's random streams.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -84,12 +84,21 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copy values into the parameters and buffers of a model."""
-    own = weights_of(model)
+def copy_into(own: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Copy values into tensors of the same names."""
     with torch.no_grad():
-        for name, value in weights.items():
+        for name, value in values.items():
             own[name].copy_(value)
+
+
+def current_form(state: dict[str, Any]) -> dict[str, Any]:
+    """A resume point of version 0.1.0, which knew one thing that trains along, in today's form; others as they are."""
+    if "parts" in state:
+        return state
+    moved = dict(state["dynamics"] or {})
+    masks = moved.pop("masks", None)
+    parts = {"prune_and_grow": {"state": moved, "parameters": {}}} if moved else {}
+    return {**state, "masks": masks, "parts": parts}
 
 
 def optimizers_of(trainer: Any) -> dict[str, torch.optim.Optimizer]:

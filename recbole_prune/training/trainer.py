@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cache, cached_property, wraps
 from io import BytesIO
 from time import perf_counter
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
@@ -18,56 +18,18 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
-from recbole_prune.training.learning_rate import learning_rate_factor
-from recbole_prune.training.optimizers import fused, left_out, saved_as_dense
+from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
+from recbole_prune.training.parts import State
+from recbole_prune.training.session import Session
 
 if TYPE_CHECKING:  # any trainer class of RecBole, see mask_aware_trainer
+    from recbole.config import Config
+    from recbole.data.interaction import Interaction
     from recbole.trainer import Trainer as _Trainer
+
+    from recbole_prune.training.model import MaskAware
 else:
     _Trainer = object
-
-
-@dataclass
-class Session:
-    """What one training needs from outside of RecBole's trainer.
-
-    Attributes:
-        ticket: number of the ticket that is trained.
-        loaders: the dataloaders whose generators belong to the state.
-        watch: finds changed attributes of the model.
-        save_checkpoint: writes the bytes of RecBole's checkpoint, called at every improvement.
-        load_checkpoint: the bytes last written.
-        save_state: writes a resume point ``(epoch, state)``.
-        keep_state: called once before epoch ``keep_epoch`` with what late rewinding needs: weights, attributes, random
-            streams and data order.
-        resume: the state to continue from.
-        rewind: a state of the dense run whose random streams, data order and counters are taken over.
-        report: called after each epoch and validation.
-        learning_rate_schedule, warmup, learning_rate_floor: see :func:`recbole_prune.masking.schedule.learning_rate_factor`.
-        dynamics: moves the masks between optimizer steps (:class:`~recbole_prune.pruners.prune_and_grow.PruneAndGrow`).
-        fused: use the fused form of the optimizer.
-        fixed_progress: hold the schedule at its end (training that continues after the schedule has run out).
-    """
-
-    ticket: int
-    loaders: list[Any]
-    watch: states.AttributeWatch
-    save_checkpoint: Callable[[bytes], None]
-    load_checkpoint: Callable[[], bytes]
-    save_state: Callable[[int, dict[str, Any]], None] | None = None
-    save_interval: int = 1
-    keep_state: Callable[[int, dict[str, Any]], None] | None = None
-    keep_epoch: int | None = None
-    resume: dict[str, Any] | None = None
-    rewind: dict[str, Any] | None = None
-    report: Callable[[MaskAwareTrainer], None] = field(default=lambda trainer: None)
-    learning_rate_schedule: str = "constant"
-    warmup: int = 0
-    learning_rate_floor: float = 0.0
-    fixed_progress: bool = False
-    fused: bool = True
-    dynamics: Any = None
-
 
 _COUNTERS = ("cur_step", "best_valid_score", "best_valid_result", "train_loss_dict")
 _OWN = ("history", "best_epoch", "epochs_done", "train_seconds", "eval_seconds")
@@ -79,28 +41,41 @@ class MaskAwareTrainer(_Trainer):
     Attributes:
         history: (epochs trained, validation score) of every validation.
         best_epoch: epochs trained when the best checkpoint was written.
-        best_masks: the masks of that checkpoint.
+        best_masks: the masks of that checkpoint; None before the first.
         epochs_done: epochs trained.
         train_seconds, eval_seconds: wall-clock seconds spent in epochs and validations.
     """
 
-    def __init__(self, config: Any, model: Any, session: Session) -> None:
+    model: MaskAware
+
+    def __init__(self, config: Config, model: MaskAware, session: Session) -> None:
         self.session = session
         self.history: list[tuple[int, float]] = []
         self.best_epoch = 0
         self.best_masks: MaskSet | None = None
-        self._began = False
         self.epochs_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
+        self._first_masks = model.masks
+        self._began = False
+        self._added: dict[str, torch.Tensor] = {}
+        self._watch = states.AttributeWatch(model)
+        if session.parts:
+            model.added_losses = self._losses_of_parts
         super().__init__(config, model)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
         ]
 
+    @cached_property
+    def _added_parameters(self) -> dict[str, Mapping[str, nn.Parameter]]:
+        """The parameters that parts bring, by part and name."""
+        return {part.name: part.parameters() for part in self.session.parts}
+
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
+        add_group(optimizer, self._every_added_parameter())
         if self.session.fused:
             optimizer = fused(optimizer, self.model)
         step = optimizer.step
@@ -109,48 +84,68 @@ class MaskAwareTrainer(_Trainer):
         def step_and_mask(*args: Any, **step_kwargs: Any) -> Any:
             result = step(*args, **step_kwargs)
             self.model.apply_masks()
-            dynamics = self.session.dynamics
-            if dynamics is not None and left_out(optimizer):
-                dynamics.forget_batch()
-            elif dynamics is not None:
-                dynamics.after_step(self)
+            for part in self.session.parts:
+                if left_out(optimizer):
+                    part.step_left_out()
+                else:
+                    part.after_step(self)
             return result
 
         optimizer.step = step_and_mask  # type: ignore[method-assign]
         return optimizer
 
+    def _every_added_parameter(self) -> list[nn.Parameter]:
+        return [parameter for named in self._added_parameters.values() for parameter in named.values()]
+
+    def _losses_of_parts(self, interaction: Interaction) -> dict[str, torch.Tensor]:
+        """What parts add to the loss of a batch, summed by name for the log."""
+        found: dict[str, torch.Tensor] = {}
+        for part in self.session.parts:
+            found.update(part.losses(self.model, interaction))
+        for name, value in found.items():
+            value = value.detach()
+            self._added[name] = self._added[name] + value if name in self._added else value
+        return found
+
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         """One epoch of RecBole's trainer; before it the state is restored or stored."""
         session = self.session
-        if session.resume is not None:
-            self._restore(session.resume)
-            session.resume = None
-        elif session.rewind is not None:
-            self._take_over(session.rewind)
-            session.rewind = None
+        if session.start is not None:
+            self._start_from(session.start)
+            session.start = None
         else:
-            if session.keep_state is not None and epoch_idx == session.keep_epoch:
-                session.keep_state(epoch_idx, self._rewind_state())
-            if session.save_state is not None and epoch_idx and epoch_idx % session.save_interval == 0:
-                session.save_state(epoch_idx, self._state())
+            session.files.before_epoch(epoch_idx, self)
         self._set_learning_rate(epoch_idx)
         self.model.apply_masks()
-        if session.dynamics is not None and not self._began:
-            session.dynamics.begin(self.model)
+        if not self._began:
+            for part in session.parts:
+                part.begin(self)
             self._began = True
         self.epoch = epoch_idx
         start = perf_counter()
-        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+        with session.meter.window("train"):
+            losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         self.train_seconds += perf_counter() - start
         self.epochs_done = epoch_idx + 1
-        if session.dynamics is not None:
-            session.dynamics.end_epoch(self.epochs_done, self.epochs)
+        for part in session.parts:
+            part.end_epoch(self)
+        self._log_added_losses(epoch_idx)
         session.report(self)
         return losses
 
+    def _log_added_losses(self, epoch: int) -> None:
+        """Sums over the epoch, as RecBole logs its own losses."""
+        if self._added:
+            sums = {name: float(total) for name, total in self._added.items()}
+            self.logger.info(f"epoch {epoch} added losses: " + ", ".join(f"{n} {v:.6g}" for n, v in sums.items()))
+            for name, value in sums.items():
+                self.tensorboard.add_scalar(f"Loss/{name}", value, epoch)
+        self._added = {}
+
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
-        score, result = super()._valid_epoch(*args, **kwargs)
+        with self.session.meter.window("validate"):
+            score, result = super()._valid_epoch(*args, **kwargs)
         self.eval_seconds += perf_counter() - start
         self.history.append((self.epochs_done, float(score)))
         self.session.report(self)
@@ -159,7 +154,7 @@ class MaskAwareTrainer(_Trainer):
     def _check_nan(self, loss: torch.Tensor) -> None:
         if torch.isnan(loss):
             raise TrainingError(
-                f"the training loss of ticket {self.session.ticket} became NaN in epoch {self.epoch}: "
+                f"the training loss of {self.session.name} became NaN in epoch {self.epoch}: "
                 f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm"
             )
 
@@ -167,9 +162,9 @@ class MaskAwareTrainer(_Trainer):
         """RecBole's checkpoint, handed to the run folder."""
         self.model.apply_masks()
         buffer = BytesIO()
-        with saved_as_dense(self.optimizer, self.model):
+        with saved_as_dense(self.optimizer, self.model, self._every_added_parameter()):
             super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)
-        self.session.save_checkpoint(buffer.getvalue())
+        self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks
 
@@ -181,12 +176,13 @@ class MaskAwareTrainer(_Trainer):
         """Put the checkpoint of this ticket into the model, as RecBole does before testing."""
         # written by this run and hash-checked by the run folder; RecBole's format needs the full unpickler
         checkpoint = torch.load(
-            BytesIO(self.session.load_checkpoint()),
+            BytesIO(self.session.files.load_checkpoint()),
             map_location=self.device,
             weights_only=False,
         )
-        if self.best_masks is not self.model.masks:
-            self.model.set_masks(self.best_masks)
+        masks = self._first_masks if self.best_masks is None else self.best_masks
+        if masks is not self.model.masks:
+            self.model.set_masks(masks)
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.load_other_parameter(checkpoint.get("other_parameter"))
 
@@ -200,8 +196,8 @@ class MaskAwareTrainer(_Trainer):
         """
         if load_best_model and model_file:
             raise ConfigError(
-                f"model_file={model_file} is not allowed: evaluate() takes the checkpoint of ticket "
-                f"{self.session.ticket}; load other weights yourself and pass load_best_model=False"
+                f"model_file={model_file} is not allowed: evaluate() takes the checkpoint of "
+                f"{self.session.name}; load other weights yourself and pass load_best_model=False"
             )
         if eval_data and load_best_model:
             self.load_best()
@@ -226,26 +222,26 @@ class MaskAwareTrainer(_Trainer):
         return super()._full_sort_batch_eval(batched_data)
 
     def _set_learning_rate(self, epoch: int) -> None:
-        session = self.session
-        if session.learning_rate_schedule == "constant" and not session.warmup:
+        if self.session.learning_rate.is_constant:
             return
-        epochs: int = self.epochs
-        at = epochs - 1 if session.fixed_progress else epoch
-        factor = learning_rate_factor(
-            session.learning_rate_schedule, at, epochs, session.warmup, session.learning_rate_floor
-        )
+        factor = self.session.learning_rate.factor(epoch, self.epochs)
         for optimizer, rates in zip(states.optimizers_of(self).values(), self._base_rates):
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
 
-    def _state(self) -> dict[str, Any]:
+    def resume_state(self) -> State:
+        """Everything that the epochs to come depend on."""
         model = self.model
-        dynamics = self.session.dynamics
         take_writes(model)
+        parts = self.session.parts
         return {
-            "dynamics": None if dynamics is None else {**dynamics.state(), "masks": self._masks_now()},
+            "parts": {
+                part.name: {"state": part.state(), "parameters": dict(self._added_parameters[part.name])}
+                for part in parts
+            },
+            "masks": None if model.masks is self._first_masks else self._masks_now(),
             "weights": states.weights_of(model),
-            "attributes": self.session.watch.changed(),
+            "attributes": self._watch.changed(),
             "optimizers": states.optimizer_state(self),
             "random": random_streams.random_state(),
             "loaders": [loader.generator.get_state() for loader in random_streams.dataloaders(self.session.loaders)],
@@ -257,34 +253,34 @@ class MaskAwareTrainer(_Trainer):
         both = self.model.masks, self.best_masks
         return [None if masks is None else np.frombuffer(masks.to_bytes(), np.uint8) for masks in both]
 
-    def _rewind_state(self) -> dict[str, Any]:
+    def rewind_state(self) -> State:
         """What a rewound ticket starts from; without clocks, so that equal trainings keep equal bytes."""
-        state = self._state()
+        state = self.resume_state()
         return {name: state[name] for name in ("weights", "attributes", "random", "loaders")}
 
-    def _take_over(self, state: dict[str, Any]) -> None:
-        """Counters, random streams and data order of a state; weights and optimizers stay."""
-        self.session.watch.restore(state["attributes"])
+    def _start_from(self, state: State) -> None:
+        """Take over a state: all of a resume point; of a rewind state counters, random streams and data order."""
+        if "trainer" in state:
+            self._restore(states.current_form(state))
+        self._watch.restore(state["attributes"])
         for loader, generator in zip(random_streams.dataloaders(self.session.loaders), state["loaders"]):
             loader.generator.set_state(generator)
         random_streams.set_random_state(state["random"])
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["dynamics"] is not None:
-            self._restore_dynamics(state["dynamics"])
-        states.set_weights(self.model, state["weights"])
+    def _restore(self, state: State) -> None:
+        if state["masks"] is not None and self._first_masks is not None:
+            scope = self._first_masks.scope
+            now, best = (None if data is None else MaskSet.from_bytes(data.tobytes(), scope) for data in state["masks"])
+            if now is not None:
+                self.model.move_masks(now, [])
+            self.best_masks = best
+        for part in self.session.parts:
+            part.restore(state["parts"][part.name]["state"], self.device)
+            states.copy_into(self._added_parameters[part.name], state["parts"][part.name]["parameters"])
+        states.copy_into(states.weights_of(self.model), state["weights"])
         states.set_optimizer_state(self, state["optimizers"])
         for name, value in state["trainer"].items():
             setattr(self, name, value)
-        self._take_over(state)
-
-    def _restore_dynamics(self, state: dict[str, Any]) -> None:
-        model = self.model
-        scope = model.masks.scope
-        now, best = (data if data is None else MaskSet.from_bytes(data.tobytes(), scope) for data in state["masks"])
-        model.move_masks(now, [])
-        self.best_masks = best
-        self.session.dynamics.restore(state, self.device)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,33 @@
+"""Several pruners at several sparsities over several seeds as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from recbole_prune.report.table import format_rows
+
+
+def compare_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over seeds of the validation score and of the first test metric.
+
+    Args:
+        records: ``pruner``, ``prune_target_sparsity``, ``seed``, ``valid_score`` and ``test`` of every run; the dense
+            model's may be repeated.
+    """
+    metric = next(iter(records[0]["test"]))
+    groups: dict[tuple[float, str], dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        sparsity = 0.0 if record["pruner"] == "dense" else record["prune_target_sparsity"]
+        groups.setdefault((sparsity, record["pruner"]), {})[record["seed"]] = record
+    rows = []
+    for (sparsity, pruner), runs in sorted(groups.items(), key=lambda item: item[0][0]):
+        valid = [run["valid_score"] for run in runs.values()]
+        test = [run["test"][metric] for run in runs.values()]
+        rows.append([f"{100 * sparsity:g} %", pruner, str(len(runs)), _spread(valid), _spread(test)])
+    return format_rows(["sparsity", "pruner", "seeds", "validation", f"test {metric}"], rows)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")

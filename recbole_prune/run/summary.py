@@ -1,0 +1,81 @@
+"""``summary.json``: what a finished run found, for its table, its siblings and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_prune.run.costs import Record
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.siblings import SiblingRow
+from recbole_prune.run.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found.
+
+    Attributes:
+        experiment: the run, for those who ask on.
+        tickets: ticket 0 first.
+        chosen: the exported one and ``reason`` why.
+        notice: what the protocol leaks, None if nothing.
+        artifact: folder of the artifact.
+        macs: multiply-accumulates by ticket.
+        siblings: pruned tickets of other runs over the same training settings.
+    """
+
+    experiment: Experiment
+    tickets: Sequence[Ticket]
+    chosen: Ticket
+    reason: str
+    notice: str | None
+    artifact: str
+    macs: dict[int, Record]
+    siblings: Sequence[SiblingRow] = ()
+
+    @property
+    def dense(self) -> Ticket | None:
+        """Ticket 0, None where the run has none."""
+        return next((ticket for ticket in self.tickets if ticket.ticket == 0), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in RecBole's way: see :func:`recbole_prune.run_recbole_prune`."""
+        return {
+            "folder": str(self.experiment.folder.path),
+            "artifact": self.artifact,
+            "tickets": [ticket.to_record() for ticket in self.tickets],
+            "chosen": self.chosen.to_record(),
+            "best_valid_score": self.chosen.valid_score,
+            "valid_score_bigger": self.experiment.bigger,
+            "best_valid_result": self.chosen.valid,
+            "test_result": self.chosen.test,
+        }
+
+
+def summary_of(result: RunResult) -> dict[str, Any]:
+    """The content of ``summary.json``."""
+    config, dense = result.experiment.config, result.dense
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "pruner": config.settings.pruner,
+        "distiller": config.settings.distiller,
+        "base_hash": config.base_hash,
+        "valid_metric": config["valid_metric"],
+        "selected_on": config.settings.prune_select,
+        "notice": result.notice,
+        "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
+        "chosen": result.chosen.ticket,
+        "reason": result.reason,
+        "highest_winning_sparsity": max((t.sparsity for t in result.tickets if t.wins_metric), default=None),
+        "tickets": [_ticket_summary(ticket, result.macs[ticket.ticket]) for ticket in result.tickets],
+    }
+
+
+def _ticket_summary(ticket: Ticket, macs: Record) -> dict[str, Any]:
+    fields = (
+        "ticket", "sparsity", "kept", "valid", "test", "wins_metric", "wins", "relative_epochs", "train_seconds",
+    )  # fmt: skip
+    return {**{name: getattr(ticket, name) for name in fields}, "macs": macs}

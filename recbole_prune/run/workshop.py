@@ -1,0 +1,186 @@
+"""Builds what a run trains with: data, models, trainers, and the scope of what may be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from logging import getLogger
+from typing import TYPE_CHECKING, Any
+
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import ModelType, get_model, get_trainer, init_seed
+
+from recbole_prune.anatomy.losses import batch_losses
+from recbole_prune.data import random_streams
+from recbole_prune.data.batches import assemble_batches_fast, first_batch
+from recbole_prune.data.membership import samplers_over_arrays
+from recbole_prune.data.user_uniform import sample_users_uniformly
+from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
+from recbole_prune.masking import padding
+from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.training.l2 import BatchL2
+from recbole_prune.training.model import MaskAware, mask_aware
+from recbole_prune.training.parts import Part
+from recbole_prune.training.session import Session
+from recbole_prune.training.trainer import MaskAwareTrainer, mask_aware_trainer
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
+    from recbole.data.dataset import Dataset
+
+    from recbole_prune.config.prune_config import PruneConfig
+
+Changes = Mapping[str, Any]
+UNTRAINED = "receives no gradient from any loss of the model"
+
+
+class Workshop:
+    """Data and models of one configuration.
+
+    Attributes:
+        config: the checked settings.
+        dataset: RecBole's dataset.
+        loaders: its training, validation and test dataloaders.
+        steps_per_epoch: batches of an epoch, as far as they are known before one.
+    """
+
+    def __init__(self, config: PruneConfig) -> None:
+        self.config = config
+        if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
+            raise NothingToPrune(f"{config['model']} is not trained by gradient: it has no weights to prune")
+        init_seed(config["seed"], config["reproducibility"])
+        with _recbole_says(f"load the dataset {config['dataset']}"):
+            self.dataset: Dataset = create_dataset(config)
+            getLogger().info(self.dataset)
+            # a saved loader must load where this package is not installed: it keeps RecBole's classes
+            with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
+                self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
+        assemble_batches_fast(self.train_data)
+        if config.settings.prune_user_uniform:
+            sample_users_uniformly(self.train_data, config)
+        # a loader of knowledge graphs has another length in another mode
+        self.steps_per_epoch = len(self.train_data)
+
+    @property
+    def train_data(self) -> AbstractDataLoader:
+        """The training batches."""
+        return self.loaders[0]
+
+    @property
+    def select_data(self) -> AbstractDataLoader:
+        """What picks epochs and tickets (``prune_select``)."""
+        return self.loaders[2 if self.config.settings.prune_select == "test" else 1]
+
+    @property
+    def test_data(self) -> AbstractDataLoader:
+        """What is read once per ticket."""
+        return self.loaders[2]
+
+    def with_config(self, config: PruneConfig) -> Workshop:
+        """The same data under settings of this package that differ; no setting of RecBole's may."""
+        other = object.__new__(Workshop)
+        vars(other).update(vars(self), config=config)
+        return other
+
+    def config_with(self, changes: Changes | None) -> PruneConfig:
+        """The run's config, or a copy with other values for settings of RecBole's."""
+        return self.config.with_changes(**changes) if changes else self.config
+
+    def reseed(self) -> None:
+        """Data order and random streams of the start of a training."""
+        random_streams.reseed(self.loaders, self.config["seed"])
+        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
+
+    def build_model(self, changes: Changes | None = None) -> MaskAware:
+        """RecBole's model as a mask-aware subclass, built under the run's seed with everything reset.
+
+        Building anew is the rewind: weights, caches, counters and what a model samples in its constructor come
+        out as in the dense run, and the random streams and data order start over.
+
+        Args:
+            changes: settings of RecBole's that differ from the run's.
+        """
+        config = self.config_with(changes)
+        self.reseed()
+        made = mask_aware(get_model(config["model"]))(config, self.train_data._dataset)
+        model: MaskAware = made.to(config["device"])
+        model.storage = config.settings.prune_storage
+        return model
+
+    def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:
+        """Initial weights under the seed moved by ``offset``; the random streams stay where they are."""
+        config = self.config_with(changes)
+        with random_streams.preserved_random_streams():
+            init_seed(config["seed"] + offset, config["reproducibility"])
+            model = get_model(config["model"])(config, self.train_data._dataset)
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def parts(self) -> tuple[Part, ...]:
+        """What trains along with every ticket of the run."""
+        weight = self.config.settings.prune_l2_weight
+        return (BatchL2(weight),) if weight and not self.config.has_own_l2 else ()
+
+    def trainer(self, model: MaskAware, session: Session, changes: Changes | None = None) -> MaskAwareTrainer:
+        """RecBole's trainer for the model, mask-aware; nothing is trained yet."""
+        config = self.config_with(changes)
+        trainer_class = mask_aware_trainer(get_trainer(config["MODEL_TYPE"], config["model"]))
+        trainer: MaskAwareTrainer = trainer_class(config, model, session)
+        return trainer
+
+    def padding_rule(self, model: torch.nn.Module) -> padding.PaddingRule:
+        """Which rows of the model's tables are RecBole's [PAD] rows."""
+        return padding.padding_rule(model, self.train_data._dataset)
+
+    def find_scope(self, leave_out_untrained: bool = True) -> Scope:
+        """What may be pruned, found on a newly built model.
+
+        Args:
+            leave_out_untrained: also leave out what receives no gradient in the first batch.
+
+        Raises:
+            NothingToPrune: there is no target.
+            ConfigError: RecBole cannot build the model, or a setting does not fit it.
+        """
+        with _recbole_says(f"build {self.config['model']}"):
+            model = self.build_model()
+        settings = self.config.settings
+        scope = find_scope(
+            model,
+            scope=settings.prune_scope,
+            include=settings.prune_include,
+            exclude=settings.prune_exclude,
+            padding=self.padding_rule(model),
+        )
+        for part in self.parts():
+            part.attach(model)
+        if leave_out_untrained and scope.targets:
+            scope = scope.without(self._untrained(model, [target.name for target in scope]), UNTRAINED)
+        return scope.require_targets(self.config["model"])
+
+    def _untrained(self, model: MaskAware, names: list[str]) -> list[str]:
+        """Those of ``names`` that no loss of the first batch sends a gradient to; none where a loss needs more."""
+        received = model.watch_gradients(names)
+        model.train()
+        try:
+            batch = first_batch(self.train_data, model).to(self.config["device"])
+            for loss in batch_losses(model, batch):
+                loss.backward()
+        except Exception as error:  # some losses take what only their own trainer prepares
+            getLogger().debug("cause", exc_info=True)
+            getLogger().info(f"cannot tell before training which targets are trained: {type(error).__name__}: {error}")
+            return []
+        return [name for name in names if name not in received]
+
+
+@contextmanager
+def _recbole_says(what: str) -> Iterator[None]:
+    """Turn RecBole's refusal of data or a model into one message, before any training."""
+    try:
+        yield
+    except (PruneError, MemoryError):
+        raise
+    except Exception as error:
+        getLogger().debug("cause", exc_info=True)
+        text = " ".join(str(error).split()) or "no reason given"
+        raise ConfigError(f"RecBole cannot {what}: {type(error).__name__}: {text}") from error

@@ -1,0 +1,59 @@
+"""What one training needs from outside of RecBole's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from recbole_prune.metering.windows import Meter
+from recbole_prune.training.learning_rate import LearningRate
+from recbole_prune.training.parts import Part, State, Training
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
+
+
+class Files:
+    """Where a training keeps what has to outlive it; here in memory."""
+
+    checkpoint: bytes = b""
+
+    def save_checkpoint(self, data: bytes) -> None:
+        """Keep the bytes of RecBole's checkpoint; called at every improvement."""
+        self.checkpoint = data
+
+    def load_checkpoint(self) -> bytes:
+        """The bytes that were kept last."""
+        return self.checkpoint
+
+    def before_epoch(self, epoch: int, trainer: Training) -> None:
+        """Called before every epoch but one that starts from a state: the moment for resume points."""
+
+
+@dataclass
+class Session:
+    """What one training needs from outside of RecBole's trainer.
+
+    Attributes:
+        name: what is trained, for messages.
+        loaders: the dataloaders whose generators belong to the state; the first is the training data.
+        files: keeps checkpoints and resume points.
+        parts: what trains along.
+        start: a state to start from: :meth:`Training.resume_state` of a killed training, or the random streams,
+            data order and counters of a :meth:`Training.rewind_state`.
+        learning_rate: factor on the learning rate, epoch by epoch.
+        fused: use the fused form of the optimizer.
+        report: called after each epoch and validation.
+        meter: measures epochs and validations.
+    """
+
+    name: str
+    loaders: Sequence[AbstractDataLoader]
+    files: Files = field(default_factory=Files)
+    parts: Sequence[Part] = ()
+    start: State | None = None
+    learning_rate: LearningRate = field(default_factory=LearningRate)
+    fused: bool = True
+    report: Callable[[Training], None] = field(default=lambda trainer: None)
+    meter: Meter = field(default_factory=Meter)
