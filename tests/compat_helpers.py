@@ -9,13 +9,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from recbole_prune import compat
-
-compat.apply()
-
-from recbole.config import Config  # noqa: E402
-from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.utils import get_model, init_seed  # noqa: E402
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, init_seed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,10 @@ import pytest
 import torch
 from zoo_data import make_dataset
 
+from recbole_prune import compat
+
 torch.set_num_threads(1)
+compat.apply()  # tests import RecBole's modules, in any order
 
 
 @pytest.fixture(autouse=True)

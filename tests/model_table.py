@@ -14,8 +14,7 @@ from zoo_data import make_dataset
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import NothingToPrune
 from recbole_prune.masking.scope import Scope
-from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.workshop import Workshop
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- models: begin, written by tests/model_table.py -->", "<!-- models: end -->"
@@ -35,7 +34,7 @@ def row_of(model: str, data: Path) -> str:
     settings = {**config_for(model, data), "pruner": "imp"}
     config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
     try:
-        scope = Experiment(config, RunFolder(data / "nowhere")).scope
+        scope = Workshop(config).find_scope()
     except NothingToPrune as refusal:
         return f"| {model} | {kind} | - | {refusal} |"
     return f"| {model} | {kind} | {targets(scope)} | {notes(scope)} |"

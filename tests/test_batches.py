@@ -13,19 +13,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.interaction import Interaction
+from recbole.sampler import Sampler
+from recbole.sampler.sampler import AbstractSampler
+from recbole.utils import KGDataLoaderState, get_model, init_seed
 from zoo import DATASET, config_for
 
 from recbole_prune.data.batches import ArrayBatchSampler, assemble_batches_fast
 from recbole_prune.data.membership import ArraySampler, UsedIds, convert_sampler, samplers_over_arrays
 from recbole_prune.data.user_uniform import sample_users_uniformly
-
-from recbole.config import Config  # isort: skip - importing zoo patches RecBole first
-from recbole.data import create_dataset, data_preparation  # isort: skip
-from recbole.data.dataloader import TrainDataLoader  # isort: skip
-from recbole.data.interaction import Interaction  # isort: skip
-from recbole.sampler import Sampler  # isort: skip
-from recbole.sampler.sampler import AbstractSampler  # isort: skip
-from recbole.utils import KGDataLoaderState, get_model, init_seed  # isort: skip
 
 FEATURES = {"user": ["user_id", "age", "gender"], "item": ["item_id", "release_year", "class"]}
 INTERACTIONS = {"inter": ["user_id", "item_id", "rating", "timestamp"]}

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
 from torch import nn
 
 from recbole_prune import cli
@@ -26,9 +28,6 @@ from recbole_prune.bench.search import add_ours
 from recbole_prune.bench.table import markdown, markdown_of_files
 from recbole_prune.commands import bench as command
 from recbole_prune.errors import ConfigError
-
-from recbole.config import Config  # isort: skip - importing recbole_prune's modules patches RecBole first
-from recbole.data import create_dataset, data_preparation  # isort: skip
 
 
 class Work:

@@ -16,9 +16,11 @@ from zoo import DATASET, config_for
 from recbole_prune import cli
 from recbole_prune.artifact import read_artifact
 from recbole_prune.bench import artifact, evaluate, memory, recommend, train
+from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results, read_document
-from recbole_prune.bench.runs import OurRun, PlainRun, Request, scratch_folder
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder
 from recbole_prune.commands import bench as command
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compiling import available
 
@@ -60,9 +62,8 @@ def measures(document: dict[str, Any], name: str, sparsity: float | None = None)
 @pytest.fixture
 def both(words: list[str]) -> Iterator[tuple[PlainRun, OurRun]]:
     with scratch_folder() as scratch:
-        request = Request.of(words, scratch)
-        config = request.ours()
-        yield PlainRun(request.plain(config), scratch), OurRun(config, scratch)
+        config = our_config(words, scratch)
+        yield PlainRun(plain_config(config, scratch)).begin(), OurRun(config, scratch)
 
 
 def test_train_times_every_candidate(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,23 +105,22 @@ def test_plain_is_recbole_itself_and_ours_is_a_run_of_the_same(both: tuple[Plain
     plain, ours = both
     assert type(plain.model).__module__ == "recbole.model.general_recommender.bpr"
     assert type(plain.trainer).__module__ == "recbole.trainer.trainer"
-    assert type(plain.config).__module__ == "recbole.config.configurator"
+    assert not isinstance(plain.config, PruneConfig) and "pruner" not in plain.config
     assert type(plain.train_data).__module__.startswith("recbole.data.")
-    assert plain.train_data is not ours.experiment.train_data
+    assert plain.train_data is not ours.workshop.train_data
     trainer = ours.trainer(MaskSet.dense(ours.scope))
     for key, value in plain.model.state_dict().items():
         assert torch.equal(trainer.model.state_dict()[key], value)
     plain.reseed(3)
     theirs = plain.trainer._train_epoch(plain.train_data, 0)
     ours.reseed(3)
-    assert trainer._train_epoch(ours.experiment.train_data, 0) == pytest.approx(theirs, rel=1e-5)
+    assert trainer._train_epoch(ours.workshop.train_data, 0) == pytest.approx(theirs, rel=1e-5)
 
 
 def test_settings_of_both_sides_come_from_the_same_places(words: list[str], tmp_path: Path) -> None:
     with scratch_folder() as scratch:
-        request = Request.of([*words, "--learning_rate=0.25"], scratch, epochs=7, eval_batch_size=11)
-        ours = request.ours()
-        plain = request.plain(ours)
+        ours = our_config([*words, "--learning_rate=0.25"], scratch, epochs=7, eval_batch_size=11)
+        plain = plain_config(ours, scratch)
     for config in (ours, plain):
         assert config["learning_rate"] == 0.25  # command line
         assert config["epochs"] == 1  # the user's file, above the benchmark's default
@@ -173,7 +173,7 @@ def test_different_metrics_are_called_different(both: tuple[PlainRun, OurRun], m
     trainer = ours.trainer(MaskSet.dense(ours.scope), weights)
     monkeypatch.setattr(plain, "wear", lambda weights: None)  # it evaluates its own, untrained weights
     found = Results("eval", {"seconds": "seconds"}, ["plain"])
-    evaluate._compare(trainer, ours.experiment.valid_data, plain, 0.0, found)
+    evaluate._compare(trainer, ours.workshop.select_data, plain, 0.0, found)
     assert found.document()["candidates"][0]["metrics_equal"] is False
     assert "METRICS DIFFER" in found.notes[0]
 
@@ -185,7 +185,7 @@ def test_bytes_of_a_training_are_those_of_the_formula(both: tuple[PlainRun, OurR
     plain.trainer._train_epoch(plain.train_data, 0)
     assert memory.tensor_bytes(plain.trainer) == {**table, "buffers": 0, "other": 0}
     trainer = ours.trainer(ours.random_masks(0.0))
-    trainer._train_epoch(ours.experiment.train_data, 0)
+    trainer._train_epoch(ours.workshop.train_data, 0)
     found = memory.tensor_bytes(trainer)
     assert {name: found[name] for name in table} == table
     assert found["other"] == entries  # the masks, a byte each

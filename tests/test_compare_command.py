@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recbole.trainer import Trainer
 from zoo import DATASET
 
 from recbole_prune.cli import main
 from recbole_prune.training.trainer import MaskAwareTrainer
-
-from recbole.trainer import Trainer  # isort: skip - importing zoo patches RecBole first
 
 PRUNERS, SPARSITIES, SEEDS = ("static", "dsl"), (0.5, 0.9), (3, 4)
 EPOCHS = 2

@@ -10,15 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training_bench import experiment_of
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.masking import random_masks as random_masks_module
 from recbole_prune.masking.random_masks import INITS, kept_by_target, random_masks
 from recbole_prune.masking.scope import Scope, Target
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.sparse.compact import CompactEmbedding
 
@@ -35,11 +34,7 @@ def run(data: Path, model: str = "BPR", **changes: Any) -> tuple[dict[str, Any],
     if settings["pruner"] == "static":
         del settings["prune_update_interval"]
     result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
-    experiment = Experiment(
-        PruneConfig(model=model, dataset=DATASET, config_dict=settings), RunFolder(Path(result["folder"]))
-    )
-    experiment.load_journal()
-    return result, experiment
+    return result, experiment_of(result, model, settings)
 
 
 SCOPE = Scope(

@@ -15,6 +15,10 @@ import torch
 import training_bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recbole.evaluator import Collector
+from recbole.evaluator.register import metric_information, metric_types
+from recbole.trainer import Trainer
+from recbole.utils import EvaluatorType, get_model, get_trainer, init_seed
 from training_bench import Bench, scramble_random_streams
 
 from recbole_prune.masking.masks import MaskSet
@@ -24,11 +28,6 @@ from recbole_prune.scoring.evaluation import UserBlocks
 from recbole_prune.scoring.ranking import DenseRanker, ScanRanker, top_k
 from recbole_prune.sparse import compiling, inverted_lists
 from recbole_prune.training.trainer import Session, mask_aware_trainer
-
-from recbole.evaluator import Collector  # isort: skip - importing training_bench patches RecBole first
-from recbole.evaluator.register import metric_information, metric_types  # isort: skip
-from recbole.trainer import Trainer  # isort: skip
-from recbole.utils import EvaluatorType, get_model, get_trainer, init_seed  # isort: skip
 
 RANKING = sorted(name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING)
 # GAUC needs the rank of every positive, so RecBole's batches are taken for it

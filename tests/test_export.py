@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, init_seed
 from test_artifact import reseal, snapshot
 from zoo import DATASET, config_for
 
@@ -26,9 +28,6 @@ from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.run.rebuild import load_ticket
 from recbole_prune.scoring.probe import Probe, disagreement, effect, undisturbed
 from recbole_prune.serving import Recommender
-
-from recbole.data import create_dataset, data_preparation  # isort: skip
-from recbole.utils import get_model, init_seed  # isort: skip
 
 
 class Built:

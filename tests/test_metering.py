@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.utils import KGDataLoaderState
 from torch import nn
 from training_bench import Bench
 from zoo import DATASET, config_for
@@ -23,8 +24,6 @@ from recbole_prune.metering.factors import Factors
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.propagation import FixedMatrix, plain
-
-from recbole.utils import KGDataLoaderState  # isort: skip - importing zoo patches RecBole first
 
 # formulas: dense forward MACs
 

@@ -13,16 +13,15 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.trainer.trainer import Trainer
 from recbole.utils import get_model, init_seed
+from training_bench import experiment_of
 from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models, stages_of
 from zoo_plain import last_stage_settings
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import NothingToPrune, PruneError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.schedule import kept_counts
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Ticket
 
 
@@ -95,8 +94,6 @@ def check_two_rounds(model: str, settings: dict[str, Any], monkeypatch: pytest.M
     assert [t.kept for t in tickets] == kept_counts(tickets[0].prunable, rate=0.3, rounds=2)
     masks = experiment.masks_of(tickets[2])
     assert masks.kept == tickets[2].kept and masks.is_nested_in(experiment.masks_of(tickets[1]))
-    for target in experiment.scope:
-        assert target.name not in tickets[0].untrained
     check_checkpoint(experiment, tickets[2], masks)
 
 
@@ -119,10 +116,7 @@ def checked_run(
     result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
     assert evaluated_with_leaks and not any(evaluated_with_leaks)
     assert not still_dense
-    config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
-    experiment = Experiment(config, RunFolder(Path(result["folder"])))
-    experiment.load_journal()
-    return experiment, result
+    return experiment_of(result, model, settings), result
 
 
 def check_checkpoint(experiment: Experiment, ticket: Ticket, masks: MaskSet) -> None:
@@ -132,7 +126,7 @@ def check_checkpoint(experiment: Experiment, ticket: Ticket, masks: MaskSet) -> 
     config = experiment.config
     assert type(checkpoint["config"]).__module__ == "recbole.config.configurator"
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    plain = get_model(config["model"])(config, experiment.train_data._dataset)
+    plain = get_model(config["model"])(config, experiment.workshop.train_data._dataset)
     plain.load_state_dict(checkpoint["state_dict"])
     plain.load_other_parameter(checkpoint.get("other_parameter"))
     assert leaks(plain, masks) == 0
@@ -146,15 +140,15 @@ def check_checkpoint(experiment: Experiment, ticket: Ticket, masks: MaskSet) -> 
 def scores(model: Any, experiment: Experiment) -> torch.Tensor:
     """Scores of the first test batch, with every random stream at the same place."""
     init_seed(7, True)
-    batch = next(iter(experiment.test_data))[0]
+    batch = next(iter(experiment.workshop.test_data))[0]
     try:
         return model.full_sort_predict(batch)
     except NotImplementedError:
-        items = torch.arange(1, experiment.dataset.item_num)[: len(batch)]
-        if experiment.dataset.iid_field in batch.columns:
+        items = torch.arange(1, experiment.workshop.dataset.item_num)[: len(batch)]
+        if experiment.workshop.dataset.iid_field in batch.columns:
             return model.predict(batch)
         fields = {name: batch[name][: len(items)] for name in batch.columns}
-        return model.predict(Interaction({**fields, experiment.dataset.iid_field: items[: len(batch)]}))
+        return model.predict(Interaction({**fields, experiment.workshop.dataset.iid_field: items[: len(batch)]}))
 
 
 @pytest.mark.parametrize("model", not_prunable_models())

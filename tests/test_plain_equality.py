@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, get_trainer, init_seed
 from zoo import DATASET, config_for, missing_package
+from zoo_plain import build
 
 from recbole_prune import run_recbole_prune
 
@@ -36,17 +34,12 @@ MODELS = {
 
 def plain_recbole(model: str, settings: dict[str, Any]) -> tuple[Any, Any]:
     """(best validation result, test result) of RecBole's own classes in the order of its ``run_recbole``."""
-    config = Config(model=model, dataset=DATASET, config_dict=settings)
-    init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
-    train, valid, test = data_preparation(config, dataset)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    recommender = get_model(model)(config, train._dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], model)(config, recommender)
-    _, best = trainer.fit(train, valid, saved=True, show_progress=False)
+    run = build(model, settings)
+    show = {"show_progress": False}
+    _, best = run.trainer.fit(run.train_data, run.valid_data, saved=True, **show)
     if best is None:  # pretraining stages end without validation
-        best = trainer.evaluate(valid, load_best_model=True)
-    return best, trainer.evaluate(test, load_best_model=True)
+        best = run.trainer.evaluate(run.valid_data, load_best_model=True)
+    return best, run.trainer.evaluate(run.test_data, load_best_model=True)
 
 
 @pytest.mark.parametrize("model", MODELS)

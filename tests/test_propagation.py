@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.utils import KGDataLoaderState, get_model, init_seed
 from training_bench import Bench
 from zoo import all_models, kind_of
 
@@ -19,8 +20,6 @@ from recbole_prune.anatomy.propagation import faster_forward
 from recbole_prune.sparse.propagation import FixedMatrix, speed_up_propagation
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
-
-from recbole.utils import KGDataLoaderState, get_model, init_seed  # isort: skip - importing zoo patches RecBole first
 
 # model -> settings, and whether its training multiplies one of the matrices it keeps (else what it makes per batch)
 GRAPH_MODELS: dict[str, tuple[dict[str, Any], bool]] = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recbole.trainer import trainer as recbole_trainer
 from torch import nn
 from training_bench import keys
 
@@ -21,9 +22,8 @@ from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.model import MaskAware
+from recbole_prune.training.session import Session
 from recbole_prune.training.trainer import mask_aware_trainer
-
-from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
 
 WEIGHTS = torch.tensor([0.9, -0.2, 0.05, 0, 0, 0.4, -0.7, 0, 0, 0.1])
 LIVE = [0, 1, 2, 5, 6, 9]
@@ -261,7 +261,7 @@ def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) ->
         keys(prune_update_interval=4, prune_growth=growth, prune_gradient_window=window), 4 * 201, seed=5
     )
     gradients: list[dict[str, torch.Tensor]] = []
-    dynamics.begin(model)
+    dynamics.begin(trainer)
     rate = dynamics.exploration_rate(model.masks)
     assert rate == pytest.approx(model.masks.kept / model.masks.prunable)
     for step in range(1, 4 * 200 + 1):
@@ -304,7 +304,7 @@ def test_steps_are_those_that_epochs_take() -> None:
     """Knowledge-graph passes are no batches of the data loader: known once an epoch is over."""
     dynamics = PruneAndGrow(keys(), 100, 0)
     dynamics.step = 30
-    dynamics.end_epoch(1, 10)
+    dynamics.end_epoch(SimpleNamespace(epochs=10, epochs_done=1))
     assert dynamics.steps == 300 and dynamics.is_update(200)
     again = PruneAndGrow(keys(), 100, 0)
     again.restore(dynamics.state(), torch.device("cpu"))
@@ -330,11 +330,11 @@ def test_a_step_that_a_loss_scaler_leaves_out_is_not_counted(storage: str) -> No
     scope = find_scope(model, scope="all")
     model.set_masks(MaskSet(scope, {t.name: torch.rand(t.shape) < 0.4 for t in scope}))
     dynamics = PruneAndGrow(keys(prune_update_interval=2, prune_gradient_window=2), 20, seed=5)
-    session: Any = SimpleNamespace(fused=True, dynamics=dynamics)
+    session = Session("a toy", [], parts=(dynamics,))
     trainer = mask_aware_trainer(ToyTrainer)({}, model, session)
     if not trainer.optimizer.defaults.get("fused"):
         pytest.skip("this torch has no fused Adam on a CPU")
-    dynamics.begin(model)
+    dynamics.begin(trainer)
     for overflow, steps in ((False, 1), (True, 1), (True, 1), (False, 2)):
         trainer.optimizer.zero_grad()
         (model.loss(torch.arange(4)) * (float("inf") if overflow else 1)).backward()

@@ -8,13 +8,12 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from training_bench import Bench, Files, keys, leaks, scramble_random_streams
+from recbole.trainer import trainer as recbole_trainer
+from training_bench import Bench, MemoryFiles, keys, leaks, scramble_random_streams
 
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.training import codec
-
-from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +42,7 @@ def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_da
     trained.dense_moments = variant == "momentum"
     trained.set_masks(masks)
     dynamics = PruneAndGrow(keys(prune_update_interval=1, **VARIANTS[variant]), epochs * len(bench.train), 1)
-    trainer = bench.trainer(trained, dynamics=dynamics)
+    trainer = bench.trainer(trained, parts=(dynamics,))
     moved = 0
     move_masks = trained.move_masks
 
@@ -63,7 +62,7 @@ def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_da
 def test_knowledge_graph_passes_are_steps(tiny_data: Path) -> None:
     bench = Bench("KGAT", tiny_data, epochs=3, train_batch_size=160)
     dynamics = PruneAndGrow(keys(prune_update_interval=5), 3 * len(bench.train), 1)
-    trainer = bench.trainer(bench.model(bench.masks(0.3), "compact"), dynamics=dynamics)
+    trainer = bench.trainer(bench.model(bench.masks(0.3), "compact"), parts=(dynamics,))
     bench.fit(trainer)
     assert dynamics.steps == dynamics.step > 3 * len(bench.train)
 
@@ -72,27 +71,27 @@ def bench_of(model: str, data: Path) -> Bench:
     return Bench(model, data, epochs=4, learning_rate=0.01, train_batch_size=160)
 
 
-def dynamic_trainer(bench: Bench, storage: str, files: Files | None = None, **session: Any) -> Any:
+def dynamic_trainer(bench: Bench, storage: str, files: MemoryFiles | None = None, **session: Any) -> Any:
     masks = bench.masks(0.3)
     model = bench.model(masks, storage)
     steps = len(bench.train) * 4
     dynamics = PruneAndGrow(keys(prune_update_interval=5, prune_gradient_window=3, prune_end_fraction=0.8), steps, 1)
-    return bench.trainer(model, files, dynamics=dynamics, **session)
+    return bench.trainer(model, files, parts=(dynamics,), **session)
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
 @pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"])
 def test_resumed_in_an_interval_equals_uninterrupted(model: str, storage: str, tiny_data: Path) -> None:
     bench = bench_of(model, tiny_data)
-    files = Files()
+    files = MemoryFiles()
     whole = dynamic_trainer(bench, storage, files)
     bench.fit(whole)
-    assert whole.session.dynamics.updates > 2
+    assert whole.session.parts[0].updates > 2
     epoch = 2
     state, checkpoint = files.states[epoch]
-    again = Files(checkpoint=checkpoint)
+    again = MemoryFiles(checkpoint)
     scramble_random_streams()
-    resumed = dynamic_trainer(bench, storage, again, resume=codec.decode(state))
+    resumed = dynamic_trainer(bench, storage, again, start=codec.decode(state))
     scramble_random_streams()
     resumed.start_epoch = epoch
     bench.fit(resumed)
@@ -100,8 +99,8 @@ def test_resumed_in_an_interval_equals_uninterrupted(model: str, storage: str, t
     assert resumed.best_masks.equals(whole.best_masks)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    report = whole.session.dynamics.report(whole.best_masks)
-    assert resumed.session.dynamics.report(resumed.best_masks) == report
+    report = whole.session.parts[0].report(whole.best_masks)
+    assert resumed.session.parts[0].report(resumed.best_masks) == report
     assert leaks(resumed.model, resumed.model.masks) == 0
 
 

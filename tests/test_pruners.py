@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from training_bench import experiment_of
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.masking.schedule import kept_counts
 from recbole_prune.masking.scope import Scope, Target
 from recbole_prune.pruners import PRUNERS, get_pruner
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import REWINDS
 from recbole_prune.run.ticket_training import TicketTraining
 
@@ -30,10 +29,7 @@ def run(data: Path, model: str = "BPR", **changes: Any) -> tuple[dict[str, Any],
         settings = {key: value for key, value in settings.items() if key not in ("prune_rate", "prune_rounds")}
         settings.update({key: changes[key] for key in ("prune_rate", "prune_rounds") if key in changes})
     result = run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)
-    config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
-    experiment = Experiment(config, RunFolder(Path(result["folder"])))
-    experiment.load_journal()
-    return result, experiment
+    return result, experiment_of(result, model, settings)
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])

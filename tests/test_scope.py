@@ -9,21 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, init_seed
 from torch import nn
 
-from recbole_prune import compat
 from recbole_prune.errors import ConfigError, NothingToPrune
-from recbole_prune.masking.padding import PaddingRule
+from recbole_prune.masking.padding import PaddingRule, padding_rule
 from recbole_prune.masking.scope import Scope, Target, find_scope
-
-compat.apply()
-
-from recbole.config import Config  # noqa: E402
-from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.utils import get_model, init_seed  # noqa: E402
-
-from recbole_prune.masking.padding import padding_rule
-from recbole_prune.training.model import mask_aware  # noqa: E402
+from recbole_prune.training.model import mask_aware
 
 USERS, ITEMS, WIDTH = 943, 1682, 64
 

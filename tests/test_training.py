@@ -6,24 +6,24 @@ import copy
 import math
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
+from recbole.model.general_recommender.bpr import BPR
+from recbole.trainer import trainer as recbole_trainer
 from torch import nn
-from training_bench import Bench, Files, leaks
+from training_bench import Bench, MemoryFiles, leaks
 
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope, Target
-from recbole_prune.training.learning_rate import learning_rate_factor
-from recbole_prune.training.model import batch_l2, mask_aware
+from recbole_prune.training.l2 import BatchL2, batch_l2
+from recbole_prune.training.learning_rate import LearningRate, learning_rate_factor
+from recbole_prune.training.model import mask_aware
+from recbole_prune.training.session import Session
 from recbole_prune.training.trainer import mask_aware_trainer
-
-from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
-from recbole.model.general_recommender.bpr import BPR  # isort: skip
 
 LEARNERS = {"adam": 0.01, "adamw": 0.01, "sgd": 0.5, "adagrad": 0.05, "rmsprop": 0.01}
 
@@ -83,7 +83,7 @@ class ToyTrainer:
 
 
 def toy_trainer(model: Any, learner: Any, rate: float = 1e-3) -> Any:
-    session: Any = SimpleNamespace(fused=False, dynamics=None)
+    session: Any = Session("a toy", [], fused=False)
     return mask_aware_trainer(ToyTrainer)({"learner": learner, "learning_rate": rate}, model, session)
 
 
@@ -244,7 +244,7 @@ def test_l2_term_is_the_one_of_the_official_code(bpr: Bench) -> None:
     rows += [plain.item_embedding(batch[name]) for name in ("item_id", "neg_item_id")]
     expected = sum(float((row.detach() ** 2).sum()) for row in rows) / (2 * len(batch))
     assert float(batch_l2(model, batch)) == pytest.approx(expected, rel=1e-5)
-    model.l2_weight = 0.3
+    bpr.trainer(model, parts=(BatchL2(0.3),))
     assert float(model.calculate_loss(batch)) == pytest.approx(
         float(plain.calculate_loss(batch)) + 0.3 * expected, rel=1e-5
     )
@@ -253,9 +253,8 @@ def test_l2_term_is_the_one_of_the_official_code(bpr: Bench) -> None:
 def test_l2_term_needs_a_user_and_an_item_table(tiny_data: Path) -> None:
     bench = Bench("NeuMF", tiny_data)
     model = bench.model()
-    model.l2_weight = 0.3
     with pytest.raises(ConfigError, match=r"prune_l2_weight=0\.3 .*NeuMF has no user_embedding"):
-        model.calculate_loss(next(iter(bench.train)))
+        BatchL2(0.3).attach(model)
 
 
 # ---- the trainer
@@ -446,7 +445,7 @@ def test_dense_masks_train_like_plain_recbole(bpr: Bench, tmp_path: Path) -> Non
 
 def test_best_epoch_history_and_checkpoint_belong_together(bpr: Bench) -> None:
     bench = with_settings(bpr, epochs=6, eval_step=2, learning_rate=0.05)
-    files = Files()
+    files = MemoryFiles()
     reports = []
     trainer = bench.trainer(bench.model(bench.masks()), files, report=lambda t: reports.append(t.epochs_done))
     score, result = bench.fit(trainer)
@@ -461,7 +460,8 @@ def test_best_epoch_history_and_checkpoint_belong_together(bpr: Bench) -> None:
 
 def test_a_loss_that_becomes_nan_names_ticket_epoch_and_remedy(bpr: Bench) -> None:
     bench = with_settings(bpr, epochs=3)
-    trainer = bench.trainer(bench.model(), ticket=4)
+    trainer = bench.trainer(bench.model())
+    trainer.session.name = "ticket 4"
     calculate_loss = trainer.model.calculate_loss
     trainer.model.calculate_loss = lambda batch: calculate_loss(batch) * (math.nan if trainer.epoch == 2 else 1)
     with pytest.raises(TrainingError, match=r"ticket 4 became NaN in epoch 2: lower learning_rate=0\.001"):
@@ -476,9 +476,7 @@ def test_learning_rate_follows_its_schedule(bpr: Bench, schedule: str, fixed: bo
     trainer = bench.trainer(
         bench.model(),
         report=lambda t: rates.append(t.optimizer.param_groups[0]["lr"]),
-        learning_rate_schedule=schedule,
-        warmup=2,
-        fixed_progress=fixed,
+        learning_rate=LearningRate(schedule, warmup=2, at_end=fixed),
     )
     bench.fit(trainer)
     epochs = [4] * 5 if fixed else range(5)

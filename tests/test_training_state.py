@@ -11,14 +11,13 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from training_bench import Bench, Files, leaks, scramble_random_streams
+from recbole.trainer import trainer as recbole_trainer
+from training_bench import Bench, MemoryFiles, leaks, scramble_random_streams
 
 from recbole_prune.data import random_streams
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
-
-from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
 
 EPOCHS = 4
 # why a state needs more than parameters and one optimizer
@@ -70,10 +69,10 @@ def assert_equal(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
-def resume(bench: Bench, masks: MaskSet, files: Files, epoch: int) -> tuple[Any, Any]:
+def resume(bench: Bench, masks: MaskSet, files: MemoryFiles, epoch: int) -> tuple[Any, Any]:
     """A training continued from the state before ``epoch`` as a new process does it."""
     data, checkpoint = files.states[epoch]
-    trainer = bench.trainer(bench.model(masks), Files(checkpoint), resume=codec.decode(data))
+    trainer = bench.trainer(bench.model(masks), MemoryFiles(checkpoint), start=codec.decode(data))
     trainer.start_epoch = epoch
     scramble_random_streams()
     return trainer, bench.fit(trainer)
@@ -108,24 +107,17 @@ def test_a_state_is_independent_of_what_trains_on(tiny_data: Path) -> None:
     masks = bench.masks()
     trainer = bench.trainer(bench.model(masks), report=lambda t: None)
     weights: dict[int, torch.Tensor] = {}
-    save_state = trainer.session.save_state
+    before_epoch = trainer.files.before_epoch
 
-    def save(epoch: int, state: dict[str, Any]) -> None:
+    def save(epoch: int, trainer: Any) -> None:
         weights[epoch] = trainer.model.item_embedding.weight.detach().clone()
-        save_state(epoch, state)
+        before_epoch(epoch, trainer)
 
-    trainer.session.save_state = save
+    trainer.files.before_epoch = save
     bench.fit(trainer)
-    for epoch, weight in weights.items():
+    for epoch, weight in list(weights.items())[1:]:
         stored = codec.decode(trainer.files.states[epoch][0])
         assert torch.equal(stored["weights"]["item_embedding.weight"], weight)
-
-
-def test_states_are_saved_at_the_asked_for_interval(tiny_data: Path) -> None:
-    bench = bench_of("BPR", tiny_data, epochs=7)
-    trainer = bench.trainer(bench.model(), save_interval=3)
-    bench.fit(trainer)
-    assert sorted(trainer.files.states) == [3, 6]
 
 
 def test_a_resumed_training_stops_early_where_the_whole_one_does(tiny_data: Path) -> None:
@@ -144,7 +136,7 @@ def test_a_resumed_training_stops_early_where_the_whole_one_does(tiny_data: Path
     assert whole.epochs_done == 1 + 3 + 1 and whole.best_epoch == 1
     scores = iter([0.1] * 30)
     data, checkpoint = whole.files.states[3]
-    resumed = scripted(bench.trainer(bench.model(masks), Files(checkpoint), resume=codec.decode(data)))
+    resumed = scripted(bench.trainer(bench.model(masks), MemoryFiles(checkpoint), start=codec.decode(data)))
     resumed.start_epoch = 3
     bench.fit(resumed)
     assert (resumed.epochs_done, resumed.best_epoch) == (whole.epochs_done, whole.best_epoch)
@@ -158,21 +150,14 @@ def test_a_resumed_training_stops_early_where_the_whole_one_does(tiny_data: Path
 def test_rewinding_a_dense_ticket_repeats_the_dense_run(model: str, tiny_data: Path) -> None:
     """With an optimizer that has no memory, weights, counters and data order of epoch k give the dense run again."""
     bench = bench_of(model, tiny_data, learner="sgd", learning_rate=0.1)
-    kept: dict[int, bytes] = {}
-
-    def keep_state(epoch: int, state: dict[str, Any]) -> None:
-        assert epoch not in kept
-        kept[epoch] = codec.encode(state)
-
-    dense = bench.trainer(bench.model(), keep_state=keep_state, keep_epoch=2)
+    dense = bench.trainer(bench.model())
     bench.fit(dense)
-    assert list(kept) == [2]
-    state = codec.decode(kept[2])
+    state = codec.decode(dense.files.rewind_states[2])
 
     rewound_model = bench.model()
-    states.set_weights(rewound_model, state["weights"])
+    states.copy_into(states.weights_of(rewound_model), state["weights"])
     rewound_model.set_masks(None)
-    rewound = bench.trainer(rewound_model, rewind=state)
+    rewound = bench.trainer(rewound_model, start=state)
     rewound.start_epoch = 2
     scramble_random_streams()
     bench.fit(rewound)
@@ -187,9 +172,9 @@ def test_what_is_kept_for_rewinding_depends_on_the_training_only(tiny_data: Path
     bench = bench_of("BPR", tiny_data)
     kept: list[bytes] = []
     for _ in range(2):
-        trainer = bench.trainer(bench.model(), keep_state=lambda _, state: kept.append(codec.encode(state)))
-        trainer.session.keep_epoch = 2
+        trainer = bench.trainer(bench.model())
         bench.fit(trainer)
+        kept.append(trainer.files.rewind_states[2])
     assert len(kept) == 2 and kept[0] == kept[1]
 
 
@@ -197,9 +182,9 @@ def test_a_rewound_ticket_starts_with_a_fresh_optimizer_and_search(tiny_data: Pa
     bench = bench_of("BPR", tiny_data)
     dense = bench.trainer(bench.model())
     bench.fit(dense)
-    state = codec.decode(dense.files.states[2][0])
-    assert state["optimizers"]["optimizer"]["state"]
-    trainer = bench.trainer(bench.model(), rewind=state)
+    assert codec.decode(dense.files.states[2][0])["optimizers"]["optimizer"]["state"]
+    state = codec.decode(dense.files.rewind_states[2])
+    trainer = bench.trainer(bench.model(), start=state)
     trainer.start_epoch = 2
     trainer._train_epoch(bench.train, 2)
     steps = {int(entry["step"]) for entry in trainer.optimizer.state.values()}

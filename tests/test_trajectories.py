@@ -9,14 +9,14 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from recbole.trainer import trainer as recbole_trainer
+from recbole.utils import get_trainer
 from training_bench import Bench
 
 from recbole_prune.data import random_streams
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compact import CompactEmbedding
-
-from recbole.trainer import trainer as recbole_trainer  # isort: skip - training_bench patches RecBole first
-from recbole.utils import get_trainer  # isort: skip
+from recbole_prune.training.session import Files
 
 STEPS = 50
 # steps of other models are in between, and the last ones have amplified the rounding of the first
@@ -84,7 +84,7 @@ def ours(bench: Bench, masks: MaskSet, storage: str) -> tuple[list[float], dict[
     model = bench.model(masks, storage)
     if storage == "compact" and not masks.is_dense:
         assert any(isinstance(module, CompactEmbedding) for module in model.modules())
-    return trajectory(bench, bench.trainer(model, save_state=None))
+    return trajectory(bench, bench.trainer(model, Files()))
 
 
 def assert_close(

@@ -15,6 +15,9 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
+from recbole.model.general_recommender import ultragcn
+from recbole.utils import get_model
 from training_bench import Bench
 from zoo import DATASET, config_for
 
@@ -24,10 +27,6 @@ from recbole_prune.metering.macs import measure_macs
 from recbole_prune.sparse import pair_scores as pairs
 from recbole_prune.sparse.compact import CompactEmbedding
 from recbole_prune.training.trainer import MaskAwareTrainer
-
-from recbole.model.general_recommender import ultragcn  # isort: skip - found by name once recbole_prune.config.prune_config is loaded
-from recbole.data.interaction import Interaction  # isort: skip
-from recbole.utils import get_model  # isort: skip
 
 TOY = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1]])
 # the training file of the authors' ML-1M split; it is not ours to bring along

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
 from zoo import DATASET, config_for
 
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data import random_streams
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.padding import padding_rule
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
-from recbole_prune.training import state as states
 from recbole_prune.training.model import mask_aware
-from recbole_prune.training.trainer import Session, mask_aware_trainer
-
-from recbole.config import Config  # isort: skip - importing zoo patches RecBole first
-from recbole.data import create_dataset, data_preparation  # isort: skip
-from recbole.utils import get_model, get_trainer, init_seed  # isort: skip
+from recbole_prune.training.parts import Training
+from recbole_prune.training.session import Files, Session
+from recbole_prune.training.trainer import mask_aware_trainer
 
 
-@dataclass
-class Files:
+class MemoryFiles(Files):
     """What a training wrote: the newest checkpoint, and every state by epoch with the checkpoint of that moment."""
 
-    checkpoint: bytes = b""
-    states: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    def __init__(self, checkpoint: bytes = b"") -> None:
+        self.checkpoint = checkpoint
+        self.states: dict[int, tuple[bytes, bytes]] = {}
+        self.rewind_states: dict[int, bytes] = {}
+
+    def before_epoch(self, epoch: int, trainer: Training) -> None:
+        """Keep the state of every epoch but the first."""
+        self.rewind_states[epoch] = codec.encode(trainer.rewind_state())
+        if epoch:
+            self.states[epoch] = codec.encode(trainer.resume_state()), self.checkpoint
 
 
 class Bench:
@@ -79,33 +89,23 @@ class Bench:
             masks[target.name][list(target.padding_rows)] = True
         return MaskSet(scope, masks)
 
-    def trainer(self, model: Any, files: Files | None = None, **session: Any) -> Any:
+    def trainer(self, model: Any, files: MemoryFiles | None = None, **session: Any) -> Any:
         """A mask-aware trainer that keeps its files in memory."""
-        files = files if files is not None else Files()
-
-        def save_checkpoint(data: bytes) -> None:
-            files.checkpoint = data
-
-        def save_state(epoch: int, state: dict[str, Any]) -> None:
-            files.states[epoch] = codec.encode(state), files.checkpoint
-
-        arguments: dict[str, Any] = {
-            "ticket": 1,
-            "loaders": self.loaders,
-            "watch": states.AttributeWatch(model),
-            "save_checkpoint": save_checkpoint,
-            "load_checkpoint": lambda: files.checkpoint,
-            "save_state": save_state,
-            **session,
-        }
+        files = files if files is not None else MemoryFiles()
         trainer_class = mask_aware_trainer(get_trainer(self.config["MODEL_TYPE"], self.name))
-        trainer = trainer_class(self.config, model, Session(**arguments))
+        trainer = trainer_class(self.config, model, Session("ticket 1", self.loaders, files, **session))
         trainer.files = files
         return trainer
 
     def fit(self, trainer: Any) -> Any:
         """RecBole's training loop; (best score, best result)."""
         return trainer.fit(self.train, self.valid, saved=True, show_progress=False, verbose=False)
+
+
+def experiment_of(result: dict[str, Any], model: str, settings: dict[str, Any]) -> Experiment:
+    """The finished run that :func:`recbole_prune.run_recbole_prune` returned, for those who ask on."""
+    config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
+    return Experiment(Workshop(config), RunFolder(Path(result["folder"])))
 
 
 def scramble_random_streams() -> None:
@@ -132,5 +132,6 @@ def keys(**changes: Any) -> SimpleNamespace:
         "prune_update_floor": 0.005,
         "prune_end_fraction": 1.0,
         "prune_gradient_window": 1,
+        "prune_moments": "reset",
     }
     return SimpleNamespace(**{**values, **changes})

@@ -5,53 +5,29 @@ Nothing of ours takes part except ``recbole_prune.compat``, which ``zoo`` applie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, get_trainer, init_seed
+from recbole.utils import init_seed
 from zoo import DATASET, Settings, config_for, stages_of
 
-# where RecBole's models keep propagated tables between evaluations
-_CACHES = ("restore_user_e", "restore_item_e", "restore_entity_e", "i_embedding")
-
-
-@dataclass
-class PlainRun:
-    """The objects of one plain run."""
-
-    config: Any
-    train_data: Any
-    valid_data: Any
-    test_data: Any
-    model: Any
-    trainer: Any
+from recbole_prune.anatomy.caches import CACHES
+from recbole_prune.bench.plain import PlainRun
 
 
 def build(model: str, settings: Settings) -> PlainRun:
     """Data, model and trainer from settings, as ``run_recbole`` makes them."""
-    return _build(Config(model=model, dataset=DATASET, config_dict=settings))
+    return PlainRun(Config(model=model, dataset=DATASET, config_dict=settings))
 
 
 def reload(file: Path) -> PlainRun:
     """Everything anew from a checkpoint, as ``load_data_and_model`` does."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    run = _build(checkpoint["config"])
+    run = PlainRun(checkpoint["config"])
     run.model.load_state_dict(checkpoint["state_dict"])
     run.model.load_other_parameter(checkpoint.get("other_parameter"))
     return run
-
-
-def _build(config: Any) -> PlainRun:
-    init_seed(config["seed"], config["reproducibility"])
-    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
-    init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    return PlainRun(config, train_data, valid_data, test_data, model, trainer)
 
 
 def evaluate(run: PlainRun) -> dict[str, float]:
@@ -60,7 +36,7 @@ def evaluate(run: PlainRun) -> dict[str, float]:
     A propagated table that the checkpoint does not hold is forgotten, so that it is made anew in both of two models
     to be compared. One that it holds stays: KGAT's depends on the graph's attention, which is not in the checkpoint.
     """
-    for name in _CACHES:
+    for name in CACHES:
         if hasattr(run.model, name) and name not in getattr(run.model, "other_parameter_name", ()):
             setattr(run.model, name, None)
     init_seed(7, True)
