@@ -15,8 +15,7 @@ What is pruned by default in each of RecBole's models and in UltraGCN, by kind: 
 context, knowledge, traditional, tree. A * stands for numbers, (2) for two tensors of such names;
 which numbers there are depends on your data. --prune_scope, --prune_include and --prune_exclude
 change what is pruned; --dry_run=True shows it for your data, with the reason for every tensor that
-is left alone. A tensor that receives no gradient in the dense training (LR owns a table that it
-never uses) is left out from then on.
+is left alone. Tensors that receive no gradient (LR owns a table that it never uses) are left out.
 """
 KINDS = ["general", "sequential", "context", "knowledge", "traditional", "tree"]
 WIDTH = 100
