@@ -19,7 +19,9 @@ ORDER = (
 ).split()
 FACADE = "__init__"  # imports on first use
 WITHOUT_TORCH = [
+    "anatomy.prunable",
     "artifact",
+    "commands.models",
     "config.schema",
     "config.settings",
     "config.words",

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from model_table import HEADER, README, can_be_looked_at, present_table, row_of
-from zoo import all_models, missing_package
-
-from recbole_prune.cli import COMMANDS
+from recbole_prune.commands import COMMANDS
 from recbole_prune.config.paths import property_names
 
-
-@pytest.mark.parametrize("model", all_models())
-def test_model_row_is_current(model: str, tiny_data: Path) -> None:
-    table = present_table()
-    assert table[:2] == HEADER
-    [row] = [row for row in table if row.startswith(f"| {model} |")]
-    if not can_be_looked_at(model):
-        pytest.skip(f"{model}: {missing_package(model)}")
-    assert row == row_of(model, tiny_data), "run: python tests/model_table.py --write"
+README = Path(__file__).resolve().parent.parent / "README.md"
+SET_UP = (
+    "python -m venv .venv && . .venv/bin/activate && pip install torch==2.13.0 . && "
+    "recbole-prune --model=BPR --dataset=ml-100k --pruner=imp",
+    'python -m venv .venv && . .venv/bin/activate && pip install torch==2.13.0 -e ".[test]" && pytest -n 2',
+)
+MOST_BYTES = 14_000
 
 
 def test_every_pruner_and_command_is_described() -> None:
@@ -29,3 +23,12 @@ def test_every_pruner_and_command_is_described() -> None:
     for command in COMMANDS:
         assert command == "run" or f"recbole-prune {command}" in text
     assert "PLACEHOLDER" not in text
+
+
+def test_both_commands_of_the_set_up_stand_there() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert [line.strip() for line in lines[:30] if line.strip() in SET_UP] == list(SET_UP)
+
+
+def test_it_is_short() -> None:
+    assert len(README.read_bytes()) <= MOST_BYTES

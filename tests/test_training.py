@@ -223,7 +223,7 @@ def test_stale_propagated_tables_are_dropped_and_saved_ones_kept(tiny_data: Path
         assert not torch.equal(masked_scores, dense_scores)
         plain = bench.plain_model().eval()
         plain.load_state_dict(model.state_dict())
-        # the products run in another order here (training/propagation.py)
+        # the products run in another order here (sparse/propagation.py)
         torch.testing.assert_close(plain.full_sort_predict(users), masked_scores)
         model.load_other_parameter(saved)
         assert torch.equal(model.restore_user_e, saved["restore_user_e"])

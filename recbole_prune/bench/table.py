@@ -9,7 +9,7 @@ from typing import Any
 from recbole_prune.bench.results import place, read_document, table_of
 from recbole_prune.errors import ConfigError
 
-_TITLES = {
+TITLES = {
     "train": "Training epoch",
     "eval": "Full-sort validation",
     "recommend": "Top-k for all users from the artifact",
@@ -34,24 +34,26 @@ def markdown_of_files(files: Sequence[str]) -> str:
 def markdown(document: Mapping[str, Any]) -> str:
     """A title, the table, then where, with what and when it was measured."""
     settings = document["settings"]
-    title = _TITLES.get(document["benchmark"], document["benchmark"])
+    title = TITLES.get(document["benchmark"], document["benchmark"])
     header, rows = table_of(document)
-    lines = [f"**{title}: {settings.get('model')} on {settings.get('dataset')}**", "", _row(header)]
+    lines = [f"**{title}: {settings.get('model')} on {settings.get('dataset')}**", "", row(header)]
     lines += ["|" + "|".join("---" if column == 0 else "---:" for column in range(len(header))) + "|"]
-    lines += [_row(row) for row in rows]
+    lines += [row(cells) for cells in rows]
     lines += ["", *(f"- {note}" for note in document["notes"])] if document["notes"] else []
-    lines += ["", f"{place(document)}; {_versions(document)}; {document['date'][:10]}."]
+    lines += ["", f"{place(document)}; {', '.join(versions(document))}; {document['date'][:10]}."]
     lines += [f"`{document['command']}`"]
     if not document["complete"]:
         lines.append("INCOMPLETE: not everything was measured.")
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _versions(document: Mapping[str, Any]) -> str:
+def versions(document: Mapping[str, Any]) -> list[str]:
+    """Name and version of Python, of the libraries that matter, and of the rivals that took part."""
     found = document["versions"]
     rivals = [name for name in document["references"] if name in ("faiss", "implicit")]
-    return ", ".join(f"{name} {found.get(name) or '(none)'}" for name in (*_LIBRARIES, *rivals))
+    return [f"{name} {found.get(name) or '(none)'}" for name in (*_LIBRARIES, *rivals)]

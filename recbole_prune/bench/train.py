@@ -23,6 +23,8 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         candidates = [*_plain(config, scratch, options), *_ours(config, scratch, options)]
         if options["batches"]:
             results.notes.append(f"only the first {options['batches']} batches of an epoch, its start included")
+        if options["together"] > 1:
+            results.notes.append(f"seconds of {options['together']} epochs")
         take_turns(candidates, options["repeats"], results, device_clock(config["device"]))
 
 

@@ -17,6 +17,7 @@ USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp
        recbole-prune recommend --artifact=FOLDER --users=196,186 [--k=10]
        recbole-prune compare --model=BPR --dataset=ml-100k --pruners=static,dsl --sparsities=0.5,0.9 --seeds=1,2,3
        recbole-prune bench train --model=BPR --dataset=ml-100k [--sparsities=0,0.9] [--to=FILE]   (bench --help)
+       recbole-prune models [NAME ...] [--kind=general]   (what is pruned in each of RecBole's models)
        recbole-prune doctor
 
 Every RecBole setting works as with run_recbole.py: --model (-m), --dataset (-d), --config_files="a.yaml b.yaml",
@@ -24,7 +25,8 @@ and any --key=value.
 """
 
 # imported when called, so that recommend loads neither torch nor RecBole
-COMMANDS = ("run", "export", "recommend", "compare", "bench", "doctor")
+COMMANDS = ("run", "export", "recommend", "compare", "bench", "models", "doctor")
+_TAKE_NAMES = ("bench", "models")  # the others take options only
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in COMMANDS else "run"
-    if name != "bench" and words and not words[0].startswith("-"):
+    if name not in _TAKE_NAMES and words and not words[0].startswith("-"):
         print(f"recbole-prune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:

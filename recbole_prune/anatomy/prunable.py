@@ -1,0 +1,42 @@
+"""What is pruned by default in each of RecBole's models: ``prunable.tsv``, read without torch and RecBole.
+
+``tests/model_table.py --write`` makes the file from the models; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+FILE = Path(__file__).with_suffix(".tsv")
+HEADER = ("model", "kind", "pruned by default", "notes")
+_NOTHING = "-"
+
+
+class PrunableModel(NamedTuple):
+    """One line of the file.
+
+    Attributes:
+        name: as in ``--model=``.
+        kind: general, sequential, context, knowledge, traditional or tree.
+        targets: names of the tensors, with ``*`` for numbers and how many there are; "" where nothing is pruned.
+        notes: what a reader may not expect; "" where there is nothing.
+    """
+
+    name: str
+    kind: str
+    targets: str
+    notes: str
+
+
+def read_models(file: Path = FILE) -> list[PrunableModel]:
+    """All models, sorted by name."""
+    _, *lines = file.read_text(encoding="utf-8").splitlines()
+    cells = ([cell if cell != _NOTHING else "" for cell in line.split("\t")] for line in lines)
+    return [PrunableModel(*row) for row in cells]
+
+
+def as_text(models: list[PrunableModel]) -> str:
+    """The contents of the file for these models."""
+    lines = ["\t".join(cell or _NOTHING for cell in row) for row in (HEADER, *models)]
+    return "\n".join(lines) + "\n"

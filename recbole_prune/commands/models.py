@@ -1,0 +1,84 @@
+"""``recbole-prune models``: what is pruned by default in each of RecBole's models."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from recbole_prune.anatomy.prunable import PrunableModel, read_models
+from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.errors import ConfigError
+
+USAGE = """usage: recbole-prune models [NAME ...] [--kind=KIND]
+
+What is pruned by default in each of RecBole's models and in UltraGCN, by kind: general, sequential,
+context, knowledge, traditional, tree. A * stands for numbers, (2) for two tensors of such names;
+which numbers there are depends on your data. --prune_scope, --prune_include and --prune_exclude
+change what is pruned; --dry_run=True shows it for your data, with the reason for every tensor that
+is left alone. Tensors that receive no gradient (LR owns a table that it never uses) are left out.
+"""
+KINDS = ["general", "sequential", "context", "knowledge", "traditional", "tree"]
+WIDTH = 100
+_INDENT = 14
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the models, all or some.
+
+    Args:
+        words: names of models (any case), ``--kind=KIND``, or ``--help``.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        ConfigError: an unknown option, kind or model.
+    """
+    if any(word in ("-h", "--help") for word in words):
+        print(USAGE.rstrip())
+        return 0
+    print(table(_chosen(words)))
+    return 0
+
+
+def table(models: list[PrunableModel]) -> str:
+    """A section for each kind in the order of ``KINDS``, one entry for each model, at most ``WIDTH`` columns."""
+    lines: list[str] = []
+    for kind in KINDS:
+        members = [model for model in models if model.kind == kind]
+        if members:
+            lines += ["", f"{kind} ({len(members)})", *(line for model in members for line in _entry(model))]
+    return "\n".join(lines[1:])
+
+
+def _entry(model: PrunableModel) -> list[str]:
+    notes = f"({model.notes})" if model.targets and model.notes else model.notes
+    lines: list[str] = []
+    for text in filter(None, (model.targets, notes)):
+        lines += textwrap.wrap(text, WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
+    indented = textwrap.indent("\n".join(lines), " " * _INDENT).splitlines()
+    return [f"  {model.name}".ljust(_INDENT) + lines[0], *indented[1:]]
+
+
+def _chosen(words: Sequence[str]) -> list[PrunableModel]:
+    models = read_models()
+    names: list[str] = []
+    kinds: list[str] = []
+    for word in words:
+        if word.startswith("--kind="):
+            kinds.append(_known(word[7:], KINDS, "kind"))
+        elif word.startswith("-"):
+            raise ConfigError(f"models: {word!r} is no option; there are --kind= and --help, and names of models")
+        else:
+            names.append(_known(word, [model.name for model in models], "model"))
+    return [model for model in models if not words or model.name in names or model.kind in kinds]
+
+
+def _known(word: str, names: list[str], what: str) -> str:
+    """The name that a word is in some case."""
+    found = next((name for name in names if name.lower() == word.lower()), None)
+    if found is None:
+        near = did_you_mean(near_names(word, names))
+        allowed = f"; there are {', '.join(names)}" if what == "kind" else "; recbole-prune models lists all"
+        raise ConfigError(f"models: {word!r} is no {what}{near or allowed}")
+    return found

@@ -1,0 +1,126 @@
+"""The README's benchmarks, made from ``tests/figures/*.json``: ``python tests/bench_section.py --write``.
+
+The files are what ``recbole-prune bench ... --to=FILE`` wrote. ``recbole-prune bench table`` prints them in full; the
+README has medians and the ratio to the first reference, one table for each kind of benchmark.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.bench.results import place, read_document, table_of
+from recbole_prune.bench.table import TITLES, row, versions
+
+FIGURES = Path(__file__).resolve().parent / "figures"
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+# names of the files that the README shows, in its order, as far as they exist; the others are for bench table only
+SHOWN = "train-bpr train-lightgcn train-dsl eval recommend-ticket recommend-lightgcn memory".split()
+_LEFT_OUT = ("peak_of_epoch", "peak_on_device")
+_NOT_SHOWN = ("--to", "--show_progress")
+
+Document = Mapping[str, Any]
+
+
+def documents(folder: Path = FIGURES) -> dict[str, Document]:
+    """What the README shows, by name."""
+    files = {file.stem: file for file in folder.glob("*.json")}
+    return {name: read_document(files[name]) for name in SHOWN if name in files}
+
+
+def section(shown: Mapping[str, Document]) -> str:
+    """The text between the markers."""
+    common = _common_words(list(shown.values()))
+    parts = [f"Medians. {_where(list(shown.values()))}."]
+    if common:
+        parts[0] += f" `COMMON` stands for\n`{shlex.join(common)}`."
+    for kind in dict.fromkeys(document["benchmark"] for document in shown.values()):
+        members = {name: document for name, document in shown.items() if document["benchmark"] == kind}
+        parts += [f"**{TITLES[kind]}**", _tables(members), "\n".join(_commands(members, common))]
+    return "\n\n".join(parts)
+
+
+def _tables(members: Mapping[str, Document]) -> str:
+    """One table, or one for each set of columns."""
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
+    for name, document in members.items():
+        header, rows = table_of(document)
+        columns = _columns(header, document)
+        found = tables.setdefault(tuple(header[column] for column in columns), [])
+        found += [[name, *(cells[column] for column in columns)] for cells in rows]
+    texts = []
+    for columns_of_table, rows in tables.items():
+        lines = [row(["file", *columns_of_table]), "|---|---|" + "---:|" * (len(columns_of_table) - 1)]
+        texts.append("\n".join([*lines, *map(row, rows)]))
+    return "\n\n".join(texts)
+
+
+def _columns(header: Sequence[str], document: Document) -> list[int]:
+    """Places of the columns to show: measures, and ratios to the first reference."""
+    measure, found = "", []
+    for column, name in enumerate(header):
+        measure = name if name in document["units"] else measure
+        shown = name in ("candidate", "sparsity", measure) or name.endswith(f" {document['references'][0]}")
+        if shown and measure not in _LEFT_OUT:
+            found.append(column)
+    return found
+
+
+def _commands(members: Mapping[str, Document], common: Sequence[str]) -> list[str]:
+    lines = []
+    for name, document in members.items():
+        words = _words(document)
+        if common and set(common) <= set(words):
+            words = ["COMMON", *[word for word in words if word not in common]]
+        lines.append(f"    recbole-prune bench {document['benchmark']} {shlex.join(words)}  # {name}")
+    return lines
+
+
+def _words(document: Document) -> list[str]:
+    """The options of its command that say what was measured."""
+    words = shlex.split(document["command"])[3:]
+    return [word for word in words if word.partition("=")[0] not in _NOT_SHOWN]
+
+
+def _common_words(found: Sequence[Document]) -> list[str]:
+    """Options that all commands share which train a model; none where there is only one."""
+    options = [_words(document) for document in found]
+    training = [words for words in options if not any(word.startswith("--artifact=") for word in words)]
+    if len(training) < 2:
+        return []
+    return [word for word in training[0] if all(word in words for words in training)]
+
+
+def _where(found: Sequence[Document]) -> str:
+    """Every machine, version and day that occurs."""
+    machines = dict.fromkeys(place(document) for document in found)
+    libraries = dict.fromkeys(library for document in found for library in versions(document))
+    days = sorted({document["date"][:10] for document in found})
+    return f"{' / '.join(machines)}; {', '.join(libraries)}; {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+
+
+def present_section() -> str:
+    """What stands between the markers now."""
+    return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
+
+
+def main() -> int:
+    """Print the section, or write it into the README."""
+    shown = documents()
+    if not shown:
+        print(f"none of {', '.join(SHOWN)} is in {FIGURES}", file=sys.stderr)
+        return 2
+    if "--write" not in sys.argv:
+        print(section(shown))
+        return 0
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{section(shown)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

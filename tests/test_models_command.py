@@ -1,0 +1,82 @@
+"""``recbole-prune models``: its table is true of every model, and it prints without torch and RecBole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from model_table import can_be_looked_at, row_of
+from zoo import all_models, missing_package
+
+from recbole_prune import cli
+from recbole_prune.anatomy.prunable import FILE, as_text, read_models
+from recbole_prune.commands import models
+from recbole_prune.errors import ConfigError
+
+
+@pytest.mark.parametrize("model", all_models())
+def test_model_row_is_current(model: str, tiny_data: Path) -> None:
+    [row] = [row for row in read_models() if row.name == model]
+    if not can_be_looked_at(model):
+        pytest.skip(f"{model}: {missing_package(model)}")
+    assert row == row_of(model, tiny_data), "run: python tests/model_table.py --write"
+
+
+def test_file_is_read_as_it_is_written() -> None:
+    assert as_text(read_models()) == FILE.read_text(encoding="utf-8")
+
+
+def test_everything_is_printed_within_the_width(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    words = " ".join(" ".join(lines).split())
+    for model in read_models():
+        assert f" {model.name} {model.targets}" in words
+        assert model.notes in words
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["bpr", "FFM"], ["BPR", "FFM"]),
+        (["--kind=tree"], ["LightGBM", "XGBoost"]),
+        (["--kind=tree", "Pop"], ["Pop", "LightGBM", "XGBoost"]),
+    ],
+)
+def test_some_are_chosen(words: list[str], names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "] == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["LightGNC"], "'LightGNC' is no model; did you mean LightGCN"),
+        (["zzzzz"], "'zzzzz' is no model; recbole-prune models lists all"),
+        (["--kind=generl"], "'generl' is no kind; did you mean general?"),
+        (["--kind=7"], "'7' is no kind; there are general, sequential"),
+        (["--model=BPR"], "'--model=BPR' is no option; there are --kind="),
+    ],
+)
+def test_wrong_words_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        models.main(words)
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["BPR", "-h"]):
+        assert models.main(words) == 0
+        assert capsys.readouterr().out.startswith("usage: recbole-prune models")
+
+
+def test_neither_torch_nor_recbole_is_loaded() -> None:
+    code = (
+        "import sys; from recbole_prune.cli import main; main(['models', 'BPR']); "
+        "print([name for name in ('torch', 'recbole', 'pandas', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
