@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer, init_seed
 from zoo import DATASET, config_for
 
@@ -119,6 +120,26 @@ def leaks(model: Any, masks: MaskSet) -> int:
     """Pruned entries of a model that are not exactly 0.0."""
     weights = model.state_dict()
     return sum(int((weights[name][~mask] != 0).sum()) for name, mask in masks.items())
+
+
+def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
+    """What the journal lines of two equal trainings have in common; a checkpoint may hold equal tensors in other bytes."""
+    return {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
+
+
+@torch.no_grad()
+def scores(model: Any, test_data: Any, dataset: Any) -> torch.Tensor:
+    """Scores of the first test batch, with every random stream at the same place."""
+    init_seed(7, True)
+    batch = next(iter(test_data))[0]
+    try:
+        return model.full_sort_predict(batch)
+    except NotImplementedError:
+        if dataset.iid_field in batch.columns:
+            return model.predict(batch)
+        items = torch.arange(1, dataset.item_num)[: len(batch)]
+        fields = {name: batch[name][: len(items)] for name in batch.columns}
+        return model.predict(Interaction({**fields, dataset.iid_field: items}))
 
 
 def keys(**changes: Any) -> SimpleNamespace:
