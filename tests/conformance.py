@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any, Callable
 
@@ -43,9 +43,13 @@ Moment = tuple  # (ticket, epoch about to begin), or (ticket, None) before it is
 
 # values with which a method is quick, where it has a use for the key
 _SMALL = {"prune_target_sparsity": 0.6, "prune_rounds": 2, "prune_update_interval": 2}
-# a training long enough, and a mask sparse enough, that the choice of entries shows
-_TELLING = {"epochs": 8, "learning_rate": 0.02, "embedding_size": 32, "train_batch_size": 256}
-_TELLING_PRUNING = {
+# a training long enough, and a mask sparse enough, that the choice of entries shows: chosen masks score about twice as
+# much as random ones, and random ones differ by a tenth from seed to seed
+_TELLING = {
+    "epochs": 20,
+    "learning_rate": 0.01,
+    "embedding_size": 32,
+    "train_batch_size": 256,
     "prune_target_sparsity": 0.9,
     "prune_rounds": 1,
     "prune_update_interval": 5,
@@ -418,19 +422,20 @@ def _is_listed(message: str, method: str) -> bool:
     return any(re.search(pattern, message) for pattern in get_pruner(method).promises.refuses)
 
 
+@cache
 def telling_score(method: str, data: Path, folder: Path, seed: int) -> tuple[int, float]:
-    """Kept entries and validation score where the choice of entries shows."""
-    changes = {**_TELLING, **_TELLING_PRUNING, "seed": seed}
-    last = Subject(method, QUICK_MODEL, data, folder, **changes).run(f"telling-{seed}").records[-1]
+    """Kept entries and validation score where the choice of entries shows; methods share the dense model."""
+    subject = Subject(method, QUICK_MODEL, data, folder, **_TELLING, seed=seed)
+    last = subject.run("telling").records[-1]
     return last["kept"], last["valid_score"]
 
 
-def check_above_random(method: str, data: Path, folder: Path, seed: int = 2020) -> None:
+def check_above_random(method: str, data: Path, folder: Path, seed: int = 1) -> None:
     """The choice of entries is worth something."""
     kept, score = telling_score(method, data, folder, seed)
     random_kept, random_score = telling_score("random", data, folder, seed)
     assert kept == random_kept
-    assert score > random_score
+    assert score > 1.1 * random_score
 
 
 # ---- over the table --------------------------------------------------------------------------------------------------
@@ -475,9 +480,16 @@ def test_a_method_keeps_its_promises(
     check(subject)
 
 
+@pytest.fixture(scope="module")
+def telling_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs that tell chosen from random masks lie."""
+    return tmp_path_factory.mktemp("telling")
+
+
+@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3)]])
 @pytest.mark.parametrize("method", [method for method in PRUNERS if get_pruner(method).promises.above_random])
-def test_a_chosen_mask_beats_a_random_one(method: str, tiny_data: Path, tmp_path: Path) -> None:
-    check_above_random(method, tiny_data, tmp_path)
+def test_a_chosen_mask_beats_a_random_one(method: str, seed: int, tiny_data: Path, telling_runs: Path) -> None:
+    check_above_random(method, tiny_data, telling_runs, seed)
 
 
 @pytest.mark.slow
@@ -491,12 +503,14 @@ def test_models_are_refused_for_listed_reasons(model: str, tiny_data: Path, tmp_
         method: PruneConfig(model, DATASET, config_dict=settings_of(method, model, tiny_data)) for method in PRUNERS
     }
     workshop = Workshop(next(iter(configs.values())))
+    refused = {}
     for method, config in configs.items():
         folder = RunFolder(tmp_path / method)
         folder.open()
         try:
             get_pruner(method)(Experiment(workshop.with_config(config), folder)).check()
         except PruneError as error:
-            assert _is_listed(str(error), method), f"{method}: {error}"
+            refused[method] = str(error)
         finally:
             folder.close()
+    assert not {method: message for method, message in refused.items() if not _is_listed(message, method)}

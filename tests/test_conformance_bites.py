@@ -59,9 +59,7 @@ def test_a_method_is_added_by_a_class_a_property_file_and_a_line(
         (toys.Forgetful, conformance.check_killed_and_resumed),
     ],
 )
-def test_a_broken_promise_fails_its_check(
-    toy: type, check: Callable[[Subject], None], registered: Registered
-) -> None:
+def test_a_broken_promise_fails_its_check(toy: type, check: Callable[[Subject], None], registered: Registered) -> None:
     subject = registered(toy)
     assert subject.refusal is None
     with pytest.raises(AssertionError):
