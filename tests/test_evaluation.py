@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from recbole.evaluator import Collector
 from recbole.evaluator.register import metric_information, metric_types
 from recbole.trainer import Trainer
-from recbole.utils import EvaluatorType, get_model, get_trainer, init_seed
+from recbole.utils import EvaluatorType, get_model, init_seed
 from training_bench import Bench, scramble_random_streams
 
 from recbole_prune.masking.masks import MaskSet
@@ -150,9 +150,9 @@ def keep_collected(trainer: Any) -> Any:
 
 def plain_trainer(base: Bench, model: Any) -> Any:
     """RecBole's trainer and model with the same weights."""
-    plain = get_model(base.name)(base.config, base.train._dataset)
+    plain = base.plain.build_model()
     plain.load_state_dict(model.state_dict())
-    trainer = get_trainer(base.config["MODEL_TYPE"], base.name)(base.config, plain)
+    trainer = base.plain.build_trainer(plain)
     trainer.eval_collector = PlainCollector(base.config)
     trainer.eval_collector.data_collect(base.train)
     return keep_collected(trainer)
