@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
                     name = pruner if ticket.ticket else "dense"
                     folder = str(result.experiment.folder.path)
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": folder})
-        print(compare_table(records), flush=True)
+                score = f"validation {result.chosen.valid_score:.4f}"
+                print(f"seed {seed}, sparsity {100 * sparsity:g} %, {pruner}: {score}, in {folder}", flush=True)
+        print(f"\n{compare_table(records)}\n", flush=True)
     if own["to"]:
         write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
     return 0
