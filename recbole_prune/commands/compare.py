@@ -95,3 +95,14 @@ def _check(pruners: list[str], sparsities: list[float]) -> None:
     for sparsity in sparsities:
         if not 0 < sparsity < 1:
             raise ConfigError(f"compare: --sparsities={sparsity} is not allowed, each must be between 0 and 1")
+
+
+def usage() -> str:
+    """What the command takes."""
+    shown = " ".join(f"--{name}={value or 'FILE'}" for name, value in _OPTIONS.items())
+    return (
+        "usage: recbole-prune compare [--pruners=A,B] [--sparsities=X,Y] [--seeds=1,2] [--to=FILE.json]\n"
+        "       [--key=value ...]\n\n"
+        "Runs every pruner at every sparsity under every seed, each in its own run folder, and prints mean and spread.\n"
+        f"Other settings as for a run. Defaults: {shown}"
+    )
