@@ -127,7 +127,7 @@ def test_nan_loss_stops_with_the_ticket_and_loses_nothing(
     check = MaskAwareTrainer._check_nan
 
     def nan_in_ticket_one(self: Any, loss: torch.Tensor) -> None:
-        check(self, loss * float("nan") if self.session.ticket == 1 else loss)
+        check(self, loss * float("nan") if self.session.name == "ticket 1" else loss)
 
     with monkeypatch.context() as patch:
         patch.setattr(MaskAwareTrainer, "_check_nan", nan_in_ticket_one)

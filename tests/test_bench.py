@@ -306,10 +306,10 @@ def test_killed_process_is_a_result_and_a_failed_one_an_error(
     done = subprocess.CompletedProcess([], status)
     monkeypatch.setattr(memory.subprocess, "run", lambda *args, **kwargs: done)
     if status == -9:
-        assert message in memory._run_process({"name": "plain"}, [], tmp_path / "found.json")["failed"]
+        assert message in memory._run_process({"name": "plain"}, tmp_path / "found.json")["failed"]
     else:
         with pytest.raises(ConfigError, match=message):
-            memory._run_process({"name": "plain"}, [], tmp_path / "found.json")
+            memory._run_process({"name": "plain"}, tmp_path / "found.json")
 
 
 def test_running_out_of_memory_is_recognised() -> None:

@@ -52,7 +52,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def counted(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         result = train_epoch(self, data, epoch, *args, **kwargs)
         of_run = [self.config[name] for name in ("seed", "pruner", "prune_target_sparsity")]
-        done.append((*of_run, self.session.ticket, epoch))
+        done.append((*of_run, self.session.name, epoch))
         return result
 
     monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", counted)
@@ -78,7 +78,7 @@ def test_table_is_that_of_the_run_folders(
     words: list[str], trained: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 0
-    found = cells(capsys.readouterr().out.rpartition("folder:")[2])
+    found = cells(capsys.readouterr().out.strip().rpartition("\n\n")[2])
     summaries = [json.loads(file.read_bytes()) for file in tmp_path.glob("pruned/*/*/*/summary.json")]
     records = json.loads(Path("records.json").read_text())
     assert len(summaries) == len({record["folder"] for record in records}) == 8
@@ -102,7 +102,7 @@ def test_table_is_that_of_the_run_folders(
     assert found == expected
     assert len({row[4] for row in found}) > 1
     # the dense model is trained once per seed
-    assert sum(ticket == 0 for *_, ticket, _ in trained) == len(SEEDS) * EPOCHS
+    assert sum(ticket == "ticket 0" for *_, ticket, _ in trained) == len(SEEDS) * EPOCHS
 
 
 def test_interrupted_and_repeated_trains_nothing_twice(
@@ -125,13 +125,13 @@ def test_interrupted_and_repeated_trains_nothing_twice(
         assert main(words) == 130
         assert "the same command continues" in capsys.readouterr().err
     assert main(words) == 0
-    table, records = capsys.readouterr().out.rpartition("folder:")[2], Path("records.json").read_bytes()
+    table, records = capsys.readouterr().out.strip().rpartition("\n\n")[2], Path("records.json").read_bytes()
     assert not stops and len(trained) == len(set(trained)) == EPOCHS * len(SEEDS) * (1 + 4)
 
     finished = len(trained)
     assert main(words) == 0
     assert len(trained) == finished
-    assert cells(capsys.readouterr().out.rpartition("folder:")[2]) == cells(table)
+    assert cells(capsys.readouterr().out.strip().rpartition("\n\n")[2]) == cells(table)
     assert Path("records.json").read_bytes() == records
 
 
@@ -139,7 +139,7 @@ def test_one_seed_has_no_spread(words: list[str], capsys: pytest.CaptureFixture[
     one = ["--pruners=random", "--sparsities=0.5", "--seeds=3", "--to=new/records.json"]
     assert main([*words[:1], *one, *words[5:]]) == 0
     assert len(json.loads(Path("new/records.json").read_text())) == 2
-    rows = cells(capsys.readouterr().out.rpartition("folder:")[2])
+    rows = cells(capsys.readouterr().out.strip().rpartition("\n\n")[2])
     assert [row[:3] for row in rows] == [["0%", "dense", "1"], ["50%", "random", "1"]]
     assert all("±" not in cell for row in rows for cell in row)
 

@@ -27,17 +27,16 @@ MODEL, DATASET = "BPR", "ml-100k"
 
 
 @pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def build(tmp_path: Path):
     """Build a config from a command line, a dict and the contents of yaml files."""
 
     def _build(*argv, model=MODEL, dataset=DATASET, files=(), **settings):
-        monkeypatch.setattr(sys, "argv", ["run_recbole_prune.py", *argv])
         names = []
         for number, content in enumerate(files):
             path = tmp_path / f"{number}.yaml"
             path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
             names.append(str(path))
-        return PruneConfig(model, dataset, names or None, settings)
+        return PruneConfig(model, dataset, names or None, settings, argv)
 
     return _build
 
@@ -100,9 +99,10 @@ def test_a_recipes_notice_goes_with_its_selection(build):
 
 
 def test_recboles_settings_come_out_as_in_recbole(build, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x", "--learning_rate=1e-2", "--eval_args={'mode': 'uni100'}", "--gpu_id="])
+    words = ["--learning_rate=1e-2", "--eval_args={'mode': 'uni100'}", "--gpu_id="]
+    monkeypatch.setattr(sys, "argv", ["x", *words])
     plain = Config("LightGCN", DATASET, config_dict={"topk": "[5,10]", "reg_weight": 1})
-    ours = PruneConfig("LightGCN", DATASET, config_dict={"topk": "[5,10]", "reg_weight": 1})
+    ours = PruneConfig("LightGCN", DATASET, config_dict={"topk": "[5,10]", "reg_weight": 1}, words=words)
     for name, value in plain.final_config_dict.items():
         assert ours[name] == value, name
     assert set(ours.final_config_dict) - set(plain.final_config_dict) == set(schema.known_keys())
@@ -137,7 +137,7 @@ def test_our_values_are_never_evaluated(build, tmp_path):
         (["--pruner=imp", "--prune_rewind=late"], ["prune_rewind=late needs prune_rewind_epoch"]),
         (["--pruner=imp", "--prune_rewind=late", "--prune_rewind_epoch=5", "--epochs=5"], ["below epochs=5"]),
         (["--recipe=lth"], ["recipe=lth", "lth_mrs"]),
-        (["--seed=1", "--seed=2"], ["duplicate", "--seed=2"]),
+        (["--seed=1", "--seed=2"], ["--seed is given twice, as 1 and as 2"]),
         (["--learning_rate=1/0"], ["RecBole refuses", "division by zero"]),
         (["--train_neg_sample_args=3"], ["RecBole refuses", "should be a dict"]),
         (["--metrics=Recal"], ["There is no metric named 'Recal'"]),
@@ -306,7 +306,9 @@ def test_a_recipe_counts_by_its_contents(build):
 
 def test_a_new_setting_with_a_default_does_not_change_the_hash(build, monkeypatch):
     before = build(pruner="imp", prune_rate=0.1, seed=3)
-    new = schema.Key("prune_new", 1, "int", False, "", "something new", "Pruning", True, "the pruning", {"imp": 2})
+    new = schema.Key(
+        "prune_new", 1, "int", False, "", "something new", "Pruning", True, "the pruning", {("pruner", "imp"): 2}
+    )
     with_new = {**schema.known_keys(), "prune_new": new}
     monkeypatch.setattr(schema, "known_keys", lambda: with_new)
     after = build(pruner="imp", prune_rate=0.1, seed=3)
@@ -413,7 +415,7 @@ def test_checkpoints_load_where_this_package_is_missing(build):
 
 def test_the_schema_needs_neither_torch_nor_recbole():
     program = (
-        "import sys; from recbole_prune import schema, settings; schema.help_text()\n"
+        "import sys; from recbole_prune.config import schema, settings; schema.help_text()\n"
         "assert not {'torch', 'recbole', 'numpy'} & set(sys.modules)"
     )
     done = run(program)

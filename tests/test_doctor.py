@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_prune import compat
+from recbole_prune import cli, compat
 from recbole_prune.commands import doctor
 from recbole_prune.errors import ConfigError
 
@@ -108,7 +108,7 @@ def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--help"]) == 0
+    assert cli.main(["doctor", "--help"]) == 0
     assert "usage: recbole-prune doctor" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="'--gpu=1'"):
         doctor.main(["--gpu=1"])

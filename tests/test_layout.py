@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from zoo import all_models
 
 import recbole_prune
 
@@ -160,3 +162,75 @@ def test_every_module_can_be_imported_first() -> None:
     names = [PACKAGE.name if name == FACADE else f"{PACKAGE.name}.{name}" for name in sorted(modules())]
     assert import_each_first(names) == "done"
     assert import_each_first([f"{PACKAGE.name}.attic"]).startswith(f"{PACKAGE.name}.attic Traceback")
+
+
+def sources() -> dict[str, ast.Module]:
+    """The syntax tree of every module by its path below the package."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return {file.relative_to(PACKAGE).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+
+
+def uses(tree: ast.AST, name: str) -> bool:
+    """Whether code (no text) calls ``name(...)`` or reads ``something.name``."""
+    return any(
+        (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name)
+        or (isinstance(node, ast.Attribute) and node.attr == name)
+        for node in ast.walk(tree)
+    )
+
+
+@pytest.mark.parametrize("name", ["print", "argv"])
+def test_only_commands_print_and_read_the_command_line(name: str) -> None:
+    assert {path.split("/")[0] for path, tree in sources().items() if uses(tree, name)} == {"commands"}
+
+
+def test_only_anatomy_knows_single_models() -> None:
+    """Names of RecBole's model classes, and of what only some of them have, stand in no other code."""
+    known = {"update_attentive_A", "e_step", "token_field_dims", "calculate_rs_loss", "calculate_kg_loss"}
+    known |= {"encoder_flag", "restore_user_e", "restore_item_e", "user_embedding", "item_embedding", *all_models()}
+    found = set()
+    for path, tree in sources().items():
+        if path.split("/")[0] in ("anatomy", "compat", "models"):
+            continue
+        texts = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        found |= {(path, name) for name in (texts | names) & known}
+    assert found == {("config/words.py", "BPR")}  # the default of RecBole's launcher
+
+
+def definitions(node: ast.AST, public: bool = True) -> Iterator[tuple[ast.FunctionDef | ast.ClassDef, bool]]:
+    """Every function and class, and whether it can be reached by names without an underscore."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            named = public and not child.name.startswith("_")
+            yield child, named
+            yield from definitions(child, named and isinstance(child, ast.ClassDef))
+        else:
+            yield from definitions(child, public)
+
+
+def test_public_functions_are_documented_and_all_are_annotated() -> None:
+    for path, tree in sources().items():
+        for node, public in definitions(tree):
+            place = f"{path}:{node.lineno} {node.name}"
+            assert not public or ast.get_docstring(node), place
+            if isinstance(node, ast.FunctionDef):
+                assert node.returns is not None, place
+                assert all(a.annotation for a in parameters(node) if a.arg not in ("self", "cls")), place
+
+
+def parameters(node: ast.FunctionDef) -> list[ast.arg]:
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return [*named, *filter(None, (arguments.vararg, arguments.kwarg))]
+
+
+def test_types_say_something() -> None:
+    """Parameters typed Any, and errors of the type checker that are ignored: there may be fewer, never more."""
+    functions = [node for tree in sources().values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    annotations = [a.annotation for node in functions for a in parameters(node) if a.annotation is not None]
+    assert sum(ast.unparse(annotation) == "Any" for annotation in annotations) <= 101
+    texts = [file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py")]
+    assert sum(text.count("type: ignore") for text in texts) <= 45

@@ -18,9 +18,9 @@ from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.masking.masks import MaskSet
-from recbole_prune.metering import Macs, MacsReport, measure_macs
 from recbole_prune.metering.counter import MATRIX, PAIRS, SPARSE, MacsCounter
 from recbole_prune.metering.factors import Factors
+from recbole_prune.metering.macs import Macs, MacsReport, measure_macs
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.propagation import FixedMatrix, plain
@@ -462,16 +462,14 @@ def run(model: str, tiny_data: Path, **settings: Any) -> tuple[dict[str, Any], d
     return result, json.loads((Path(result["folder"]) / "summary.json").read_bytes())
 
 
-def test_a_run_reports_every_ticket(
-    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_reports_every_ticket(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"pruner": "imp", "prune_rate": 0.5, "prune_rounds": 2}
-    _, summary = run("BPR", tiny_data, **settings)
+    result, summary = run("BPR", tiny_data, **settings)
     counted = [ticket["macs"]["inference"] for ticket in summary["tickets"]]
     assert len({macs["dense"] for macs in counted}) == 1
     assert counted[0]["exact"] == counted[0]["density_scaled"] == counted[0]["dense"]
     assert counted[0]["exact"] > counted[1]["exact"] > counted[2]["exact"] > 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "MACs" in line)
+    line = next(line for line in result["table"].splitlines() if "MACs" in line)
     assert f"{counted[summary['chosen']]['exact']:,} exact" in line and " s" in line
     result, again = run("BPR", tiny_data, **settings)
     assert again == summary
@@ -494,14 +492,12 @@ HARD_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "
         ("RecVAE", {}, False),
     ],
 )
-def test_runs_with_other_batches(
-    model: str, settings: dict[str, Any], trains: bool, tiny_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, summary = run(model, tiny_data, pruner="random", prune_rounds=1, prune_rate=0.5, **settings)
+def test_runs_with_other_batches(model: str, settings: dict[str, Any], trains: bool, tiny_data: Path) -> None:
+    result, summary = run(model, tiny_data, pruner="random", prune_rounds=1, prune_rate=0.5, **settings)
     dense, pruned = (ticket["macs"] for ticket in summary["tickets"])
     assert 0 < pruned["inference"]["exact"] < dense["inference"]["exact"]
     assert (pruned["training"] is not None) == trains
-    assert ("a training step" in capsys.readouterr().out) == trains
+    assert ("a training step" in result["table"]) == trains
 
 
 def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
@@ -525,14 +521,12 @@ def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
             assert training["average_step"] == pytest.approx(step["density_scaled"] + dense, abs=1)
 
 
-def test_a_model_that_cannot_be_counted_does_not_fail_the_run(
-    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_cannot_be_counted_does_not_fail_the_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("no rows")
 
     monkeypatch.setattr("recbole_prune.metering.macs.Probe.blocks", fail)
     monkeypatch.setattr("recbole_prune.scoring.probe.Probe.scores", lambda *_: np.zeros((1, 1)))
-    _, summary = run("BPR", tiny_data, pruner="imp", prune_rounds=1)
+    result, summary = run("BPR", tiny_data, pruner="imp", prune_rounds=1)
     assert [t["macs"] for t in summary["tickets"]] == [{"not_counted": ["RuntimeError: no rows"]}] * 2
-    assert "MACs not counted: RuntimeError: no rows" in capsys.readouterr().out
+    assert "MACs not counted: RuntimeError: no rows" in result["table"]

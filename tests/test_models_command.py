@@ -69,7 +69,7 @@ def test_wrong_words_are_refused(words: list[str], message: str) -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["BPR", "-h"]):
-        assert models.main(words) == 0
+        assert cli.main(["models", *words]) == 0
         assert capsys.readouterr().out.startswith("usage: recbole-prune models")
 
 

@@ -17,8 +17,9 @@ from recbole_prune import cli
 from recbole_prune.artifact import write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
+from recbole_prune.commands import recommend
 from recbole_prune.errors import ArtifactError
-from recbole_prune.serving import Recommender, recommend
+from recbole_prune.serving import Recommender
 
 USERS, ITEMS, WIDTH = 30, 100, 8
 

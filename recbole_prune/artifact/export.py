@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,14 +19,21 @@ from recbole_prune.scoring.dot_product import DotProduct, find_dot_product, to_n
 from recbole_prune.scoring.probe import Probe, Scores, disagreement, effect, load_state, undisturbed
 from recbole_prune.sparse.dense_top_k import score_users
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
+
 
 def export_ticket(
     folder: PathLike,
     *,
-    model: Any,
+    model: AbstractRecommender,
     masks: Mapping[str, torch.Tensor],
-    config: Any,
-    dataset: Any,
+    config: Config,
+    dataset: Dataset,
     info: Mapping[str, Any],
     values: str = "fp32",
     vectors: bool = False,
@@ -99,7 +106,7 @@ def export_ticket(
         )
 
 
-def explain_scoring(model: Any, config: Any, dataset: Any) -> str:
+def explain_scoring(model: AbstractRecommender, config: Config, dataset: Dataset) -> str:
     """A sentence on whether pruned tables can make scoring faster for this model, and why.
 
     Args:
@@ -121,7 +128,7 @@ def explain_scoring(model: Any, config: Any, dataset: Any) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """The value in JSON's types; a number that JSON does not know becomes null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
@@ -138,7 +145,7 @@ def _plain(value: Any) -> Any:
 
 
 def _encode_weights(
-    model: Any, masks: Mapping[str, torch.Tensor], values: str
+    model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str
 ) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
     """Encode the ``state_dict``; a tensor with two names is stored under the first that has a mask, else the first."""
     state = model.state_dict()
@@ -147,7 +154,7 @@ def _encode_weights(
         raise ArtifactError(f"mask {unknown[0]!r} fits no weight of {type(model).__name__}; it has {', '.join(state)}")
     if not state:
         raise ArtifactError(f"{type(model).__name__} has no weights to export")
-    owners: dict[Any, str] = {}
+    owners: dict[object, str] = {}
     tensors: dict[str, EncodedTensor] = {}
     shared: dict[str, str] = {}
     for name in sorted(state, key=lambda name: name not in masks):
@@ -179,7 +186,7 @@ def _say_not_stored(dot: DotProduct) -> str:
     )
 
 
-def _encode_vectors(model: Any, dot: DotProduct, values: str, items: int) -> dict[str, EncodedTensor]:
+def _encode_vectors(model: AbstractRecommender, dot: DotProduct, values: str, items: int) -> dict[str, EncodedTensor]:
     """Propagated vectors, which are dense; an entity table is cut down to its items."""
     users_table, items_table = (to_numpy(getattr(model, name)) for name in (dot.user, dot.item))
     return {dot.user: encode(users_table, values=values), dot.item: encode(items_table[:items], values=values)}
@@ -227,11 +234,11 @@ def _require(difference: float, what: str) -> None:
 # ---- dataset ---------------------------------------------------------------------------------------------------------
 
 
-def _tokens(dataset: Any, field: str | None) -> list[str]:
+def _tokens(dataset: Dataset, field: str | None) -> list[str]:
     return [str(token) for token in dataset.field2id_token[field]] if field else ["[PAD]"]
 
 
-def _seen(dataset: Any, config: Any) -> Seen:
+def _seen(dataset: Dataset, config: Config) -> Seen:
     """All interactions; of augmented sequences also what stands only in the item lists."""
     feature = dataset.inter_feat
     if not dataset.uid_field:
@@ -248,5 +255,5 @@ def _seen(dataset: Any, config: Any) -> Seen:
     return Seen.from_pairs(users, items, dataset.user_num)
 
 
-def _column(feature: Any, field: str) -> NDArray[np.int64]:
+def _column(feature: Interaction | DataFrame, field: str) -> NDArray[np.int64]:
     return np.asarray(feature[field]).astype(np.int64)

@@ -2,7 +2,3 @@
 
 Results are samples with medians and ratios; nothing here is needed to train, prune or serve.
 """
-
-from recbole_prune import compat
-
-compat.apply()

@@ -14,6 +14,7 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
+from torch import nn
 
 from recbole_prune.anatomy.caches import refresh
 from recbole_prune.config import schema
@@ -80,7 +81,7 @@ class PlainData:
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         return (model_class or get_model(config["model"]))(config, self.train_data._dataset).to(config["device"])
 
-    def build_trainer(self, model: Any) -> Trainer:
+    def build_trainer(self, model: nn.Module) -> Trainer:
         """RecBole's trainer for a model; it saves in the config's ``checkpoint_dir``."""
         config = self.config
         trainer: Trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)

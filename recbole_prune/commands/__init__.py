@@ -1,15 +1,16 @@
 """The subcommands of ``recbole-prune``: parse words, call, print.
 
 The only room that reads ``sys.argv`` and prints; what it prints comes from ``report/``. Each module has
-``main(words) -> exit status``.
+``main(words) -> exit status`` and ``usage() -> text``, which ``--help`` prints.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
+import recbole_prune
 from recbole_prune.errors import PruneError
 
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
@@ -39,13 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit status: 0, 2 for an error, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words and words[0] in COMMANDS else "run"
+    if not words or words[0] in ("-V", "--version"):
+        print(f"recbole-prune {recbole_prune.__version__}" if words else USAGE.rstrip())
+        return 0
+    name = words.pop(0) if words[0] in COMMANDS else "run"
     if name not in _TAKE_NAMES and words and not words[0].startswith("-"):
         print(f"recbole-prune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        command: Callable[[Sequence[str]], int] = import_module(f"recbole_prune.commands.{name}").main
-        return command(words)
+        command = import_module(f"recbole_prune.commands.{name}")
+        if "-h" in words or "--help" in words:
+            print(command.usage())
+            return 0
+        return int(command.main(words))
     except PruneError as error:
         print(f"recbole-prune: {error}", file=sys.stderr)
         return 2

@@ -128,8 +128,8 @@ def main(argv: list[str]) -> int:
     Raises:
         PruneError: a wrong option, or what the runs refuse.
     """
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+    if not argv:
+        print(usage())
         return 0
     name, *rest = argv
     if name == "table":
@@ -150,9 +150,6 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"bench: {name!r} is unknown{did_you_mean(near_names(name, known))}; there are {', '.join(known)}"
         )
-    if any(word in ("-h", "--help") for word in rest):
-        print(_help())
-        return 0
     options, words = own.parse(name, BENCHMARKS[name].options, rest)
     return measure(name, options, words, argv)
 
@@ -198,7 +195,8 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def _help() -> str:
+def usage() -> str:
+    """Every benchmark with its options."""
     lines = [USAGE]
     for name, benchmark in BENCHMARKS.items():
         lines += [f"  {name}: {benchmark.meaning}", *own.describe(benchmark.options)]

@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
                     name = pruner if ticket.ticket else "dense"
                     folder = str(result.experiment.folder.path)
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": folder})
-        print(compare_table(records), flush=True)
+                score = f"validation {result.chosen.valid_score:.4f}"
+                print(f"seed {seed}, sparsity {100 * sparsity:g} %, {pruner}: {score}, in {folder}", flush=True)
+        print(f"\n{compare_table(records)}\n", flush=True)
     if own["to"]:
         write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
     return 0
@@ -93,3 +95,14 @@ def _check(pruners: list[str], sparsities: list[float]) -> None:
     for sparsity in sparsities:
         if not 0 < sparsity < 1:
             raise ConfigError(f"compare: --sparsities={sparsity} is not allowed, each must be between 0 and 1")
+
+
+def usage() -> str:
+    """What the command takes."""
+    shown = " ".join(f"--{name}={value or 'FILE'}" for name, value in _OPTIONS.items())
+    return (
+        "usage: recbole-prune compare [--pruners=A,B] [--sparsities=X,Y] [--seeds=1,2] [--to=FILE.json]\n"
+        "       [--key=value ...]\n\n"
+        "Runs every pruner at every sparsity under every seed, each in its own run folder, and prints mean and spread.\n"
+        f"Other settings as for a run. Defaults: {shown}"
+    )

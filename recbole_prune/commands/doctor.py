@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the report.
 
     Args:
-        argv: arguments after ``doctor``; only ``--help`` is known.
+        argv: arguments after ``doctor``; there are none.
 
     Returns:
         Exit status: 0, or 2 if something keeps this package from working.
@@ -198,11 +198,13 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         ConfigError: an argument is unknown.
     """
-    if argv and argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
     if argv:
         raise ConfigError(f"doctor takes no arguments, found {' '.join(argv)!r}; {USAGE}")
     sections = examine()
     print(_render(sections))
     return 2 if any(finding.problem for findings in sections.values() for finding in findings) else 0
+
+
+def usage() -> str:
+    """What the command takes."""
+    return USAGE

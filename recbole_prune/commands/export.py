@@ -6,10 +6,14 @@ from pathlib import Path
 
 from recbole_prune.config.schema import did_you_mean, near_names
 from recbole_prune.errors import ConfigError
-from recbole_prune.run import provenance
-from recbole_prune.run.store import RunFolder
 
-_OPTIONS = ("run", "to", "export_ticket", "export_values", "export_vectors")
+_OPTIONS = {
+    "run": "folder of a run",
+    "to": "where to write the artifact; default: artifact/ in the run folder",
+    "export_ticket": "number of the ticket; default: as the run chooses",
+    "export_values": "fp32, fp16 or int8",
+    "export_vectors": "True also stores propagated vectors, so that recommending needs no RecBole",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -17,12 +21,14 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     path = Path(options.pop("run")).absolute()
     to = options.pop("to", None)
-    record = provenance.read_record(path)
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.run import provenance
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.export import export_chosen
+    from recbole_prune.run.store import RunFolder
     from recbole_prune.run.workshop import Workshop
 
+    record = provenance.read_record(path)
     config = PruneConfig.from_plain_settings({**record["settings"], **options})
     folder = RunFolder(path)
     folder.open()
@@ -52,3 +58,9 @@ def _parse(argv: list[str]) -> dict[str, str]:
     if "run" not in options:
         raise ConfigError("export: name the run folder with --run=FOLDER")
     return options
+
+
+def usage() -> str:
+    """What the command takes."""
+    lines = ["usage: recbole-prune export --run=FOLDER [--option=value ...]", ""]
+    return "\n".join([*lines, *(f"  --{name}=  {meaning}" for name, meaning in _OPTIONS.items())])

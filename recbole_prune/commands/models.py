@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
     """Print the models, all or some.
 
     Args:
-        words: names of models (any case), ``--kind=KIND``, or ``--help``.
+        words: names of models (any case) and ``--kind=KIND``.
 
     Returns:
         Exit status 0.
@@ -34,11 +34,13 @@ def main(words: Sequence[str]) -> int:
     Raises:
         ConfigError: an unknown option, kind or model.
     """
-    if any(word in ("-h", "--help") for word in words):
-        print(USAGE.rstrip())
-        return 0
     print(table(_chosen(words)))
     return 0
+
+
+def usage() -> str:
+    """What the command takes."""
+    return USAGE.rstrip()
 
 
 def table(models: list[PrunableModel]) -> str:

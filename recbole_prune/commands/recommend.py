@@ -17,6 +17,22 @@ def main(argv: list[str]) -> int:
     Raises:
         ArtifactError: as :meth:`Recommender.from_artifact` and :meth:`Recommender.recommend`.
     """
+    options = _parser().parse_args(argv)
+    users = options.users.split(",")
+    recommender = Recommender.from_artifact(options.artifact)
+    lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
+    text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    return 0
+
+
+def usage() -> str:
+    """What the command takes."""
+    return _parser().format_help().rstrip()
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recbole-prune recommend", allow_abbrev=False)
     parser.add_argument("--artifact", required=True, help="folder that a run or recbole-prune export has written")
     parser.add_argument("--users", required=True, help="user tokens with commas between them")
@@ -26,14 +42,7 @@ def main(argv: list[str]) -> int:
         "--threads", type=int, default=0, help="threads for sparse tables (default 0: all usable cores)"
     )
     parser.add_argument("--format", choices=["table", "json"], default="table")
-    options = parser.parse_args(argv)
-    users = options.users.split(",")
-    recommender = Recommender.from_artifact(options.artifact)
-    lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
-    text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-    return 0
+    return parser
 
 
 def _as_json(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:

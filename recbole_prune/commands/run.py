@@ -6,22 +6,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
 
 
 def main(words: Sequence[str]) -> int:
     """Parse what RecBole's own launcher parses, leave ``--key=value`` to the config, run and print what was found."""
-    if any(word in ("-h", "--help") for word in words):
-        from recbole_prune.commands import USAGE
-
-        print(USAGE + "\n" + help_text())
-        return 0
     asked = launch(words)
     from recbole_prune.config.prune_config import PruneConfig
 
     print(_run(PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words))[0])
     return 0
+
+
+def usage() -> str:
+    """The commands, then every setting of this package."""
+    return f"{USAGE}\n{help_text()}"
 
 
 def run_recbole_prune(

@@ -11,7 +11,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:  # the methods of the real base would hide those of the loader that is wrapped
+    from importlib.abc import Loader as _AnyLoader
+else:
+    _AnyLoader = object
 
 Report = Callable[[bool, str], None]
 Action = Callable[[ModuleType], None]
@@ -23,17 +28,17 @@ _DONE = "__recbole_prune_patches__"
 _STAND_IN_LOCK = threading.RLock()
 
 
-class _Loader:
+class _Loader(_AnyLoader):
     """Loads as ``loader`` does, in the surroundings registered for the module, and runs the actions afterwards."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: _AnyLoader) -> None:
         self._loader = loader
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+        return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module).pop(_DONE, None)  # importlib.reload executes a module again in the same namespace
@@ -54,11 +59,11 @@ class _Finder:
             return None
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find else None
+            spec: importlib.machinery.ModuleSpec | None = find(name, path, target) if find else None
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader)
-                return spec  # type: ignore[no-any-return]
+                return spec
         return None
 
 
@@ -114,7 +119,7 @@ def stand_in(modules: dict[str, ModuleType]) -> Iterator[None]:
                     sys.modules[name] = module
 
 
-def make_module(name: str, **members: Any) -> ModuleType:
+def make_module(name: str, **members: object) -> ModuleType:
     """A module object with the given members and a valid ``__spec__``."""
     module = ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
@@ -125,7 +130,7 @@ def make_module(name: str, **members: Any) -> ModuleType:
 class Overlay(ModuleType):
     """A module that answers as ``base`` does, except for the overridden members; ``base`` itself is unchanged."""
 
-    def __init__(self, base: ModuleType, **overrides: Any) -> None:
+    def __init__(self, base: ModuleType, **overrides: object) -> None:
         super().__init__(base.__name__, base.__doc__)
         vars(self).update(overrides, __overlaid__=base)
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from types import ModuleType
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import torch
@@ -14,6 +14,14 @@ import torch.nn.functional as F
 from scipy.sparse import coo_matrix
 
 from recbole_prune.compat import hooks
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset, KnowledgeBasedDataset
+    from recbole.model.abstract_recommender import AbstractRecommender
+    from recbole.model.general_recommender import NCL
+    from recbole.model.knowledge_aware_recommender import KGAT
+    from recbole.model.sequential_recommender import KSR
 
 _MODELS = "recbole.model"
 
@@ -28,7 +36,7 @@ def cluster_ncl_without_faiss(report: hooks.Report) -> Callable[[], bool]:
         original = module.NCL.run_kmeans
 
         @functools.wraps(original)
-        def run_kmeans(self: Any, x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        def run_kmeans(self: NCL, x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
             return _run_kmeans(x, self.k, self.device) if needed() else original(self, x)
 
         module.NCL.run_kmeans = run_kmeans
@@ -50,7 +58,7 @@ def _run_kmeans(x: np.ndarray, clusters: int, device: torch.device) -> tuple[tor
 def _dgl_error() -> str | None:
     problem = hooks.import_error("dgl")
     if problem is None:
-        import dgl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        import dgl
 
         if "preserve_nodes" not in inspect.signature(dgl.edge_subgraph).parameters:
             return "dgl.edge_subgraph has no preserve_nodes (dgl >= 1.0)"
@@ -60,7 +68,7 @@ def _dgl_error() -> str | None:
 class _WithoutDgl:
     """A knowledge-based dataset that answers None when asked for the collaborative graph in dgl's form."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: KnowledgeBasedDataset) -> None:
         self._dataset = dataset
 
     def __getattr__(self, name: str) -> Any:
@@ -81,11 +89,11 @@ def build_kgat_without_dgl(report: hooks.Report) -> Callable[[], bool]:
         original_init, original_graph = kgat.__init__, kgat.init_graph
 
         @functools.wraps(original_init)
-        def __init__(self: Any, config: Any, dataset: Any) -> None:
+        def __init__(self: KGAT, config: Config, dataset: KnowledgeBasedDataset) -> None:
             original_init(self, config, _WithoutDgl(dataset) if needed() else dataset)
 
         @functools.wraps(original_graph)
-        def init_graph(self: Any) -> torch.Tensor:
+        def init_graph(self: KGAT) -> torch.Tensor:
             return original_graph(self) if self.ckg is not None else _attention_matrix(self)
 
         kgat.__init__, kgat.init_graph = __init__, init_graph
@@ -94,7 +102,7 @@ def build_kgat_without_dgl(report: hooks.Report) -> Callable[[], bool]:
     return needed
 
 
-def _attention_matrix(kgat: Any) -> torch.Tensor:
+def _attention_matrix(kgat: KGAT) -> torch.Tensor:
     """Sum over relations of the row-normalised adjacency, as ``KGAT.init_graph`` makes it with dgl.
 
     An edge (h, r, t) weighs 1 / (number of edges of relation r that leave h); relation 0 is padding.
@@ -118,7 +126,7 @@ def cast_ksr_relations(report: hooks.Report) -> None:
         original = ksr.__init__
 
         @functools.wraps(original)
-        def __init__(self: Any, config: Any, dataset: Any) -> None:
+        def __init__(self: KSR, config: Config, dataset: Dataset) -> None:
             original(self, config, dataset)
             self.relation_Matrix = self.relation_Matrix.to(self.entity_embedding.weight.dtype)
 
@@ -141,21 +149,21 @@ def keep_anomaly_detection(report: hooks.Report) -> None:
 def pass_nncf_method(report: hooks.Report) -> None:
     """Give NNCF a ``ComputeSimilarity`` whose ``compute_similarity`` accepts the method, as NNCF calls it."""
 
-    def replace_similarity(module: Any) -> None:
+    def replace_similarity(module: ModuleType) -> None:
         current = module.ComputeSimilarity
         if "method" in inspect.signature(current.compute_similarity).parameters:
             report(False, "not needed: compute_similarity takes the method (RecBole 1.2.0)")
             return
 
         class ComputeSimilarity:
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
+            def __init__(self, *args: object, **kwargs: object) -> None:
                 self.arguments = args, kwargs
 
             def compute_similarity(self, method: str) -> Any:
                 args, kwargs = self.arguments
                 return current(*args, method=method, **kwargs).compute_similarity()
 
-        module.ComputeSimilarity = ComputeSimilarity
+        vars(module)["ComputeSimilarity"] = ComputeSimilarity
         report(True, "compute_similarity takes a block size where NNCF passes the method")
 
     hooks.after_import(f"{_MODELS}.general_recommender.nncf", "NNCF knn", replace_similarity)
@@ -173,7 +181,9 @@ def load_tree_defaults(report: hooks.Report) -> None:
         original = config._load_internal_config_dict
 
         @functools.wraps(original)
-        def _load_internal_config_dict(self: Any, model: str, model_class: Any, dataset: str) -> None:
+        def _load_internal_config_dict(
+            self: Config, model: str, model_class: type[AbstractRecommender], dataset: str
+        ) -> None:
             original(self, model, model_class, dataset)
             if model in ("XGBoost", "LightGBM"):
                 loaded = dict(self.internal_config_dict)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import dok_matrix
 
 from recbole_prune.compat import hooks
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+
 # the same types as Config.compatibility_settings chooses, written with names that every numpy has
-_ALIASES: dict[str, Any] = {
+_ALIASES: dict[str, type[np.generic]] = {
     "bool": np.bool_,
     "int": np.int_,
     "float": np.float64,
@@ -45,7 +48,7 @@ def restore_numpy_aliases(report: hooks.Report) -> None:
 
 
 def _replace_compatibility_settings(configurator: ModuleType) -> None:
-    def compatibility_settings(self: Any) -> None:
+    def compatibility_settings(self: Config) -> None:
         _set_missing_aliases()
 
     configurator.Config.compatibility_settings = compatibility_settings
@@ -57,7 +60,7 @@ def restore_dok_update(report: hooks.Report) -> None:
         report(False, "not needed: scipy's dok_matrix has _update")
         return
 
-    def _update(self: Any, data: dict[Any, Any]) -> None:
+    def _update(self: dok_matrix, data: dict[tuple[int, int], float]) -> None:
         self._dict.update(data)
 
     dok_matrix._update = _update

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, Callable
+from typing import Callable, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from recbole_prune.compat import hooks
 
 _MODELS = "recbole.model"
+_Result = TypeVar("_Result")
 
 
 def _decide_on(package: str, report: hooks.Report) -> Callable[[], bool]:
@@ -32,9 +33,11 @@ def _while_needed(
     return lambda: hooks.stand_in(modules) if needed() else nullcontext()
 
 
-def _in_context(function: Callable[..., Any], context: Callable[[], AbstractContextManager[None]]) -> Any:
+def _in_context(
+    function: Callable[..., _Result], context: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., _Result]:
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: object, **kwargs: object) -> _Result:
         with context():
             return function(*args, **kwargs)
 
@@ -44,7 +47,7 @@ def _in_context(function: Callable[..., Any], context: Callable[[], AbstractCont
 def replace_ray(report: hooks.Report) -> Callable[[], bool]:
     """Import ``recbole.quick_start`` with a ``ray.tune`` whose ``report`` does nothing, if the real one fails."""
 
-    def report_nothing(*args: Any, **kwargs: Any) -> None:
+    def report_nothing(*args: object, **kwargs: object) -> None:
         """``ray.tune.report`` outside of a ray session."""
 
     needed = _decide_on("ray.tune", report)
@@ -147,7 +150,7 @@ def replace_kmeans_pytorch(report: hooks.Report) -> Callable[[], bool]:
 
 
 def kmeans(
-    X: Tensor, num_clusters: int, distance: str = "euclidean", device: Any = "cpu", **unused: Any
+    X: Tensor, num_clusters: int, distance: str = "euclidean", device: torch.device | str = "cpu", **unused: object
 ) -> tuple[Tensor, Tensor]:
     """k-means clusters by scikit-learn, with the arguments and results of ``kmeans_pytorch.kmeans``.
 

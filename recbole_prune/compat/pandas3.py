@@ -5,13 +5,17 @@ from __future__ import annotations
 import builtins
 import functools
 import warnings
+from collections.abc import Sized
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 import pandas as pd
 
 from recbole_prune.compat import hooks
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
 _DATASET = "recbole.data.dataset.dataset"
 
@@ -43,7 +47,7 @@ def _replace_fill_nan(module: ModuleType) -> None:
     _wrap_read_csv(module, _fill_sequence_columns)
 
 
-def _fill_nan(self: Any) -> None:
+def _fill_nan(self: Dataset) -> None:
     """``Dataset._fill_nan`` with assignment: tokens get 0 ([PAD]), floats the mean, sequences an empty array."""
     self.logger.debug("Filling nan")
     for feat_name in self.feat_name_list:
@@ -82,14 +86,14 @@ def _to_objects(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _wrap_read_csv(module: Any, change: Any) -> None:
+def _wrap_read_csv(module: ModuleType, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Give ``module`` a ``pd`` whose ``read_csv`` passes its frame through ``change``."""
     pandas = module.pd
 
-    def read_csv(*args: Any, **kwargs: Any) -> Any:
+    def read_csv(*args: object, **kwargs: object) -> pd.DataFrame:
         return change(pandas.read_csv(*args, **kwargs))
 
-    module.pd = hooks.Overlay(pandas, read_csv=read_csv)
+    vars(module)["pd"] = hooks.Overlay(pandas, read_csv=read_csv)
 
 
 def count_elements(report: hooks.Report) -> None:
@@ -104,10 +108,10 @@ def count_elements(report: hooks.Report) -> None:
     report(True, f"Series.agg(len) of pandas {pd.__version__} returns the number of rows")
 
 
-def _replace_len(module: Any) -> None:
-    def element_lengths(values: Any) -> Any:
+def _replace_len(module: ModuleType) -> None:
+    def element_lengths(values: pd.Series | Sized) -> pd.Series | int:
         # these modules take the length of a Series only through agg(len); every other argument is an array,
         # an index, a frame or an Interaction
         return values.map(builtins.len) if isinstance(values, pd.Series) else builtins.len(values)
 
-    module.len = element_lengths
+    vars(module)["len"] = element_lengths

@@ -7,7 +7,7 @@ import io
 import pickle
 import sys
 import warnings
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -42,10 +42,10 @@ def allow_recbole_checkpoints(report: hooks.Report) -> None:
     if not _refuses_pickles():
         report(False, f"not needed: torch.load of torch {torch.__version__} reads RecBole's checkpoints")
         return
-    torch_load = torch.load
+    torch_load: Callable[..., Any] = torch.load
 
     @functools.wraps(torch_load)
-    def load(*args: Any, **kwargs: Any) -> Any:
+    def load(*args: object, **kwargs: object) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__") or ""
         if caller.split(".")[0] == "recbole":
             kwargs.setdefault("weights_only", False)

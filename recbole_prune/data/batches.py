@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from logging import getLogger
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from recbole.data.dataloader import KnowledgeBasedDataLoader, TrainDataLoader, UserDataLoader
@@ -23,8 +23,14 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from recbole_prune.data.membership import convert_sampler
 
+if TYPE_CHECKING:
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+    from typing_extensions import TypeGuard
 
-def assemble_batches_fast(train_data: Any) -> None:
+_Index = TypeVar("_Index")
+
+
+def assemble_batches_fast(train_data: AbstractDataLoader) -> None:
     """Make a training loader of RecBole yield the same batches in less time, in place.
 
     Covers ``TrainDataLoader`` (pairwise, pointwise and no negatives, dynamic sampling, transforms, user and item
@@ -53,7 +59,7 @@ def assemble_batches_fast(train_data: Any) -> None:
         train_data.sampling_func = getattr(train_data, train_data.sampling_func.__name__)
 
 
-def first_batch(train_data: Any, model: nn.Module) -> Interaction:
+def first_batch(train_data: AbstractDataLoader, model: nn.Module) -> Interaction:
     """The first training batch; of a knowledge graph one with interactions and triples.
 
     Args:
@@ -71,7 +77,7 @@ def first_batch(train_data: Any, model: nn.Module) -> Interaction:
         train_data.get_model(None)  # a loader that keeps the model would keep its tables in memory
 
 
-def _use_arrays(loader: Any) -> None:
+def _use_arrays(loader: AbstractDataLoader) -> None:
     """Let torch's DataLoader handle one array of row numbers per batch instead of thousands of integers."""
     sampler, stock = loader.sampler, loader.batch_sampler
     if type(sampler) is RandomSampler:
@@ -91,7 +97,7 @@ class _Echo:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: _Index) -> _Index:
         return index
 
 
@@ -106,7 +112,7 @@ class ArrayBatchSampler(BatchSampler):
             return self._shuffled(self.sampler)
         return ([torch.tensor(batch)] for batch in super().__iter__())
 
-    def _shuffled(self, sampler: Any) -> Iterator[list[Any]]:
+    def _shuffled(self, sampler: RandomSampler) -> Iterator[list[Any]]:
         """What a ``RandomSampler`` without replacement yields, not through Python integers."""
         rows = len(sampler.data_source)
         order = torch.randperm(rows, generator=sampler.generator)
@@ -118,7 +124,7 @@ class ArrayBatchSampler(BatchSampler):
             _draw_rest(sampler)
 
 
-def _is_plain_shuffle(sampler: Any) -> bool:
+def _is_plain_shuffle(sampler: object) -> TypeGuard[RandomSampler]:
     return (
         type(sampler) is RandomSampler
         and sampler.generator is not None
@@ -127,7 +133,7 @@ def _is_plain_shuffle(sampler: Any) -> bool:
     )
 
 
-def _draw_rest(sampler: Any) -> None:
+def _draw_rest(sampler: RandomSampler) -> None:
     for _ in range(_permutations_per_epoch() - 1):
         torch.randperm(len(sampler.data_source), generator=sampler.generator)
 
@@ -160,7 +166,7 @@ def _gather(table: Interaction, rows: torch.Tensor) -> Interaction:
     return Interaction({name: column.index_select(0, rows) for name, column in table.interaction.items()})
 
 
-def _join(dataset: Any, batch: Interaction) -> Interaction:
+def _join(dataset: Dataset, batch: Interaction) -> Interaction:
     """``dataset.join(batch)``: add the features of the batch's users and items."""
     if dataset.user_feat is not None and dataset.uid_field in batch:
         batch.update(_gather(dataset.user_feat, batch[dataset.uid_field]))
@@ -173,6 +179,7 @@ class FastTrainDataLoader(TrainDataLoader):
     """RecBole's ``TrainDataLoader``."""
 
     def collate_fn(self, index: list[Any]) -> Interaction:
+        """The batch of some row numbers, with features and negatives; ``index`` as in :func:`_rows`."""
         batch = _gather(self._dataset.inter_feat, _rows(index))
         if not self._joins_later():
             batch = _join(self._dataset, batch)
@@ -207,6 +214,7 @@ class FastUserDataLoader(UserDataLoader):
     """RecBole's ``UserDataLoader``."""
 
     def collate_fn(self, index: list[Any]) -> Interaction:
+        """The batch of some users."""
         return _gather(self.user_list, _rows(index))
 
 
@@ -214,6 +222,7 @@ class FastKGDataLoader(KGDataLoader):
     """RecBole's ``KGDataLoader``."""
 
     def collate_fn(self, index: list[Any]) -> Interaction:
+        """The batch of some triples, with a drawn tail for each."""
         batch = _gather(self._dataset.kg_feat, _rows(index))
         heads = batch[self.hid_field].numpy()
         tails = self._sampler.sample_by_entity_ids(heads, self.neg_sample_num)

@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, overload
 
 import numpy as np
 import recbole.data.utils as data_utils
 import torch
+from numpy.typing import ArrayLike, NDArray
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
+
+if TYPE_CHECKING:  # whichever of RecBole's samplers the arrays are mixed into
+    from recbole.sampler.sampler import AbstractSampler
+else:
+    AbstractSampler = object
 
 # multiplicative hashing (Knuth, TAOCP 3, 6.4): 2**64 over the golden ratio and over the silver ratio, made odd
 _HASHES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x6A09E667F3BCC909)
@@ -41,7 +47,7 @@ class UsedIds:
         self._shift = np.uint64(0)
 
     @classmethod
-    def from_sets(cls, sets: Any, value_count: int) -> UsedIds:
+    def from_sets(cls, sets: NDArray[np.object_], value_count: int) -> UsedIds:
         """The same content as an array of sets, index = key."""
         keys = np.repeat(np.arange(len(sets)), [len(used) for used in sets])
         values = np.fromiter((value for used in sets for value in used), dtype=np.int64, count=len(keys))
@@ -50,7 +56,18 @@ class UsedIds:
     def __len__(self) -> int:
         return self.key_count
 
-    def __getitem__(self, key: Any) -> Any:
+    @overload
+    def __getitem__(self, key: None) -> UsedIds: ...
+
+    @overload
+    def __getitem__(self, key: list[int] | NDArray[np.integer[Any]]) -> NDArray[np.object_]: ...
+
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> set[int]: ...
+
+    def __getitem__(
+        self, key: int | np.integer[Any] | list[int] | NDArray[np.integer[Any]] | None
+    ) -> UsedIds | NDArray[np.object_] | set[int]:
         """The set of one key; an object array of sets for an array of keys; itself for None (RecBole's first user)."""
         if key is None:
             return self
@@ -113,17 +130,17 @@ class UsedIds:
         return bits
 
 
-class _ArraySampling:
+class _ArraySampling(AbstractSampler):
     """What replaces Python loops in ``AbstractSampler``; the draws are RecBole's, in number, order and size."""
 
     used_ids: UsedIds
 
     def _build_alias_table(self) -> None:
         """RecBole's alias table, operation by operation (in lists, where RecBole has dicts keyed by id)."""
-        candidates = np.asarray(self._get_candidates_list())  # type: ignore[attr-defined]
+        candidates = np.asarray(self._get_candidates_list())
         keys, first, counts = np.unique(candidates, return_index=True, return_counts=True)
         order = np.argsort(first)  # RecBole's keys stand in the order of their first appearance
-        powers = [pow(count / len(candidates), self.alpha) for count in counts[order].tolist()]  # type: ignore[attr-defined]
+        powers = [pow(count / len(candidates), self.alpha) for count in counts[order].tolist()]
         total = sum(powers)
         prob = [power / total * len(powers) for power in powers]
         alias = [-1] * len(prob)
@@ -148,7 +165,7 @@ class _ArraySampling:
         chances = np.random.random(sample_num)
         return np.where(self._alias_prob[places] > chances, self._alias_keys[places], self._alias[places])
 
-    def sample_by_key_ids(self, key_ids: Any, num: int) -> torch.Tensor:
+    def sample_by_key_ids(self, key_ids: ArrayLike, num: int) -> torch.Tensor:
         """``num`` unused values for every key, in RecBole's order: shape ``(num * keys,)``.
 
         Raises:
@@ -161,7 +178,7 @@ class _ArraySampling:
         values = np.empty(count, dtype=np.int64)
         pending = np.arange(count)
         while len(pending):
-            drawn = self.sampling(len(pending))  # type: ignore[attr-defined]
+            drawn = self.sampling(len(pending))
             values[pending] = drawn
             pending = pending[is_used(pending, drawn)]
         return torch.from_numpy(values)
@@ -171,6 +188,11 @@ class ArraySampler(_ArraySampling, Sampler):
     """RecBole's ``Sampler``; each phase has used what it and the phases before it contain."""
 
     def get_used_ids(self) -> dict[str, UsedIds]:
+        """What users have used up to each phase, by its name.
+
+        Raises:
+            ValueError: a user has used every item (as in RecBole).
+        """
         used: dict[str, UsedIds] = {}
         keys = values = np.empty(0, dtype=np.int64)
         for phase, dataset in zip(self.phases, self.datasets):
@@ -190,6 +212,11 @@ class ArrayKGSampler(_ArraySampling, KGSampler):
     """RecBole's ``KGSampler``; a head entity has used its tails."""
 
     def get_used_ids(self) -> UsedIds:
+        """The tails of every head.
+
+        Raises:
+            ValueError: a head has every entity as its tail (as in RecBole).
+        """
         used = UsedIds(np.asarray(self.hid_list), np.asarray(self.tid_list), self.entity_num, self.entity_num)
         if (np.diff(used.offsets) + 1 == self.entity_num).any():
             raise ValueError(
@@ -203,10 +230,17 @@ class ArrayRepeatableSampler(_ArraySampling, RepeatableSampler):
     """RecBole's ``RepeatableSampler``; a row has used its own positive item only."""
 
     def get_used_ids(self) -> UsedIds:
+        """Nothing: what a row has used is known when it is drawn for."""
         nothing = np.empty(0, dtype=np.int64)
         return UsedIds(nothing, nothing, self.user_num, self.item_num)
 
-    def sample_by_user_ids(self, user_ids: Any, item_ids: Any, num: int) -> torch.Tensor:
+    def sample_by_user_ids(self, user_ids: ArrayLike, item_ids: ArrayLike, num: int) -> torch.Tensor:
+        """``num`` items other than a row's own item for every row, in RecBole's order: shape ``(num * rows,)``.
+
+        Args:
+            user_ids: not looked at.
+            item_ids: each row's own item.
+        """
         positives = np.tile(np.asarray(item_ids), num)
         return self._draw_unused(len(positives), lambda places, drawn: drawn == positives[places])
 
@@ -231,7 +265,7 @@ def samplers_over_arrays() -> Iterator[None]:
             setattr(data_utils, name, plain)
 
 
-def convert_sampler(sampler: Any) -> bool:
+def convert_sampler(sampler: AbstractSampler) -> bool:
     """Turn a sampler that RecBole built (for one phase) into one over arrays, in place.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.data.dataloader import TrainDataLoader
@@ -10,8 +10,12 @@ from torch.utils.data import WeightedRandomSampler
 
 from recbole_prune.errors import ConfigError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 
-def sample_users_uniformly(train_data: Any, config: Any) -> None:
+
+def sample_users_uniformly(train_data: AbstractDataLoader, config: Config) -> None:
     """Make an epoch consist of as many draws as there are interactions, each of a uniform user with replacement.
 
     A user's interaction is then uniform among his own (methods/lottery_ticket.md 3.3), which is the same as drawing

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_prune.metering.factors import COMPUTED, VIEWS, Factor, Factors, floating_tensors, product_factor
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 MATRIX, SPARSE, PAIRS = "matrix", "sparse", "pairs"
 
@@ -70,7 +74,7 @@ class MacsCounter(TorchDispatchMode):
         self.by_kind = {kind: Macs() for kind in (MATRIX, SPARSE, PAIRS)}
         self._factors = factors
         # element-wise products that count if they are summed: by place, with their number if that is to be reported
-        self._summable: dict[Any, tuple[Macs, int]] = {}
+        self._summable: dict[tuple[int, int] | None, tuple[Macs, int]] = {}
         self._not_summed = 0
         self._without_rule: Counter[str] = Counter()
 
@@ -85,7 +89,14 @@ class MacsCounter(TorchDispatchMode):
         waiting = self._not_summed + sum(products for _, products in self._summable.values())
         return lines + ([f"{waiting:,} element-wise products that are not summed"] if waiting else [])
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Count an operation and note what is known of its result."""
         kwargs = kwargs or {}
         name = func._schema.name.rpartition("::")[2].rstrip("_")
         known = [(t, self._factors.of(t)) for t in floating_tensors([*args, *kwargs.values()])]
@@ -93,21 +104,24 @@ class MacsCounter(TorchDispatchMode):
         if name not in VIEWS:  # what lay there before is overwritten
             for tensor in floating_tensors([result]):
                 self._not_summed += self._summable.pop(_place(tensor), (None, 0))[1]
-        factor = self._count(name, args, known, result)
+        factor: Factor | list[Factor] | None = self._count(name, args, known, result)
         if factor is None:
             factor = self._factors.result(name, func, args, kwargs, known)
         self._note(result, factor)
         return result
 
-    def _note(self, result: Any, factor: Any) -> None:
+    def _note(self, result: object, factor: Factor | list[Factor] | None) -> None:
         if isinstance(result, torch.Tensor):
+            assert not isinstance(factor, list), "one tensor has one factor"
             self._factors.set(result, factor if result.is_floating_point() else None)
         elif isinstance(result, (list, tuple)):
             each = factor if isinstance(factor, list) else [factor] * len(result)
             for part, part_factor in zip(result, each):
                 self._note(part, part_factor)
 
-    def _count(self, name: str, args: Any, known: list[Any], result: Any) -> Factor | None:
+    def _count(
+        self, name: str, args: tuple[Any, ...], known: list[tuple[torch.Tensor, Factor | None]], result: Any
+    ) -> Factor | None:
         """Count one operation; its result's factor where a rule knows it better than :class:`Factors`."""
         factors = {id(tensor): factor for tensor, factor in known}
         if name in _PRODUCTS:
@@ -149,7 +163,7 @@ class MacsCounter(TorchDispatchMode):
             exact = int((lefts * rights).sum())
         self._add(MATRIX, Macs(dense, _density(a, b) * dense, exact))
 
-    def _sparse_product(self, left: Any, right: Any, a: Factor | None, b: Factor | None) -> None:
+    def _sparse_product(self, left: torch.Tensor, right: torch.Tensor, a: Factor | None, b: Factor | None) -> None:
         if left.layout is not torch.strided and right.layout is not torch.strided:
             self._without_rule["product of two sparse matrices"] += 1
             return
@@ -162,7 +176,7 @@ class MacsCounter(TorchDispatchMode):
             exact = int((uses * live.sum(-1)).sum())
         self._add(SPARSE, Macs(dense, dense * _density(factor), exact))
 
-    def _convolution(self, args: Any, factors: dict[int, Factor | None], result: torch.Tensor) -> None:
+    def _convolution(self, args: tuple[Any, ...], factors: dict[int, Factor | None], result: torch.Tensor) -> None:
         """Each weight is used at every place of the output; padding counts, unless the input is masked too."""
         entries, weight, transposed = args[0], args[1], args[6]
         a, b = factors.get(id(entries)), factors.get(id(weight))
@@ -175,7 +189,7 @@ class MacsCounter(TorchDispatchMode):
             exact = dense // weight.numel() * int(_counts(_live(b), 0, None))
         self._add(MATRIX, Macs(dense, _density(a, b) * dense, exact))
 
-    def _recurrent(self, args: Any, factors: dict[int, Factor | None]) -> None:
+    def _recurrent(self, args: tuple[Any, ...], factors: dict[int, Factor | None]) -> None:
         """A fused recurrent layer: every weight matrix once per step and sequence; what comes in is taken as dense."""
         steps = args[0].shape[:-1].numel()
         for weight in floating_tensors([list(part) if isinstance(part, (list, tuple)) else part for part in args[1:5]]):
@@ -185,7 +199,9 @@ class MacsCounter(TorchDispatchMode):
             live = weight.numel() if factor.live is None else int(factor.live.sum())
             self._add(MATRIX, Macs(1, factor.density, live / weight.numel()) * (steps * weight.numel()))
 
-    def _elementwise(self, left: Any, right: Any, factors: dict[int, Factor | None], result: Any) -> Factor | None:
+    def _elementwise(
+        self, left: torch.Tensor, right: torch.Tensor, factors: dict[int, Factor | None], result: torch.Tensor
+    ) -> Factor | None:
         a, b = factors.get(id(left)), factors.get(id(right))
         if a is None and b is None:
             return None
@@ -194,7 +210,7 @@ class MacsCounter(TorchDispatchMode):
         exact = dense if factor.live is None else int(factor.live.sum())
         macs = Macs(dense, factor.density * dense, exact)
         of_weights = a is not None and b is not None
-        if of_weights and left is not right and (a.is_table or b.is_table):  # type: ignore[union-attr]
+        if a is not None and b is not None and left is not right and (a.is_table or b.is_table):
             self._add(PAIRS, macs)
         else:
             self._summable[_place(result)] = macs, dense if of_weights else 0
@@ -208,7 +224,7 @@ _PRODUCTS = {
 }
 
 
-def _is_elementwise_product(name: str, args: Any) -> bool:
+def _is_elementwise_product(name: str, args: tuple[Any, ...]) -> bool:
     """Whether an operation multiplies two tensors entry by entry, neither of them a single number."""
     if name == "pow":
         return not isinstance(args[0], (int, float)) and not isinstance(args[1], torch.Tensor) and args[1] == 2
@@ -247,5 +263,5 @@ def _columns(matrix: torch.Tensor) -> torch.Tensor:
     return (matrix if matrix.layout is torch.sparse_coo else matrix.to_sparse())._indices()[1]
 
 
-def _place(tensor: torch.Tensor) -> Any:
+def _place(tensor: torch.Tensor) -> tuple[int, int] | None:
     return (tensor.data_ptr(), tensor.numel()) if tensor.layout is torch.strided else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,12 @@ class Factors:
             live = None if live is None or bool(live.all()) else live.to(parameter.device)
             self.set(parameter, Factor(live, densities[name] if live is not None else 1.0, is_table=True))
 
-    def of(self, value: Any) -> Factor | None:
+    def of(self, value: object) -> Factor | None:
         """The factor of a tensor; None if it does not depend on weights or is no tensor."""
         key = _key(value)
         return None if key is None else self._known.get(key)
 
-    def set(self, value: Any, factor: Factor | None) -> None:
+    def set(self, value: torch.Tensor, factor: Factor | None) -> None:
         """Note what is known of a tensor."""
         key = _key(value)
         if key is None:
@@ -80,7 +80,14 @@ class Factors:
         else:
             self._known[key] = factor
 
-    def result(self, name: str, func: Any, args: Any, kwargs: Any, known: list[Any]) -> Any:
+    def result(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        known: list[tuple[torch.Tensor, Factor | None]],
+    ) -> Factor | list[Factor] | None:
         """The factor of what an operation returns, or a list of them, one for each tensor it returns.
 
         Args:
@@ -107,7 +114,8 @@ class Factors:
         if name.endswith("view") or name == "_reshape_alias":  # strides of a mask may be others than the tensor's
             shape = args[1] if len(args) > 1 else None
             return Factor(masks[id(args[0])].reshape(shape), density, is_table) if isinstance(shape, list) else COMPUTED
-        lives = func(*_exchange(args, masks), **{key: _exchange(value, masks) for key, value in kwargs.items()})
+        shown = [_exchange(value, masks) for value in args]
+        lives = func(*shown, **{key: _exchange(value, masks) for key, value in kwargs.items()})
         if isinstance(lives, torch.Tensor):
             return Factor(lives, density, is_table)
         return [Factor(live, density, is_table) for live in lives]
@@ -124,7 +132,7 @@ def product_factor(a: Factor | None, b: Factor | None, shape: Iterable[int]) -> 
     return Factor(live.expand(torch.Size(shape)), density, is_table)
 
 
-def floating_tensors(value: Any) -> Iterator[torch.Tensor]:
+def floating_tensors(value: object) -> Iterator[torch.Tensor]:
     """All floating-point tensors among the arguments of an operation, in order."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
@@ -140,13 +148,13 @@ def _mask(tensor: torch.Tensor, factor: Factor | None) -> torch.Tensor:
     return torch.ones((), dtype=torch.bool, device=tensor.device).expand(tensor.shape)
 
 
-def _exchange(value: Any, masks: dict[int, torch.Tensor]) -> Any:
+def _exchange(value: object, masks: dict[int, torch.Tensor]) -> object:
     if isinstance(value, (list, tuple)):
         return type(value)(_exchange(part, masks) for part in value)
     return masks.get(id(value), value) if isinstance(value, torch.Tensor) else value
 
 
-def _key(value: Any) -> Key | None:
+def _key(value: object) -> Key | None:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or not value.numel():
         return None
     return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype

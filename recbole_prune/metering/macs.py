@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,12 @@ from recbole_prune.metering.factors import Factors
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.pair_scores import shown_to_torch
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 __all__ = ["Macs", "MacsReport", "TrainingMacs", "measure_macs"]
 
@@ -103,7 +109,11 @@ class MacsReport:
 
 
 def measure_macs(
-    model: Any, config: Any, dataset: Any, batch: Any, masks: Mapping[str, torch.Tensor] | None = None
+    model: AbstractRecommender,
+    config: Config,
+    dataset: Dataset,
+    batch: Interaction,
+    masks: Mapping[str, torch.Tensor] | None = None,
 ) -> MacsReport:
     """Count what a model multiplies for ranking and for training; it is left as it was.
 
@@ -143,7 +153,9 @@ def measure_macs(
     )
 
 
-def _count_training(model: Any, config: Any, batch: Any, factors: Factors) -> tuple[TrainingMacs | None, list[str]]:
+def _count_training(
+    model: AbstractRecommender, config: Config, batch: Interaction, factors: Factors
+) -> tuple[TrainingMacs | None, list[str]]:
     """The losses of a batch, and what was not counted."""
     model.train()
     notes = ["batches of the knowledge graph (calculate_kg_loss)"] if has_graph_loss(model) else []
@@ -155,7 +167,7 @@ def _count_training(model: Any, config: Any, batch: Any, factors: Factors) -> tu
     return TrainingMacs(counter.total, _positives(batch, config)), notes + counter.not_counted()
 
 
-def _count(factors: Factors, work: Any) -> MacsCounter:
+def _count(factors: Factors, work: Callable[[], object]) -> MacsCounter:
     counter = MacsCounter(factors)
     with counter:
         work()
@@ -169,7 +181,7 @@ def _density(masks: Mapping[str, torch.Tensor], name: str) -> float:
     return float(masks[name].double().mean())
 
 
-def _positives(batch: Any, config: Any) -> int:
+def _positives(batch: Interaction, config: Config) -> int:
     label, negative = config["LABEL_FIELD"], f"{config['NEG_PREFIX']}{config['ITEM_ID_FIELD']}"
     if label in batch.interaction:
         return int((batch[label] > 0).sum())
@@ -185,7 +197,8 @@ def _dense_tables(model: nn.Module) -> Iterator[None]:
     try:
         for module, _, _ in kept:
             table = module.to_dense()
-            module.__class__, module.__dict__ = nn.Embedding, table.__dict__  # type: ignore[assignment]
+            plain = cast(nn.Embedding, module)
+            plain.__class__, plain.__dict__ = nn.Embedding, table.__dict__
         yield
     finally:
         for module, cls, attributes in kept:

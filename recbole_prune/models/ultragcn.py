@@ -6,7 +6,7 @@ arXiv 2110.15114, and the authors' code. Where the two differ, the code is the d
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,24 +18,34 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_prune.errors import ConfigError
+from recbole_prune.sparse.contexts import SavingContext
 from recbole_prune.sparse.pair_scores import pair_scores
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.data.interaction import Interaction
 
 # rows of the item-item matrix made at once
 _ROWS_AT_ONCE = 1024
+
+
+class _Context(SavingContext, Protocol):
+    skipped: int
 
 
 class _HalfSquares(torch.autograd.Function):
     """Half the sum of the squares of a tensor without its first entries, with one pass forward and one back."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, skipped: int) -> torch.Tensor:
+    def forward(ctx: _Context, values: torch.Tensor, skipped: int) -> torch.Tensor:
         ctx.skipped = skipped
         ctx.save_for_backward(values)
         counted = values.reshape(-1)[skipped:]
         return counted.dot(counted) / 2
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: _Context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (values,) = ctx.saved_tensors
         result = values * gradient
         result.view(-1)[: ctx.skipped] = 0
@@ -61,7 +71,7 @@ class UltraGCN(GeneralRecommender):
 
     input_type = InputType.POINTWISE
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         sampling = config["train_neg_sample_args"]
         if sampling["distribution"] != "none":
@@ -92,7 +102,7 @@ class UltraGCN(GeneralRecommender):
         for table in (self.user_embedding, self.item_embedding):
             nn.init.normal_(table.weight, std=float(config["initial_std"]))
 
-    def _positives(self, dataset: Any) -> sp.csr_matrix:
+    def _positives(self, dataset: Dataset) -> sp.csr_matrix:
         """``[users, items]``: 1 for a positive, however often it is in the data."""
         label = self.label_field if self.label_field in dataset.inter_feat.columns else None
         return (dataset.inter_matrix(form="csr", value_field=label) > 0).astype(np.float64)
@@ -104,7 +114,7 @@ class UltraGCN(GeneralRecommender):
         rows, places = items.unique(return_inverse=True)  # a catalogue of which a batch sees a part
         return pair_scores(self.user_embedding(users), self.item_embedding(rows), places)
 
-    def calculate_loss(self, interaction: Any) -> torch.Tensor:
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """The loss of the positives of a batch; draws the negatives."""
         if self.label_field in interaction:
             interaction = interaction[interaction[self.label_field] > 0]
@@ -141,13 +151,13 @@ class UltraGCN(GeneralRecommender):
             squares = squares + _HalfSquares.apply(next(table.parameters()), padding)
         return self.reg_weight * squares
 
-    def predict(self, interaction: Any) -> torch.Tensor:
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the pairs of a batch."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         scores: torch.Tensor = (self.user_embedding(users) * self.item_embedding(items)).sum(dim=1)
         return scores
 
-    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of all items for the users of a batch, flattened."""
         users = interaction[self.USER_ID]
         scores: torch.Tensor = self.user_embedding(users) @ self.item_embedding.weight.t()
@@ -207,7 +217,7 @@ def similar_items(
     return ids, omegas
 
 
-def _over(numerator: Any, denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+def _over(numerator: NDArray[np.float64] | float, denominator: NDArray[np.float64]) -> NDArray[np.float64]:
     """A quotient that is 0 where the denominator is."""
     quotient = np.zeros(denominator.shape)
     np.divide(numerator, denominator, out=quotient, where=denominator != 0)

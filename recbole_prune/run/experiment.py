@@ -17,6 +17,7 @@ from recbole.utils import calculate_valid_score
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
+from recbole_prune.metering.windows import Meter
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import SCOPE, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket
@@ -42,12 +43,16 @@ class Experiment:
         scope: targets of the model, decided once and stored in the folder.
         tickets: finished tickets by number.
         progress: told about tickets and epochs.
+        meter: measures the windows of every ticket's training.
     """
 
-    def __init__(self, workshop: Workshop, folder: RunFolder, progress: Progress | None = None) -> None:
+    def __init__(
+        self, workshop: Workshop, folder: RunFolder, progress: Progress | None = None, meter: Meter | None = None
+    ) -> None:
         self.workshop = workshop
         self.folder = folder
         self.progress = progress or Progress(enabled=False)
+        self.meter = meter or Meter()
         self.logger = getLogger()
         self.tickets: dict[int, Ticket] = {}
         self._weights: tuple[int, Weights] | None = None
@@ -117,7 +122,13 @@ class Experiment:
         if number not in self.tickets:
             self._evaluator = None  # its tables make room
             training = TicketTraining(
-                self.workshop, self.folder, plan(), scope=self.scope, dense=self.tickets.get(0), progress=self.progress
+                self.workshop,
+                self.folder,
+                plan(),
+                scope=self.scope,
+                dense=self.tickets.get(0),
+                progress=self.progress,
+                meter=self.meter,
             )
             self.tickets[number] = training.run()
         self.progress.ticket_done(self.tickets[number])

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Changes = Mapping[str, Any]
 UNTRAINED = "receives no gradient from any loss of the model"
+# LINE draws for every batch which of its tables it trains
+_MOST_PASSES = 30
 
 
 class Workshop:
@@ -136,7 +138,7 @@ class Workshop:
         """What may be pruned, found on a newly built model.
 
         Args:
-            leave_out_untrained: also leave out what receives no gradient in the first batch.
+            leave_out_untrained: also leave out what receives no gradient from any loss of the model.
 
         Raises:
             NothingToPrune: there is no target.
@@ -159,13 +161,16 @@ class Workshop:
         return scope.require_targets(self.config["model"])
 
     def _untrained(self, model: MaskAware, names: list[str]) -> list[str]:
-        """Those of ``names`` that no loss of the first batch sends a gradient to; none where a loss needs more."""
+        """Those of ``names`` that no loss of a batch sends a gradient to; none where a loss needs more than a batch."""
         received = model.watch_gradients(names)
         model.train()
         try:
             batch = first_batch(self.train_data, model).to(self.config["device"])
-            for loss in batch_losses(model, batch):
-                loss.backward()
+            for _ in range(_MOST_PASSES):
+                for loss in batch_losses(model, batch):
+                    loss.backward()
+                if len(received) == len(names):
+                    break
         except Exception as error:  # some losses take what only their own trainer prepares
             getLogger().debug("cause", exc_info=True)
             getLogger().info(f"cannot tell before training which targets are trained: {type(error).__name__}: {error}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.interaction import Interaction
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class _Chunks(DataStruct):
     """What batches add is kept in lists, to be joined once."""
 
     def update_tensor(self, name: str, value: torch.Tensor) -> None:
+        """Add what one batch has."""
         if name not in self:
             self.set(name, [])
         self.get(name).append(value.clone().detach())
@@ -59,7 +64,7 @@ class RankingCollector(Collector):
     which ends ItemCoverage, GiniIndex, AveragePopularity and TailPercentage with an AttributeError.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.data_struct = _Chunks()
         self.wants_items = self.register.need("rec.items")
@@ -72,12 +77,18 @@ class RankingCollector(Collector):
         """Whether the best items of every user are all that the metrics need from the scores."""
         return not any(self.register.need(name) for name in ("rec.meanrank", "rec.score", "data.label"))
 
-    def eval_batch_collect(self, scores_tensor: Any, interaction: Any, positive_u: Any, positive_i: Any) -> None:
+    def eval_batch_collect(
+        self,
+        scores_tensor: torch.Tensor | Ranked,
+        interaction: Interaction | None,
+        positive_u: torch.Tensor | None,
+        positive_i: torch.Tensor | None,
+    ) -> None:
         """Collect a batch.
 
         Args:
             scores_tensor: the scores as RecBole gives them, ``[users, items]``, or a :class:`Ranked`.
-            interaction: the batch; not read for a :class:`Ranked`, like the two below.
+            interaction: the batch; not read for a :class:`Ranked`, like the two below, which may be None then.
             positive_u: row of each positive.
             positive_i: item of each positive.
         """
@@ -85,6 +96,7 @@ class RankingCollector(Collector):
             self._keep(scores_tensor)
             return
         if self.wants_items or self.wants_hits:
+            assert positive_u is not None and positive_i is not None, "scores come with their positives"
             self._keep(self._rank(scores_tensor, positive_u, positive_i))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from recbole_prune.scoring.probe import Array, Probe, Scores, disagreement
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,21 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def find_dot_product(
-    model: Any, probe: Probe, scores: Scores, decoded: Mapping[str, Array], dataset: Any
+    model: nn.Module, probe: Probe, scores: Scores, decoded: Mapping[str, Array], dataset: Dataset
 ) -> tuple[DotProduct | None, str | None]:
     """The pair of tables whose dot products are the model's scores; or None and why there is none.
 
     Nothing is known about the model: the stored tables are tried first, then those that it caches while scoring.
+
+    Args:
+        model: a RecBole model that has just scored the probe.
+        probe: the rows and items that it scored.
+        scores: the model's, as :meth:`Probe.scores` gives them.
+        decoded: its weights in numpy, by name in ``state_dict``.
+        dataset: the RecBole dataset, for its numbers of users and items.
+
+    Returns:
+        (the dot product, None), or (None, the reason in a sentence).
     """
     name = type(model).__name__
     if not probe.ranks_all_items or probe.users is None:
@@ -88,18 +102,16 @@ def _pairs(tables: Mapping[str, Any], users: int, items: int) -> Iterator[tuple[
                 yield user, item
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: object) -> bool:
     if isinstance(value, torch.Tensor):
         return value.ndim == 2 and value.layout == torch.strided and value.is_floating_point()
     return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
 
 
-def _rows(table: Any, ids: Array) -> Scores:
+def _rows(table: torch.Tensor | Array, ids: Array) -> Scores:
     if isinstance(table, torch.Tensor):
-        table = table.detach()[torch.from_numpy(ids).to(table.device)].double().cpu().numpy()
-    else:
-        table = table[ids].astype(np.float64)
-    return np.asarray(table)
+        return np.asarray(table.detach()[torch.from_numpy(ids).to(table.device)].double().cpu().numpy())
+    return np.asarray(table[ids].astype(np.float64))
 
 
 def _scale(products: Scores, scores: Scores) -> float | None:

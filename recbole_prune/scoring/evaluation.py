@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +28,9 @@ from recbole_prune.scoring.ranking import DenseRanker, EvaluationRows, Ranker, S
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, Rows
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 
 _PROBE_USERS = 32
 _PROBE_ITEMS = 512
@@ -53,11 +57,11 @@ class UserBlocks(FullSortEvalDataLoader):
     Only that loop sees it, so nothing of a torch dataloader is set up.
     """
 
-    def __init__(self, loader: Any, ranker: Ranker) -> None:
+    def __init__(self, loader: FullSortEvalDataLoader, ranker: Ranker) -> None:
         self.loader = loader
         self.ranker = ranker
         self._dataset = loader._dataset
-        self._scored: tuple[int, Any] = -1, None
+        self._scored: tuple[int, torch.Tensor | None] = -1, None
 
     def __len__(self) -> int:
         return -(-len(self.ranker.rows) // self.ranker.block_users)
@@ -72,11 +76,13 @@ class UserBlocks(FullSortEvalDataLoader):
 
         Blocks are ranked in order, so the batch asked for last is often asked for again.
         """
-        if self._scored[0] != start:
+        scores = self._scored[1] if self._scored[0] == start else None
+        if scores is None:
             self._scored = -1, None  # frees the scores before
             batch = range(start, min(start + self.loader.step, len(self.ranker.rows)))
-            self._scored = start, score(self.loader.collate_fn(list(batch)))
-        return self._scored[1]  # type: ignore[no-any-return]
+            scores = score(self.loader.collate_fn(list(batch)))
+            self._scored = start, scores
+        return scores
 
 
 class BlockEvaluation:
@@ -94,7 +100,9 @@ class BlockEvaluation:
 
     way: str | None = None
 
-    def __init__(self, trainer: Any, batch_scores: Any, evaluate: Any, train_data: Any) -> None:
+    def __init__(
+        self, trainer: Trainer, batch_scores: MethodType, evaluate: MethodType, train_data: AbstractDataLoader
+    ) -> None:
         self._trainer = trainer
         self._batch_scores = batch_scores
         self._train_data = train_data
@@ -112,7 +120,7 @@ class BlockEvaluation:
         self._no_dot_product: str | None = None
 
     @torch.no_grad()
-    def blocks(self, loader: Any) -> UserBlocks | None:
+    def blocks(self, loader: AbstractDataLoader) -> UserBlocks | None:
         """What to evaluate instead of ``loader``; None, and why in the log, where RecBole's way is taken."""
         reason = self._reason(loader) or self._no_dot_product
         if reason is None:
@@ -128,7 +136,7 @@ class BlockEvaluation:
             self._trainer.logger.info(f"evaluation in {self.way}")
         return None
 
-    def _reason(self, loader: Any) -> str | None:
+    def _reason(self, loader: AbstractDataLoader) -> str | None:
         config = self._trainer.config
         if not isinstance(loader, FullSortEvalDataLoader):
             return "not all items are ranked"
@@ -144,7 +152,7 @@ class BlockEvaluation:
             return f"one of metrics={config['metrics']} needs more than the best items"
         return None
 
-    def _find_ranker(self, loader: Any) -> tuple[Ranker | None, str | None]:
+    def _find_ranker(self, loader: FullSortEvalDataLoader) -> tuple[Ranker | None, str | None]:
         """A ranker that has just been compared with the model's own scores; or None and why there is none."""
         model, dataset = self._trainer.model, loader._dataset
         name = type(model).__name__
@@ -198,7 +206,7 @@ class BlockEvaluation:
         pointers, columns = module.rows.pointers.numpy(), module.rows.columns.numpy()
         return Rows(pointers.astype(np.int64), columns.astype(np.int32), module.values.detach().numpy())
 
-    def _probe_scores(self, loader: Any, probe: torch.Tensor, item_count: int) -> torch.Tensor:
+    def _probe_scores(self, loader: FullSortEvalDataLoader, probe: torch.Tensor, item_count: int) -> torch.Tensor:
         """The model's scores of all items ``[probe, item_count]``, in batches no larger than RecBole's."""
         batches = [loader.collate_fn(part.tolist())[0].to(self._trainer.device) for part in probe.split(loader.step)]
         return torch.cat([self._trainer.model.full_sort_predict(batch).view(-1, item_count) for batch in batches])

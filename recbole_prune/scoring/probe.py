@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from torch import nn
 from recbole_prune.anatomy.caches import forget_caches, refresh
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 Array = NDArray[Any]
 Scores = NDArray[np.float64]
@@ -51,7 +56,7 @@ def tensors_of(state: Mapping[str, Array]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load_state(model: Any, state: Mapping[str, Array]) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Array]) -> None:
     """Load decoded weights, and compute anew what the model derives from them.
 
     Raises:
@@ -72,7 +77,7 @@ class Probe:
         users: internal ids of the scored users, shape ``[rows]``; None where the dataset has no users.
     """
 
-    def __init__(self, model: Any, config: Any, dataset: Any) -> None:
+    def __init__(self, model: AbstractRecommender, config: Config, dataset: Dataset) -> None:
         if not isinstance(dataset.inter_feat, Interaction):
             # not built yet: the rows of sequential models come into being here
             dataset = copy.copy(dataset)
@@ -83,7 +88,7 @@ class Probe:
             self.rows = construct_transform(config)(dataset, rows)
         self._device = config["device"]
         self.items = np.arange(dataset.item_num)
-        self._pair_items: Any = None
+        self._pair_items: Interaction | None = None
         if not _ranks_all_items(model, self.rows[np.array([0])].to(self._device)):
             self.rows = self.rows[np.arange(min(PAIR_ROWS, len(self.rows)))]
             wanted = min(PAIR_ITEMS, dataset.item_num - 1)
@@ -98,7 +103,7 @@ class Probe:
         return self._pair_items is None
 
     @torch.no_grad()
-    def scores(self, model: Any) -> Scores:
+    def scores(self, model: AbstractRecommender) -> Scores:
         """Score the probe; models that draw random numbers draw the same ones at every call.
 
         Returns:
@@ -121,13 +126,13 @@ class Probe:
             )
         return scores
 
-    def blocks(self) -> Iterator[Any]:
+    def blocks(self) -> Iterator[Interaction]:
         """The rows, few enough at a time for a batch."""
         step = max(1, _SCORES_PER_CALL // len(self.items))
         for start in range(0, len(self.rows), step):
             yield self.rows[np.arange(start, min(start + step, len(self.rows)))]
 
-    def score(self, model: Any, rows: Any) -> Scores:
+    def score(self, model: AbstractRecommender, rows: Interaction) -> Scores:
         """Scores of some of the rows, shape ``[len(rows), columns]``."""
         if self._pair_items is None:
             scores = model.full_sort_predict(rows.to(self._device))
@@ -139,7 +144,7 @@ class Probe:
 
 
 @torch.no_grad()
-def _ranks_all_items(model: Any, row: Any) -> bool:
+def _ranks_all_items(model: AbstractRecommender, row: Interaction) -> bool:
     """Whether the model has a ``full_sort_predict``; RecBole asks it the same way."""
     model.eval()
     with preserved_random_streams():
@@ -150,7 +155,7 @@ def _ranks_all_items(model: Any, row: Any) -> bool:
     return True
 
 
-def _spread_rows(dataset: Any) -> NDArray[np.int64]:
+def _spread_rows(dataset: Dataset) -> NDArray[np.int64]:
     """Row numbers of the last interaction of evenly spread users, or of evenly spread interactions."""
     candidates = np.arange(len(dataset.inter_feat))
     if dataset.uid_field and dataset.uid_field in dataset.inter_feat:
@@ -167,7 +172,7 @@ def _seed() -> None:
     torch.manual_seed(_SEED)
 
 
-def disagreement(found: Scores, expected: Scores, extra: Any = 0.0) -> float:
+def disagreement(found: Scores, expected: Scores, extra: Array | float = 0.0) -> float:
     """How far two forms' scores are apart: largest excess over what float32 arithmetic explains; 0.0 if they agree.
 
     Args:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, largest
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader import FullSortEvalDataLoader
 
 # items whose largest score stands for all of them in the first pass over a row
 _GROUP = 64
@@ -72,7 +76,7 @@ class EvaluationRows:
     positive_counts: torch.Tensor
 
     @classmethod
-    def of(cls, loader: Any, device: Any) -> EvaluationRows:
+    def of(cls, loader: FullSortEvalDataLoader, device: torch.device | str) -> EvaluationRows:
         """The rows of RecBole's ``FullSortEvalDataLoader`` (not of sequences)."""
         users, item_count = loader.uid_list, loader._dataset.item_num
         history_items, history_counts = _join([items.sort().values for items in loader.uid2history_item[users.numpy()]])
@@ -87,7 +91,7 @@ class EvaluationRows:
         return len(self.users)
 
 
-def _join(lists: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _join(lists: Sequence[torch.Tensor] | NDArray[np.object_]) -> tuple[torch.Tensor, torch.Tensor]:
     """All entries of some tensors one after the other, and how many each has."""
     counts = np.fromiter((len(entries) for entries in lists), np.int64, len(lists))
     return torch.cat(list(lists)), torch.from_numpy(counts)
@@ -151,6 +155,7 @@ class DenseRanker(Ranker):
         self._buffer = self._users.new_empty(self.block_users, self._columns)
 
     def rank(self, start: int, stop: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best of a matrix product, which is written into a buffer: one call at a time."""
         pointers = self.rows.history_pointers[start : stop + 1]
         history = self.rows.history_items[pointers[0] : pointers[-1]]
         out = self._buffer[: stop - start]
@@ -158,6 +163,7 @@ class DenseRanker(Ranker):
         return items, values
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same product for any rows, in memory of its own."""
         pointers = self.rows.history_pointers
         rows = rows.cpu()
         parts = [self.rows.history_items[pointers[row] : pointers[row + 1]] for row in rows]
@@ -206,6 +212,7 @@ class ScanRanker(Ranker):
         return self._make_dense()
 
     def rank(self, start: int, stop: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best by a scan; where fewer than k items are left, the further ones are item 0."""
         pointers = self.rows.history_pointers[start : stop + 1].numpy()
         history = self.rows.history_items[pointers[0] : pointers[-1]].numpy()
         users = self._users.some(np.arange(start, stop))
@@ -215,6 +222,7 @@ class ScanRanker(Ranker):
         return torch.from_numpy(found.items).clamp_(min=0), torch.from_numpy(found.scores)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
+        """Those of the dense ranker."""
         return self._dense.scores(rows)
 
 

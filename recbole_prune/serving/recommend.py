@@ -120,7 +120,8 @@ class Recommender:
         if self._scan is not None:
             rows, lists = self._scan
             return lists.top_k(rows.some(users), size, pointers, items, scale=self._scale, threads=threads)
-        user_table, item_table = self._tables  # type: ignore[misc]
+        assert self._tables is not None, "there is a scan or there are tables"
+        user_table, item_table = self._tables
         return dense_top_k(user_table[users], item_table, size, pointers, items, scale=self._scale, threads=threads)
 
     def _check_k(self, k: int) -> int:

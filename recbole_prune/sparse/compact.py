@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import copyreg
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import nn
@@ -128,7 +128,7 @@ class CompactEmbedding(nn.Embedding):
         dense.weight.requires_grad_(self.values.requires_grad)
         return dense.train(self.training)
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *args: object, **kwargs: object) -> CompactEmbedding:
         """``to``, ``cuda``, ``double`` ...: the positions go to the device with the values."""
         self.take_writes()
         super()._apply(fn, *args, **kwargs)
@@ -136,19 +136,19 @@ class CompactEmbedding(nn.Embedding):
         self._forget_tables()
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: MutableMapping[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         self.take_writes()
         destination[prefix + "weight"] = self.rows.expand(self.values if keep_vars else self.values.detach())
 
     def _load_from_state_dict(
         self,
-        state_dict: Any,
+        state_dict: Mapping[str, torch.Tensor],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: Mapping[str, object],
         strict: bool,
-        missing: Any,
-        unexpected: Any,
-        errors: Any,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
         table = state_dict.get(prefix + "weight")
         if table is None:
@@ -170,7 +170,7 @@ class CompactEmbedding(nn.Embedding):
         vars(other).update(copy.deepcopy(copied, memo), **shared)
         return other
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         """Pickled as a dense embedding: some checkpoints hold whole modules, and plain RecBole reads them."""
         return copyreg._reconstructor, (nn.Embedding, object, None), self.to_dense().__dict__  # type: ignore[attr-defined]
 
@@ -199,9 +199,10 @@ def expand_in_place(module: CompactEmbedding) -> nn.Embedding:
     del module._parameters["values"]
     for name in ("rows", "_dense", "_lent", "record"):
         vars(module).pop(name, None)
-    module.__class__ = nn.Embedding  # type: ignore[assignment]
-    module.weight = weight  # type: ignore[misc]
-    return module
+    plain = cast(nn.Embedding, module)
+    plain.__class__ = nn.Embedding
+    plain.weight = weight
+    return plain
 
 
 def take_writes(model: nn.Module) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
-from typing import Any, cast
+from typing import Any, TypeVar, cast
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 @cache
@@ -28,7 +30,7 @@ def available() -> bool:
     return _njit() is not None
 
 
-def compile_loop(loop: Callable[..., Any], **options: Any) -> Callable[..., Any] | None:
+def compile_loop(loop: Loop, **options: object) -> Loop | None:
     """A loop compiled by numba; it releases the interpreter's lock. None where numba is not :func:`available`.
 
     Args:
@@ -39,6 +41,7 @@ def compile_loop(loop: Callable[..., Any], **options: Any) -> Callable[..., Any]
     if njit is None:
         return None
     try:
-        return njit(loop, nogil=True, cache=True, **options)  # type: ignore[no-any-return]
+        compiled: Loop = njit(loop, nogil=True, cache=True, **options)
     except RuntimeError:  # numba finds no folder for its cache
-        return njit(loop, nogil=True, **options)  # type: ignore[no-any-return]
+        compiled = njit(loop, nogil=True, **options)
+    return compiled

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import GetSetDescriptorType
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -50,20 +52,39 @@ class HandedOut:
         values.copy_(torch.where(now != self._values, now + added, values))
 
 
+class Owner(Protocol):
+    """What a dense table asks of the compact embedding whose values it shows."""
+
+    def lend(self) -> torch.Tensor:
+        """A dense tensor to write into."""
+
+    def fill(self, table: torch.Tensor) -> None:
+        """Take the live entries from a dense tensor."""
+
+    def expect_write(self, table: DenseTable) -> None:
+        """Something was written into the dense table."""
+
+
 class DenseTable(torch.Tensor):
     """A compact table's dense form that hands what is written to it, or to its ``data``, back to the table."""
 
-    _owner: Any
+    _owner: Owner
 
     @classmethod
-    def of(cls, owner: Any, table: torch.Tensor) -> DenseTable:
+    def of(cls, owner: Owner, table: torch.Tensor) -> DenseTable:
         """Wrap ``table`` for the compact embedding ``owner``."""
         wrapped = table.as_subclass(cls)
         wrapped._owner = owner
         return wrapped
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Results of operations are plain tensors; a write that the owner would not see is an error."""
         kwargs = kwargs or {}
         tables = [table for table in (*args, *kwargs.values()) if isinstance(table, cls)]
@@ -77,17 +98,20 @@ class DenseTable(torch.Tensor):
     @property
     def data(self) -> torch.Tensor:
         """The table without gradient; what is written into it reaches the owner at the owner's next use."""
-        table: torch.Tensor = self._owner.lend()
-        return table
+        return self._owner.lend()
 
     @data.setter
     def data(self, table: torch.Tensor) -> None:
+        """Give the owner other values."""
         self._owner.fill(table)
 
 
 _plainly = torch._C._disabled_torch_function_impl
+# an attribute of tensors, asked of the class, is what gets it
+_get_version = cast(GetSetDescriptorType, torch.Tensor._version).__get__
 
 
-def _version(table: DenseTable) -> Any:
+def _version(table: DenseTable) -> int:
     """Its version, asked for without ``__torch_function__``."""
-    return _plainly(torch.Tensor._version.__get__, (DenseTable,), (table,), {})  # type: ignore[attr-defined]
+    version: int = _plainly(_get_version, (DenseTable,), (table,), {})
+    return version

@@ -7,22 +7,26 @@ loops below read each row where it lies. They are compiled by numba where it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recbole_prune.sparse.compiling import compile_loop
+from recbole_prune.sparse.contexts import SavingContext
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 # scores of all items cost less than looking up the drawn ones up to so many items per draw
 # (a matrix product against gathered rows, measured on two x86 cores)
 _ITEMS_PER_DRAW = 40
 
 
-def _score(vectors: Any, table: Any, ids: Any, scores: Any) -> None:
+def _score(vectors: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
     """Four rows at a time: their products add up independently of each other, so no addition waits for the last."""
     end, zero = ids.shape[1] - ids.shape[1] % 4, np.float32(0)
     for i in range(ids.shape[0]):
@@ -44,7 +48,7 @@ def _score(vectors: Any, table: Any, ids: Any, scores: Any) -> None:
 
 
 def _add_gradients(
-    gradient: Any, vectors: Any, table: Any, ids: Any, vectors_gradient: Any, table_gradient: Any
+    gradient: Floats, vectors: Floats, table: Floats, ids: Ids, vectors_gradient: Floats, table_gradient: Floats
 ) -> None:
     end = ids.shape[1] - ids.shape[1] % 4
     for i in range(ids.shape[0]):
@@ -65,27 +69,33 @@ def _add_gradients(
 
 
 @cache
-def _loops() -> tuple[Any, Any] | None:
+def _loops() -> tuple[Callable[..., None], Callable[..., None]] | None:
     # sums may be taken in another order, which is what lets the compiler use vector instructions
-    loops = [compile_loop(loop, fastmath={"reassoc", "contract", "nsz"}) for loop in (_score, _add_gradients)]
-    return None if loops[0] is None else (loops[0], loops[1])
+    options = {"fastmath": {"reassoc", "contract", "nsz"}}
+    score, add_gradients = compile_loop(_score, **options), compile_loop(_add_gradients, **options)
+    return None if score is None or add_gradients is None else (score, add_gradients)
+
+
+def _run(number: int, *tensors: torch.Tensor) -> None:
+    loops = _loops()
+    assert loops is not None, "pair_scores has asked"
+    loops[number](*(tensor.detach().numpy() for tensor in tensors))
 
 
 class _PairScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: SavingContext, vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         vectors, table, ids = vectors.contiguous(), table.contiguous(), ids.contiguous()
         ctx.save_for_backward(vectors, table, ids)
         scores = vectors.new_empty(ids.shape)
-        _loops()[0](*(tensor.detach().numpy() for tensor in (vectors, table, ids, scores)))  # type: ignore[index]
+        _run(0, vectors, table, ids, scores)
         return scores
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         vectors, table, ids = ctx.saved_tensors
         gradients = torch.zeros_like(vectors), torch.zeros_like(table)
-        operands = (gradient.contiguous(), vectors, table, ids, *gradients)
-        _loops()[1](*(tensor.detach().numpy() for tensor in operands))  # type: ignore[index]
+        _run(1, gradient.contiguous(), vectors, table, ids, *gradients)
         return (*gradients, None)
 
 
@@ -105,7 +115,8 @@ def pair_scores(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -
     """
     in_loops = vectors.device.type == "cpu" and vectors.dtype == table.dtype == torch.float32
     if in_loops and not _row_by_row and _loops() is not None:
-        return _PairScores.apply(vectors, table, ids)  # type: ignore[no-any-return]
+        scores: torch.Tensor = _PairScores.apply(vectors, table, ids)
+        return scores
     return pair_scores_by_torch(vectors, table, ids)
 
 

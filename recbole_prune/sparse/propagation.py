@@ -9,9 +9,10 @@ multiplies in another way.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from functools import cache
 from logging import getLogger
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ _PRODUCTS = frozenset(
     }
 )
 _LONGEST_CONTAINER = 1000  # entries; longer lists and dicts of a model are data, not matrices
+_Value = TypeVar("_Value")
 
 
 def speed_up_propagation(model: nn.Module) -> None:
@@ -43,8 +45,8 @@ def speed_up_propagation(model: nn.Module) -> None:
         _replace(vars(module), known)
 
 
-def _replace(container: Any, known: dict[int, FixedMatrix]) -> None:
-    entries = container.items() if isinstance(container, dict) else enumerate(container)
+def _replace(container: dict[Any, Any] | list[Any], known: dict[int, FixedMatrix]) -> None:
+    entries: Iterable[tuple[Any, Any]] = container.items() if isinstance(container, dict) else enumerate(container)
     for key, value in list(entries):
         if type(value) is torch.Tensor:
             if _is_fixed_matrix(value):
@@ -63,9 +65,9 @@ def _is_fixed_matrix(value: torch.Tensor) -> bool:
     )
 
 
-def plain(value: Any) -> Any:
+def plain(value: _Value) -> _Value | torch.Tensor:
     """The COO tensor that a :class:`FixedMatrix` stands for; anything else as it is."""
-    return value.plain if type(value) is FixedMatrix else value
+    return cast(FixedMatrix, value).plain if type(value) is FixedMatrix else value
 
 
 class FixedMatrix(torch.Tensor):
@@ -88,18 +90,26 @@ class FixedMatrix(torch.Tensor):
         return fixed
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Products with a dense matrix by way of CSR; all else as the COO tensor does it."""
         if func in _PRODUCTS and len(args) == 2 and not kwargs:
             left, right = args
             if type(left) is cls and left.can_multiply(right):
                 return left._multiply(right)
         return func(*map(_unwrap, args), **{name: _unwrap(value) for name, value in (kwargs or {}).items()})
 
-    def can_multiply(self, right: Any) -> bool:
+    def can_multiply(self, right: object) -> bool:
         """Whether the product with ``right`` can go by way of CSR."""
         matrix = self.plain
         return (
-            type(right) in (torch.Tensor, nn.Parameter)
+            isinstance(right, torch.Tensor)
+            and type(right) in (torch.Tensor, nn.Parameter)
             and right.layout is torch.strided
             and right.dim() == 2
             and right.shape[0] == matrix.shape[1]
@@ -118,7 +128,7 @@ class FixedMatrix(torch.Tensor):
         """
         return self._apply(_MeanOfLayers, ego, layers)
 
-    def _apply(self, function: Any, dense: torch.Tensor, *arguments: int) -> torch.Tensor:
+    def _apply(self, function: type[torch.autograd.Function], dense: torch.Tensor, *arguments: int) -> torch.Tensor:
         if self._rows is None or self._rows.version != self.plain._version:
             self._rows = _CompressedRows(self.plain)
         # autocast would cast one side only, which is why RecBole's graph models fail under it
@@ -127,22 +137,27 @@ class FixedMatrix(torch.Tensor):
         return result
 
 
-def _unwrap(value: Any) -> Any:
-    if type(value) in (list, tuple):
+def _unwrap(value: object) -> object:
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(map(_unwrap, value))
     return plain(value)
+
+
+class _Context(Protocol):
+    rows: _CompressedRows
+    layers: int
 
 
 class _Product(torch.autograd.Function):
     """matrix @ dense; the gradient of dense is transposed matrix @ gradient, itself differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, dense: torch.Tensor, rows: _CompressedRows) -> torch.Tensor:
+    def forward(ctx: _Context, dense: torch.Tensor, rows: _CompressedRows) -> torch.Tensor:
         ctx.rows = rows
         return torch.mm(rows.csr, dense)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+    def backward(ctx: _Context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _Product.apply(gradient, ctx.rows.transposed), None
 
 
@@ -150,7 +165,7 @@ class _MeanOfLayers(torch.autograd.Function):
     """sum of (matrix ^ k) dense for k = 0 ... layers, over layers + 1; the gradient is the same with the transpose."""
 
     @staticmethod
-    def forward(ctx: Any, dense: torch.Tensor, rows: _CompressedRows, layers: int) -> torch.Tensor:
+    def forward(ctx: _Context, dense: torch.Tensor, rows: _CompressedRows, layers: int) -> torch.Tensor:
         ctx.rows, ctx.layers = rows, layers
         share = dense / (layers + 1)
         total = share
@@ -159,7 +174,7 @@ class _MeanOfLayers(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+    def backward(ctx: _Context, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _MeanOfLayers.apply(gradient, ctx.rows.transposed, ctx.layers), None, None
 
 

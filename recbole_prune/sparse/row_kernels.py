@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recbole_prune.sparse.compiling import compile_loop
 
@@ -17,8 +19,11 @@ from recbole_prune.sparse.compiling import compile_loop
 # branches, lets the processor wait for all at once; the loop over their entries waits for each in turn.
 _TOUCHED_TOGETHER = 128
 
+Whole = NDArray[np.integer]
+Real = NDArray[np.floating]
 
-def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> Any:
+
+def _scatter_rows(pointers: Whole, columns: Whole, values: Real, ids: Whole, table: Real) -> tuple[bool, float]:
     touched, last, outside = 0.0, values.size - 1, False
     # compiled loops read and write wherever an id points
     for i in range(ids.size):
@@ -36,7 +41,7 @@ def _scatter_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any
     return True, touched
 
 
-def _add_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) -> Any:
+def _add_rows(pointers: Whole, columns: Whole, values: Real, ids: Whole, table: Real) -> float:
     touched, last = 0.0, values.size - 1
     for first in range(0, ids.size, _TOUCHED_TOGETHER):
         end = min(ids.size, first + _TOUCHED_TOGETHER)
@@ -49,24 +54,29 @@ def _add_rows(pointers: Any, columns: Any, values: Any, ids: Any, table: Any) ->
     return touched
 
 
-def _expand(pointers: Any, columns: Any, values: Any, table: Any) -> None:
+def _expand(pointers: Whole, columns: Whole, values: Real, table: Real) -> None:
     for row in range(pointers.size - 1):
         for at in range(pointers[row], pointers[row + 1]):
             table[row, columns[at]] = values[at]
 
 
-def _gather(pointers: Any, columns: Any, values: Any, table: Any) -> None:
+def _gather(pointers: Whole, columns: Whole, values: Real, table: Real) -> None:
     for row in range(pointers.size - 1):
         for at in range(pointers[row], pointers[row + 1]):
             values[at] = table[row, columns[at]]
 
 
-_LOOPS = {"scatter_rows": _scatter_rows, "add_rows": _add_rows, "expand": _expand, "gather": _gather}
+_LOOPS: dict[str, Callable[..., Any]] = {
+    "scatter_rows": _scatter_rows,
+    "add_rows": _add_rows,
+    "expand": _expand,
+    "gather": _gather,
+}
 
 
 @cache
 def _compiled(name: str) -> Callable[..., Any] | None:
-    return compile_loop(_LOOPS[name])  # type: ignore[arg-type]
+    return compile_loop(_LOOPS[name])
 
 
 def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:

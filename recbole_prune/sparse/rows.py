@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from recbole_prune.sparse.contexts import SavingContext
 from recbole_prune.sparse.row_kernels import kernel
 
 
@@ -114,17 +115,22 @@ def _narrowest(width: int) -> torch.dtype:
     return torch.uint8 if width <= 2**8 else torch.int16 if width <= 2**15 else torch.int32
 
 
+class _ExpandContext(Protocol):
+    rows: CompressedRows
+    record: Recording
+
+
 class _Expand(torch.autograd.Function):
     """Values -> dense table; backward keeps the gradient of the live entries."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rows: CompressedRows, record: Recording) -> torch.Tensor:
+    def forward(ctx: _ExpandContext, values: torch.Tensor, rows: CompressedRows, record: Recording) -> torch.Tensor:
         ctx.rows, ctx.record = rows, record
         return rows.expand(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: _ExpandContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if ctx.record is not None:
             ctx.record(None, gradient)
         return ctx.rows.gather(gradient), None, None
@@ -132,7 +138,16 @@ class _Expand(torch.autograd.Function):
 
 def expand(values: torch.Tensor, rows: CompressedRows, record: Recording = None) -> torch.Tensor:
     """The dense table, differentiable with respect to ``values``; ``record`` as in :func:`look_up`."""
-    return _Expand.apply(values, rows, record)  # type: ignore[no-any-return]
+    table: torch.Tensor = _Expand.apply(values, rows, record)
+    return table
+
+
+class _LookUpContext(SavingContext, Protocol):
+    rows: CompressedRows
+    padding_idx: int | None
+    live: int
+    ids: torch.Tensor | None  # kept where there is a record
+    record: Recording
 
 
 class _LookUp(torch.autograd.Function):
@@ -140,7 +155,7 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _LookUpContext,
         values: torch.Tensor,
         rows: CompressedRows,
         ids: torch.Tensor,
@@ -165,16 +180,18 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: _LookUpContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         rows, live = ctx.rows, gradient.new_zeros(ctx.live)
         if len(ctx.saved_tensors) == 1:
-            kernel("add_rows", rows.pointers, rows.columns, live, *ctx.saved_tensors, gradient)()  # type: ignore[misc]
+            loop = kernel("add_rows", rows.pointers, rows.columns, live, *ctx.saved_tensors, gradient)
+            assert loop is not None, "there was one in the forward pass"
+            loop()
         else:
             flat, position = ctx.saved_tensors
             live.index_add_(0, position, gradient.reshape(-1).index_select(0, flat))
         if ctx.padding_idx is not None:
             live[int(rows.pointers[ctx.padding_idx]) : int(rows.pointers[ctx.padding_idx + 1])] = 0
-        if ctx.record is not None:
+        if ctx.record is not None and ctx.ids is not None:
             real = slice(None) if ctx.padding_idx is None else ctx.ids != ctx.padding_idx
             ctx.record(ctx.ids[real], gradient[real])
         return live, None, None, None, None
@@ -202,8 +219,8 @@ def look_up(
     Raises:
         IndexError: an id is not the number of a row.
     """
-    looked_up = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx, record)
-    return looked_up.view(*ids.shape, rows.shape[1])  # type: ignore[no-any-return]
+    looked_up: torch.Tensor = _LookUp.apply(values, rows, ids.reshape(-1), padding_idx, record)
+    return looked_up.view(*ids.shape, rows.shape[1])
 
 
 def _check(ids: torch.Tensor, rows: int) -> None:

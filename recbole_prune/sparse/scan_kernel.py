@@ -7,38 +7,49 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recbole_prune.sparse.compiling import compile_loop
 
 # accumulators are looked at in groups: how many of a group reach the bound is counted without branches, by vectors
 _GROUP = 64
 
+Whole = NDArray[np.integer]
+Single = NDArray[np.float32]
+Double = NDArray[np.float64]
+
 
 def _scan(
-    user_pointers: Any,
-    user_columns: Any,
-    user_values: Any,
+    user_pointers: Whole,
+    user_columns: Whole,
+    user_values: Single,
     first_user: int,
     last_user: int,
-    starts: Any,
-    offsets: Any,
-    weights: Any,
-    ids: Any,
-    longest: Any,
-    largest: Any,
+    starts: Whole,
+    offsets: NDArray[np.uint16],
+    weights: Single,
+    ids: NDArray[np.int32],
+    longest: Double,
+    largest: Double,
     block: int,
-    item_pointers: Any,
-    item_columns: Any,
-    item_values: Any,
-    seen_pointers: Any,
-    seen_items: Any,
+    item_pointers: Whole,
+    item_columns: Whole,
+    item_values: Single,
+    seen_pointers: Whole,
+    seen_items: Whole,
     scale: float,
-    found_items: Any,
-    found_scores: Any,
-    tied: Any,
-    add_list: Any,
-    insert: Any,
+    found_items: NDArray[np.int64],
+    found_scores: Single,
+    tied: NDArray[np.bool_],
+    add_list: Callable[[Single, NDArray[np.uint16], Single, int, int, np.float32], None],
+    insert: Callable[[NDArray[np.int64], Single, int, int, np.float32], int],
 ) -> None:
+    """The best items of the users ``first_user`` to ``last_user - 1``, written into the last three arrays.
+
+    ``starts`` says for each block and coordinate where its list begins in ``offsets`` and ``weights``; ``ids`` names
+    the items by falling length, ``longest`` the largest length of a block, ``largest`` the largest weight of a
+    coordinate.
+    """
     k, items = found_items.shape[1], item_pointers.size - 1
     blocks, width = starts.shape[0], starts.shape[1] - 1
     accumulators = np.empty(block, np.float32)
@@ -138,7 +149,7 @@ def _scan(
                 tied[user] = True
 
 
-def _insert(items: Any, scores: Any, listed: int, item: int, score: float) -> int:
+def _insert(items: NDArray[np.int64], scores: Single, listed: int, item: int, score: np.float32) -> int:
     """Put an item into a list ordered by falling scores, then by ids; returns the new length."""
     last = scores.size - 1
     if listed == scores.size and (score < scores[last] or (score == scores[last] and item > items[last])):
@@ -151,7 +162,9 @@ def _insert(items: Any, scores: Any, listed: int, item: int, score: float) -> in
     return int(min(listed + 1, scores.size))
 
 
-def _add_list(accumulators: Any, offsets: Any, weights: Any, first: Any, last: Any, factor: Any) -> None:
+def _add_list(
+    accumulators: Single, offsets: NDArray[np.uint16], weights: Single, first: int, last: int, factor: np.float32
+) -> None:
     """Add one coordinate's products to the scores of the items in its list.
 
     Eight at a time, all loads before the stores: no item is twice in a list, which a compiler cannot know. That nearly
@@ -178,7 +191,7 @@ def _add_list(accumulators: Any, offsets: Any, weights: Any, first: Any, last: A
         at += one
 
 
-def _largest(scores: Any, first: int, last: int, found_items: Any, found_scores: Any) -> None:
+def _largest(scores: Single, first: int, last: int, found_items: NDArray[np.int64], found_scores: Single) -> None:
     """The k largest of each row of scores, largest first; among equal ones those first in the row."""
     k, columns = found_items.shape[1], scores.shape[1]
     for row in range(first, last):

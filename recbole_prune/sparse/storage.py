@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +85,7 @@ def _other_holders(model: nn.Module) -> dict[int, str]:
     return shared
 
 
-def _parameters_in(value: Any) -> Iterator[nn.Parameter]:
+def _parameters_in(value: object) -> Iterator[nn.Parameter]:
     if isinstance(value, nn.Parameter):
         yield value
     elif isinstance(value, (list, tuple)) and len(value) <= 1000:
