@@ -98,6 +98,7 @@ def test_budget_of_every_target_is_kept(pruner: str, tiny_data: Path) -> None:
     assert ticket.method["exploration_rate"] > ticket.kept / ticket.prunable
 
 
+@pytest.mark.slow
 def test_the_official_rule_leaks_where_a_batch_touches_few_rows(tiny_data: Path) -> None:
     """Trap 1 of the method file; Bernoulli masks and moments of pruned entries as in that code."""
     settings = {"prune_parity": "official", "prune_moments": "dense", "prune_init": "bernoulli"}

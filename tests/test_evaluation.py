@@ -38,6 +38,11 @@ USERS, ITEMS = 60, 40  # without padding
 WAYS = ["scan", "dense", "groups", "torch"]
 
 
+def slow(case: Any) -> Any:
+    """A further case of what others show."""
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def dense_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a data set whose users have had 3 to 39 of 40 items; the first ones all but one."""
@@ -182,7 +187,7 @@ def assert_same(base: Bench, model: Any, ranker: type | None) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("weights", ["dense", "pruned", "whole", "twins"])
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NGCF"])
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", slow("NGCF")])
 def test_every_metric_of_the_best_items(
     model: str, weights: str, way: str, dense_data: Path, take: Callable[[str], type]
 ) -> None:
@@ -193,7 +198,7 @@ def test_every_metric_of_the_best_items(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("weights", ["pruned", "near"])
-@pytest.mark.parametrize("users", [1, 2, 13])
+@pytest.mark.parametrize("users", [1, slow(2), 13])
 @pytest.mark.parametrize("width", [5, 64])
 def test_whatever_the_size_of_recboles_batches(
     width: int, users: int, weights: str, way: str, dense_data: Path, take: Callable[[str], type]
@@ -207,7 +212,7 @@ def test_whatever_the_size_of_recboles_batches(
 
 @pytest.mark.parametrize("metrics", [OF_TOP_ITEMS, ["recall", "mrr", "ndcg", "map"]], ids=["lists", "hits"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("users", [1, 2, 7, 60])
+@pytest.mark.parametrize("users", [1, slow(2), 7, slow(60)])
 def test_rounding_that_differs_from_batch_to_batch(
     users: int,
     way: str,

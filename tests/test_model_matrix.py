@@ -51,7 +51,7 @@ def held_dense(model: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("storage", ["compact", pytest.param("masked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", models())
 def test_imp_runs_on_every_gradient_model(
     model: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
