@@ -15,7 +15,6 @@ from recbole_prune.anatomy.prunable import FILE, as_text, read_models
 from recbole_prune.commands import models
 from recbole_prune.errors import ConfigError
 
-
 QUICK = ("BPR", "CKE", "DeepFM", "SASRec", "S3Rec", "UltraGCN", "XGBoost")
 
 
