@@ -18,6 +18,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from marks import slow_but
 from recbole.trainer.trainer import Trainer
 from training_bench import experiment_of, leaks, scores, without_clocks
 from zoo import DATASET, config_for, gradient_models, missing_package
@@ -66,7 +67,7 @@ def used_keys(method: str) -> set[str]:
 def settings_of(method: str, model: str, data: Path, **changes: Any) -> dict[str, Any]:
     """Settings with which a method takes seconds on ``tiny``; the last ticket is exported."""
     used = used_keys(method)
-    settings = {**config_for(model, data), "epochs": 3, "pruner": method}
+    settings = {**config_for(model, data), "epochs": 2, "pruner": method}
     settings.update({name: value for name, value in _SMALL.items() if name in used})
     settings["export_ticket"] = rounds_planned({**settings, "distiller": None})
     known = {name: value for name, value in changes.items() if name not in schema.known_keys() or _takes(name, used)}
@@ -443,10 +444,10 @@ def check_above_random(method: str, data: Path, folder: Path, seed: int = 1) -> 
 
 def cases() -> list[Any]:
     """(method, model, storage) for every line of the table; what is not quick is marked."""
-    found = [(method, QUICK_MODEL, "compact") for method in PRUNERS]
-    slow = [(method, QUICK_MODEL, "masked") for method in PRUNERS]
-    slow += [(method, model, "auto") for model in MODELS[1:] for method in PRUNERS]
-    return [*found, *[pytest.param(*case, marks=pytest.mark.slow) for case in slow]]
+    quick = [(method, QUICK_MODEL, "compact") for method in PRUNERS]
+    others = [(method, QUICK_MODEL, "masked") for method in PRUNERS]
+    others += [(method, model, "auto") for model in MODELS[1:] for method in PRUNERS]
+    return slow_but(quick, [*quick, *others])
 
 
 @pytest.fixture(scope="module")
@@ -486,7 +487,7 @@ def telling_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("telling")
 
 
-@pytest.mark.parametrize("seed", [1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3)]])
+@pytest.mark.parametrize("seed", slow_but([1], [1, 2, 3]))
 @pytest.mark.parametrize("method", [method for method in PRUNERS if get_pruner(method).promises.above_random])
 def test_a_chosen_mask_beats_a_random_one(method: str, seed: int, tiny_data: Path, telling_runs: Path) -> None:
     check_above_random(method, tiny_data, telling_runs, seed)

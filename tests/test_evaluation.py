@@ -15,6 +15,7 @@ import torch
 import training_bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from recbole.evaluator import Collector
 from recbole.evaluator.register import metric_information, metric_types
 from recbole.trainer import Trainer
@@ -36,11 +37,6 @@ TOPK = [1, 5, 10, 20]
 USERS, ITEMS = 60, 40  # without padding
 
 WAYS = ["scan", "dense", "groups", "torch"]
-
-
-def slow(case: Any) -> Any:
-    """A further case of what others show."""
-    return pytest.param(case, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +183,7 @@ def assert_same(base: Bench, model: Any, ranker: type | None) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("weights", ["dense", "pruned", "whole", "twins"])
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", slow("NGCF")])
+@pytest.mark.parametrize("model", slow_but(["BPR", "LightGCN"], ["BPR", "LightGCN", "NGCF"]))
 def test_every_metric_of_the_best_items(
     model: str, weights: str, way: str, dense_data: Path, take: Callable[[str], type]
 ) -> None:
@@ -198,7 +194,7 @@ def test_every_metric_of_the_best_items(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("weights", ["pruned", "near"])
-@pytest.mark.parametrize("users", [1, slow(2), 13])
+@pytest.mark.parametrize("users", slow_but([1, 13], [1, 2, 13]))
 @pytest.mark.parametrize("width", [5, 64])
 def test_whatever_the_size_of_recboles_batches(
     width: int, users: int, weights: str, way: str, dense_data: Path, take: Callable[[str], type]
@@ -212,7 +208,7 @@ def test_whatever_the_size_of_recboles_batches(
 
 @pytest.mark.parametrize("metrics", [OF_TOP_ITEMS, ["recall", "mrr", "ndcg", "map"]], ids=["lists", "hits"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("users", [1, slow(2), 7, slow(60)])
+@pytest.mark.parametrize("users", slow_but([1, 7], [1, 2, 7, 60]))
 def test_rounding_that_differs_from_batch_to_batch(
     users: int,
     way: str,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from recbole.trainer.trainer import Trainer
 from training_bench import experiment_of, leaks, scores
 from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models, stages_of
@@ -32,11 +33,6 @@ def skip_without_package(model: str) -> None:
 QUICK = ("BPR", "CKE", "DeepFM", "MultiVAE", "RecVAE", "SASRec")
 
 
-def models() -> list[Any]:
-    """The models that train by gradient, marked."""
-    return [model if model in QUICK else pytest.param(model, marks=pytest.mark.slow) for model in gradient_models()]
-
-
 # a row of their batches is a whole user
 BATCHES_OF_USERS = "CDAE DiffRec ENMF LDiffRec MacridVAE MultiDAE MultiVAE RaCT RecVAE".split()
 
@@ -51,8 +47,8 @@ def held_dense(model: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("storage", ["compact", pytest.param("masked", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", models())
+@pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
+@pytest.mark.parametrize("model", slow_but(QUICK, gradient_models()))
 def test_imp_runs_on_every_gradient_model(
     model: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +66,7 @@ def test_imp_runs_on_the_last_stage(
     check_two_rounds(model, last_stage_settings(model, tiny_data, tmp_path), monkeypatch)
 
 
-@pytest.mark.parametrize("model", models())
+@pytest.mark.parametrize("model", slow_but(QUICK, gradient_models()))
 def test_dsl_runs_on_every_gradient_model(model: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse from scratch over every target, masks that move between steps, no dense model."""
     skip_without_package(model)

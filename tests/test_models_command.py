@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow_but
 from model_table import can_be_looked_at, row_of
 from zoo import all_models, missing_package
 
@@ -18,9 +19,7 @@ from recbole_prune.errors import ConfigError
 QUICK = ("BPR", "CKE", "DeepFM", "SASRec", "S3Rec", "UltraGCN", "XGBoost")
 
 
-@pytest.mark.parametrize(
-    "model", [model if model in QUICK else pytest.param(model, marks=pytest.mark.slow) for model in all_models()]
-)
+@pytest.mark.parametrize("model", slow_but(QUICK, all_models()))
 def test_model_row_is_current(model: str, tiny_data: Path) -> None:
     [row] = [row for row in read_models() if row.name == model]
     if not can_be_looked_at(model):

@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from torch import nn
 from training_bench import Bench, MemoryFiles, experiment_of, leaks, scramble_random_streams, without_clocks
@@ -25,11 +26,7 @@ from recbole_prune.training.parts import Part, State, Training
 from recbole_prune.training.state import optimizers_of
 
 # every trainer class of RecBole that trains by gradient
-TRAINERS = [
-    "BPR",
-    "RecVAE",
-    *[pytest.param(model, marks=pytest.mark.slow) for model in "CKE KGAT MKR KTUP NCL S3Rec RaCT".split()],
-]
+TRAINERS = slow_but(["BPR", "RecVAE"], ["BPR", "CKE", "KGAT", "MKR", "KTUP", "RecVAE", "NCL", "S3Rec", "RaCT"])
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +127,7 @@ def comparable(trainer: Any) -> State:
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("model", ["BPR", "RecVAE", "KGAT"])
+@pytest.mark.parametrize("model", slow_but(["BPR", "RecVAE"], ["BPR", "RecVAE", "KGAT"]))
 def test_a_checkpoint_has_no_trace_of_a_part(model: str, storage: str, tiny_data: Path, tmp_path: Path) -> None:
     """Plain RecBole loads model and optimizer, and trains on."""
     bench = bench_of(model, tiny_data)
@@ -207,8 +204,7 @@ def test_a_part_beside_pruners(
     monkeypatch.setattr(Workshop, "parts", lambda self: (Head(),))
     settings = {**config_for("BPR", tiny_data), "epochs": 4, "train_batch_size": 160, "pruner": pruner}
     settings.update(prune_storage=storage, prune_target_sparsity=0.6)
-    if pruner == "dsl":
-        settings.update(prune_update_interval=3)
+    settings.update({"prune_update_interval": 3} if pruner == "dsl" else {"prune_rounds": 1})
     whole = run_recbole_prune("BPR", DATASET, config_dict={**settings, "output_dir": str(tmp_path / "whole")})
     assert all(ticket["head_batches"] > 0 for ticket in whole["tickets"])
     before_epoch = ticket_training.TicketTraining.before_epoch

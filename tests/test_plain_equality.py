@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import slow_but
 from zoo import DATASET, config_for, missing_package
 from zoo_plain import build
 
@@ -42,7 +43,7 @@ def plain_recbole(model: str, settings: dict[str, Any]) -> tuple[Any, Any]:
     return best, run.trainer.evaluate(run.test_data, load_best_model=True)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(["BPR", "CKE", "RecVAE"], MODELS))
 def test_dense_run_equals_plain_recbole(model: str, tiny_data: Path, tmp_path: Path) -> None:
     reason = missing_package(model)
     if reason:

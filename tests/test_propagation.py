@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from recbole.utils import KGDataLoaderState, get_model, init_seed
 from training_bench import Bench
 from zoo import all_models, kind_of
@@ -85,7 +86,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["@"], WAYS))
 @given(rows=st.integers(1, 12), columns=st.integers(1, 12), symmetric=st.booleans(), seed=st.integers(0, 99))
 def test_products_and_gradients_are_those_of_the_dense_matrix(
     way: str, rows: int, columns: int, symmetric: bool, seed: int

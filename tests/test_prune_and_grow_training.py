@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from training_bench import Bench, MemoryFiles, keys, leaks, scramble_random_streams
 
@@ -80,7 +81,7 @@ def dynamic_trainer(bench: Bench, storage: str, files: MemoryFiles | None = None
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"])
+@pytest.mark.parametrize("model", slow_but(["BPR", "LightGCN"], ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"]))
 def test_resumed_in_an_interval_equals_uninterrupted(model: str, storage: str, tiny_data: Path) -> None:
     bench = bench_of(model, tiny_data)
     files = MemoryFiles()

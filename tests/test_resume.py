@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import slow_but
 from training_bench import without_clocks
 from zoo import DATASET, config_for
 
@@ -108,7 +109,7 @@ class Killed(BaseException):
     """Stands for SIGKILL inside one process: nothing in the package may catch it."""
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -173,6 +174,7 @@ def test_finished_run_trains_nothing(tiny_data: Path, monkeypatch: pytest.Monkey
     assert written == {path: path.stat().st_mtime_ns for path in Path(first["artifact"]).iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_ctrl_c_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
     settings = settings_of("BPR", tiny_data, epochs=500, stopping_step=500)

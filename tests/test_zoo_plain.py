@@ -14,6 +14,7 @@ import pytest
 import recbole.data.dataset
 import recbole.model
 import torch
+from marks import slow_but
 from recbole.data.utils import get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType, get_model, get_trainer
@@ -55,8 +56,7 @@ def representatives() -> list[str]:
 
 
 def parameters_of_test() -> list[Any]:
-    quick = representatives()
-    return [model if model in quick else pytest.param(model, marks=pytest.mark.slow) for model in all_models()]
+    return slow_but(representatives(), all_models())
 
 
 def assert_sound(metrics: dict[str, float], expected: list[str]) -> None:
