@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, init_seed
+
+from recbole_prune.bench.plain import PlainData
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,10 +31,8 @@ def make_config(model: Any, dataset: str, folder: Path, **settings: Any) -> Conf
 
 def build(name: str, folder: Path, **settings: Any) -> tuple[Config, Any, Any, Any]:
     """Config, model, training data and test data of a model on the data set ``tiny``."""
-    config = make_config(name, "tiny", folder, **settings)
-    init_seed(config["seed"], True)
-    train, _, test = data_preparation(config, create_dataset(config))
-    return config, get_model(name)(config, train._dataset), train, test
+    run = PlainData(make_config(name, "tiny", folder, **settings))
+    return run.config, run.build_model(), run.train_data, run.test_data
 
 
 def run_python(code: str, folder: Path) -> str:

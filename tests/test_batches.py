@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
@@ -22,6 +22,7 @@ from recbole.sampler.sampler import AbstractSampler
 from recbole.utils import KGDataLoaderState, get_model, init_seed
 from zoo import DATASET, config_for
 
+from recbole_prune.bench.plain import PlainData
 from recbole_prune.data.batches import ArrayBatchSampler, assemble_batches_fast
 from recbole_prune.data.membership import ArraySampler, UsedIds, convert_sampler, samplers_over_arrays
 from recbole_prune.data.user_uniform import sample_users_uniformly
@@ -64,13 +65,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def loaders_of(model: str, data: Path, settings: dict[str, Any], arrays: bool) -> list[Any]:
     """The three loaders, RecBole's own or ours."""
     config = Config(model, DATASET, config_dict={**config_for(model, data), **settings})
-    init_seed(config["seed"], True)
-    dataset = create_dataset(config)
-    if not arrays:
-        return list(data_preparation(config, dataset))
-    with samplers_over_arrays():
-        loaders = list(data_preparation(config, dataset))
-    assemble_batches_fast(loaders[0])
+    with samplers_over_arrays() if arrays else nullcontext():
+        loaders = PlainData(config).loaders
+    if arrays:
+        assemble_batches_fast(loaders[0])
     return loaders
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
 from torch import nn
 
 from recbole_prune import cli
@@ -23,6 +22,7 @@ from recbole_prune.bench import memory
 from recbole_prune.bench.generate import draw_pairs
 from recbole_prune.bench.measuring import Candidate, agreement, first_batches, take_turns
 from recbole_prune.bench.options import parse
+from recbole_prune.bench.plain import PlainData
 from recbole_prune.bench.results import FASTER, PART, Results, quantity, read_document, table_of
 from recbole_prune.bench.search import add_ours
 from recbole_prune.bench.table import markdown, markdown_of_files
@@ -329,10 +329,9 @@ def test_generated_data_has_exactly_what_was_asked_for(tmp_path: Path, capsys: p
     config = Config(
         "BPR", "made", [str(tmp_path / "made" / "dataset.yaml")], {"data_path": str(tmp_path), "gpu_id": ""}
     )
-    dataset = create_dataset(config)
-    assert (dataset.user_num, dataset.item_num, dataset.inter_num) == (41, 31, 100)
-    train = data_preparation(config, dataset)[0]
-    assert len(next(iter(train))["user_id"]) > 0
+    plain = PlainData(config)
+    assert (plain.dataset.user_num, plain.dataset.item_num, plain.dataset.inter_num) == (41, 31, 100)
+    assert len(next(iter(plain.train_data))["user_id"]) > 0
     assert yaml.safe_load((tmp_path / "made" / "dataset.yaml").read_text())["load_col"]["user"] == ["user_id"]
     first = (tmp_path / "made" / "made.inter").read_bytes()
     assert cli.main(["bench", "generate", *words]) == 2  # never over what is there

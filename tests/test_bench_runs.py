@@ -191,6 +191,7 @@ def test_bytes_of_a_training_are_those_of_the_formula(both: tuple[PlainRun, OurR
     assert found["other"] == entries  # the masks, a byte each
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_memory_is_measured_in_processes(words: list[str], tmp_path: Path) -> None:
     document = bench("memory", words, tmp_path, "--skip_plain=True", "--sparsities=0.5", "--batches=1")

@@ -186,6 +186,7 @@ def test_apply_twice_changes_nothing() -> None:
 
 @pytest.mark.multiprocess
 class TestFreshProcess:
+    @pytest.mark.slow
     def test_apply_then_quick_start(self, tmp_path: Path, tiny_data: Path) -> None:
         output = run_python(
             f"""

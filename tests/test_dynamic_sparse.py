@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance import used_keys
 from hypothesis import given
 from hypothesis import strategies as st
 from training_bench import experiment_of
@@ -17,6 +18,7 @@ from recbole_prune import run_recbole_prune
 from recbole_prune.masking import random_masks as random_masks_module
 from recbole_prune.masking.random_masks import INITS, kept_by_target, random_masks
 from recbole_prune.masking.scope import Scope, Target
+from recbole_prune.pruners import PRUNERS
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.sparse.compact import CompactEmbedding
@@ -85,7 +87,7 @@ def test_static_masks_never_move(tiny_data: Path) -> None:
     assert result["chosen"]["ticket"] == 1 and "updates" not in ticket.method
 
 
-@pytest.mark.parametrize("pruner", ["dsl", "rigl", "set"])
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if "prune_update_interval" in used_keys(name)])
 def test_budget_of_every_target_is_kept(pruner: str, tiny_data: Path) -> None:
     _, experiment = run(tiny_data, pruner=pruner)
     ticket = experiment.tickets[1]
@@ -98,6 +100,7 @@ def test_budget_of_every_target_is_kept(pruner: str, tiny_data: Path) -> None:
     assert ticket.method["exploration_rate"] > ticket.kept / ticket.prunable
 
 
+@pytest.mark.slow
 def test_the_official_rule_leaks_where_a_batch_touches_few_rows(tiny_data: Path) -> None:
     """Trap 1 of the method file; Bernoulli masks and moments of pruned entries as in that code."""
     settings = {"prune_parity": "official", "prune_moments": "dense", "prune_init": "bernoulli"}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from recbole.evaluator import Collector
 from recbole.evaluator.register import metric_information, metric_types
 from recbole.trainer import Trainer
-from recbole.utils import EvaluatorType, get_model, get_trainer, init_seed
+from recbole.utils import EvaluatorType, get_model, init_seed
 from training_bench import Bench, scramble_random_streams
 
 from recbole_prune.masking.masks import MaskSet
@@ -36,6 +36,11 @@ TOPK = [1, 5, 10, 20]
 USERS, ITEMS = 60, 40  # without padding
 
 WAYS = ["scan", "dense", "groups", "torch"]
+
+
+def slow(case: Any) -> Any:
+    """A further case of what others show."""
+    return pytest.param(case, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +155,9 @@ def keep_collected(trainer: Any) -> Any:
 
 def plain_trainer(base: Bench, model: Any) -> Any:
     """RecBole's trainer and model with the same weights."""
-    plain = get_model(base.name)(base.config, base.train._dataset)
+    plain = base.plain.build_model()
     plain.load_state_dict(model.state_dict())
-    trainer = get_trainer(base.config["MODEL_TYPE"], base.name)(base.config, plain)
+    trainer = base.plain.build_trainer(plain)
     trainer.eval_collector = PlainCollector(base.config)
     trainer.eval_collector.data_collect(base.train)
     return keep_collected(trainer)
@@ -182,7 +187,7 @@ def assert_same(base: Bench, model: Any, ranker: type | None) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("weights", ["dense", "pruned", "whole", "twins"])
-@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NGCF"])
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", slow("NGCF")])
 def test_every_metric_of_the_best_items(
     model: str, weights: str, way: str, dense_data: Path, take: Callable[[str], type]
 ) -> None:
@@ -193,7 +198,7 @@ def test_every_metric_of_the_best_items(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("weights", ["pruned", "near"])
-@pytest.mark.parametrize("users", [1, 2, 13])
+@pytest.mark.parametrize("users", [1, slow(2), 13])
 @pytest.mark.parametrize("width", [5, 64])
 def test_whatever_the_size_of_recboles_batches(
     width: int, users: int, weights: str, way: str, dense_data: Path, take: Callable[[str], type]
@@ -207,7 +212,7 @@ def test_whatever_the_size_of_recboles_batches(
 
 @pytest.mark.parametrize("metrics", [OF_TOP_ITEMS, ["recall", "mrr", "ndcg", "map"]], ids=["lists", "hits"])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("users", [1, 2, 7, 60])
+@pytest.mark.parametrize("users", [1, slow(2), 7, slow(60)])
 def test_rounding_that_differs_from_batch_to_batch(
     users: int,
     way: str,

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_model, init_seed
+from recbole.data import create_dataset
+from recbole.utils import get_model
 from test_artifact import reseal, snapshot
 from zoo import DATASET, config_for
 
@@ -22,6 +22,7 @@ from recbole_prune.anatomy.caches import refresh
 from recbole_prune.artifact import export, read_artifact
 from recbole_prune.artifact.encoding import EncodedTensor, encode
 from recbole_prune.artifact.export import export_ticket
+from recbole_prune.bench.plain import PlainData
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.errors import ArtifactError, ConfigError
@@ -36,12 +37,9 @@ class Built:
     def __init__(self, model: Any, dataset: str = "ml-100k", sparsity: float = 0.9, **settings: Any) -> None:
         name = model if isinstance(model, str) else "BPR"
         self.config = PruneConfig(model=name, dataset=dataset, config_dict={"gpu_id": "", **settings})
-        init_seed(self.config["seed"], self.config["reproducibility"])
-        self.dataset = create_dataset(self.config)
-        train_data = data_preparation(self.config, self.dataset)[0]
-        init_seed(self.config["seed"], self.config["reproducibility"])
-        model_class = get_model(name) if isinstance(model, str) else model
-        self.model = model_class(self.config, train_data._dataset)
+        plain = PlainData(self.config)
+        self.dataset = plain.dataset
+        self.model = plain.build_model(None if isinstance(model, str) else model)
         generator = torch.Generator().manual_seed(5)
         self.masks = {}
         for parameter_name, parameter in self.model.named_parameters():

@@ -1,21 +1,18 @@
-"""Every RecBole model that trains by gradient goes through two rounds of IMP; the others say why not."""
+"""Every RecBole model that trains by gradient goes through IMP and DSL; the others say why not."""
 
 from __future__ import annotations
 
 import logging
 from fnmatch import fnmatchcase
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from recbole.data.interaction import Interaction
 from recbole.trainer.trainer import Trainer
-from recbole.utils import get_model, init_seed
-from training_bench import experiment_of
+from training_bench import experiment_of, leaks, scores
 from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models, stages_of
-from zoo_plain import last_stage_settings
+from zoo_plain import last_stage_settings, reload
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.errors import NothingToPrune, PruneError
@@ -31,14 +28,17 @@ def skip_without_package(model: str) -> None:
         pytest.skip(f"{model}: {reason}")
 
 
+# one of each kind, one by user histories, one with two optimizers; all others are slow
+QUICK = ("BPR", "CKE", "DeepFM", "MultiVAE", "RecVAE", "SASRec")
+
+
+def models() -> list[Any]:
+    """The models that train by gradient, marked."""
+    return [model if model in QUICK else pytest.param(model, marks=pytest.mark.slow) for model in gradient_models()]
+
+
 # a row of their batches is a whole user
 BATCHES_OF_USERS = "CDAE DiffRec ENMF LDiffRec MacridVAE MultiDAE MultiVAE RaCT RecVAE".split()
-
-
-def leaks(model: Any, masks: MaskSet) -> int:
-    """Pruned entries of a model that are not exactly 0.0."""
-    weights = model.state_dict()
-    return sum(int((weights[name][~mask] != 0).sum()) for name, mask in masks.items())
 
 
 def held_dense(model: Any) -> list[str]:
@@ -51,8 +51,8 @@ def held_dense(model: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("model", gradient_models())
+@pytest.mark.parametrize("storage", ["compact", pytest.param("masked", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", models())
 def test_imp_runs_on_every_gradient_model(
     model: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +60,7 @@ def test_imp_runs_on_every_gradient_model(
     check_two_rounds(model, {**config_for(model, tiny_data), "prune_storage": storage}, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [model for model in gradient_models() if stages_of(model)])
 def test_imp_runs_on_the_last_stage(
     model: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,7 +70,7 @@ def test_imp_runs_on_the_last_stage(
     check_two_rounds(model, last_stage_settings(model, tiny_data, tmp_path), monkeypatch)
 
 
-@pytest.mark.parametrize("model", gradient_models())
+@pytest.mark.parametrize("model", models())
 def test_dsl_runs_on_every_gradient_model(model: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse from scratch over every target, masks that move between steps, no dense model."""
     skip_without_package(model)
@@ -121,34 +122,19 @@ def checked_run(
 
 def check_checkpoint(experiment: Experiment, ticket: Ticket, masks: MaskSet) -> None:
     """The checkpoint loads in a plain RecBole model, holds zeros, and scores like ours (up to the order of sums)."""
-    data = experiment.folder.read(ticket.checkpoint_file, ticket.checkpoint_sha256)
-    checkpoint = torch.load(BytesIO(data), map_location="cpu", weights_only=False)
-    config = experiment.config
-    assert type(checkpoint["config"]).__module__ == "recbole.config.configurator"
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    plain = get_model(config["model"])(config, experiment.workshop.train_data._dataset)
-    plain.load_state_dict(checkpoint["state_dict"])
-    plain.load_other_parameter(checkpoint.get("other_parameter"))
-    assert leaks(plain, masks) == 0
+    plain = reload(experiment.folder.path / ticket.checkpoint_file)
+    assert type(plain.config).__module__ == "recbole.config.configurator"
+    assert leaks(plain.model, masks) == 0
     ours = experiment.trained_model(ticket)
-    for name, value in plain.state_dict().items():
+    for name, value in plain.model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
-    torch.testing.assert_close(scores(plain.eval(), experiment), scores(ours, experiment), rtol=1e-5, atol=1e-6)
-
-
-@torch.no_grad()
-def scores(model: Any, experiment: Experiment) -> torch.Tensor:
-    """Scores of the first test batch, with every random stream at the same place."""
-    init_seed(7, True)
-    batch = next(iter(experiment.workshop.test_data))[0]
-    try:
-        return model.full_sort_predict(batch)
-    except NotImplementedError:
-        items = torch.arange(1, experiment.workshop.dataset.item_num)[: len(batch)]
-        if experiment.workshop.dataset.iid_field in batch.columns:
-            return model.predict(batch)
-        fields = {name: batch[name][: len(items)] for name in batch.columns}
-        return model.predict(Interaction({**fields, experiment.workshop.dataset.iid_field: items[: len(batch)]}))
+    workshop = experiment.workshop
+    torch.testing.assert_close(
+        scores(plain.model.eval(), plain.test_data, plain.dataset),
+        scores(ours, workshop.test_data, workshop.dataset),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("model", not_prunable_models())

@@ -15,8 +15,12 @@ from recbole_prune.anatomy.prunable import FILE, as_text, read_models
 from recbole_prune.commands import models
 from recbole_prune.errors import ConfigError
 
+QUICK = ("BPR", "CKE", "DeepFM", "SASRec", "S3Rec", "UltraGCN", "XGBoost")
 
-@pytest.mark.parametrize("model", all_models())
+
+@pytest.mark.parametrize(
+    "model", [model if model in QUICK else pytest.param(model, marks=pytest.mark.slow) for model in all_models()]
+)
 def test_model_row_is_current(model: str, tiny_data: Path) -> None:
     [row] = [row for row in read_models() if row.name == model]
     if not can_be_looked_at(model):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_bench import without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
@@ -20,7 +21,6 @@ from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 KILLS = 20
-VOLATILE = ("train_seconds", "eval_seconds", "checkpoint_sha256")
 
 # the child kills itself at the n-th call of a function that marks a moment, so kills are spread over all of them
 CHILD = """
@@ -63,7 +63,7 @@ def run_child(settings: dict[str, Any], moment: int) -> subprocess.CompletedProc
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     """Journal lines without clocks, and the mask files."""
-    records = [{k: v for k, v in record.items() if k not in VOLATILE} for record in RunFolder(folder).tickets()]
+    records = [without_clocks(record) for record in RunFolder(folder).tickets()]
     return records, [file.read_bytes() for file in sorted((folder / "masks").iterdir())]
 
 
@@ -78,6 +78,7 @@ def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) -> None:
     settings = {"model": "BPR", "dataset": DATASET, **settings_of("BPR", tiny_data)}
@@ -113,18 +114,11 @@ class Killed(BaseException):
     [
         ("BPR", {"prune_rewind": "late", "prune_rewind_epoch": 1}),
         ("BPR", {"prune_rewind": "none", "prune_lr_schedule": "cosine"}),
-        ("MultiVAE", {}),
-        ("RecVAE", {}),
-        ("KGAT", {}),
-        ("NCL", {}),
-        ("LightGCN", {}),
-        ("SGL", {}),
-        ("LDiffRec", {}),
-        ("SASRec", {}),
-        ("DIN", {}),
-        ("BPR", {"pruner": "lcm"}),
-        ("BPR", {"pruner": "small_dense"}),
         ("BPR", {"prune_user_uniform": True, "prune_l2_weight": 1e-4}),
+        *[
+            pytest.param(model, {}, marks=pytest.mark.slow)
+            for model in "MultiVAE RecVAE KGAT NCL LightGCN SGL LDiffRec SASRec DIN".split()
+        ],
     ],
 )
 def test_stopped_in_every_epoch_ends_equal(
@@ -144,12 +138,12 @@ def test_stopped_in_every_epoch_ends_equal(
 
     whole = run("whole")
     train_epoch = MaskAwareTrainer._train_epoch
-    stopped: set[tuple[int, int]] = set()
+    stopped: set[tuple[str, int]] = set()
 
     def stop_once_in_every_epoch(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
         result = train_epoch(self, data, epoch, *args, **kwargs)
-        if (self.session.ticket, epoch) not in stopped:
-            stopped.add((self.session.ticket, epoch))
+        if (self.session.name, epoch) not in stopped:
+            stopped.add((self.session.name, epoch))
             raise Killed
         return result
 

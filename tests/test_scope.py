@@ -14,6 +14,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, init_seed
 from torch import nn
 
+from recbole_prune.bench.plain import PlainData
 from recbole_prune.errors import ConfigError, NothingToPrune
 from recbole_prune.masking.padding import PaddingRule, padding_rule
 from recbole_prune.masking.scope import Scope, Target, find_scope
@@ -183,16 +184,15 @@ def test_knowledge_graph_tables(tiny_data: Path) -> None:
         "link": ["item_id", "entity_id"],
     }
     settings = {"data_path": str(tiny_data), "load_col": columns, "gpu_id": "", "show_progress": False}
-    config = Config("KGAT", "tiny", config_dict=settings)
-    dataset = data_preparation(config, create_dataset(config))[0]._dataset
-    module = get_model("KGAT")(config, dataset)
-    scope = find_scope(module, padding=padding_rule(module, dataset))
+    plain = PlainData(Config("KGAT", "tiny", config_dict=settings))
+    module = plain.build_model()
+    scope = find_scope(module, padding=padding_rule(module, plain.train_data._dataset))
     check_partition(module, scope)
     assert rows_of(scope) == {
-        "user_embedding.weight": ((dataset.num("user_id"), 64), (0,)),
-        "entity_embedding.weight": ((dataset.num("entity_id"), 64), (0,)),
-        "relation_embedding.weight": ((dataset.num("relation_id"), 64), (0,)),
-        "trans_w.weight": ((dataset.num("relation_id"), 64 * 64), (0,)),
+        "user_embedding.weight": ((plain.dataset.num("user_id"), 64), (0,)),
+        "entity_embedding.weight": ((plain.dataset.num("entity_id"), 64), (0,)),
+        "relation_embedding.weight": ((plain.dataset.num("relation_id"), 64), (0,)),
+        "trans_w.weight": ((plain.dataset.num("relation_id"), 64 * 64), (0,)),
     }
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer, init_seed
 from zoo import DATASET, config_for
 
+from recbole_prune.bench.plain import PlainData
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.data import random_streams
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.padding import padding_rule
 from recbole_prune.masking.scope import Scope, find_scope
@@ -56,21 +56,18 @@ class Bench:
     def __init__(self, name: str, data_path: Path, **settings: Any) -> None:
         self.name = name
         self.config = Config(name, DATASET, config_dict={**config_for(name, data_path), **settings})
-        init_seed(self.config["seed"], self.config["reproducibility"])
-        self.loaders = list(data_preparation(self.config, create_dataset(self.config)))
+        self.plain = PlainData(self.config)
+        self.loaders = self.plain.loaders
         self.train, self.valid, self.test = self.loaders
 
-    def plain_model(self) -> Any:
+    def plain_model(self, model_class: type | None = None) -> Any:
         """RecBole's own model under the run's seed."""
-        random_streams.reseed(self.loaders, self.config["seed"])
-        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
-        return get_model(self.name)(self.config, self.train._dataset)
+        self.plain.reseed()
+        return self.plain.build_model(model_class)
 
     def model(self, masks: MaskSet | None = None, storage: str = "masked") -> Any:
         """The mask-aware model under the same seed, with masks on."""
-        random_streams.reseed(self.loaders, self.config["seed"])
-        init_seed(self.config["seed"] + self.config["local_rank"], self.config["reproducibility"])
-        model = mask_aware(get_model(self.name))(self.config, self.train._dataset)
+        model = self.plain_model(mask_aware(get_model(self.name)))
         model.storage = storage
         model.set_masks(masks)
         return model
@@ -119,6 +116,26 @@ def leaks(model: Any, masks: MaskSet) -> int:
     """Pruned entries of a model that are not exactly 0.0."""
     weights = model.state_dict()
     return sum(int((weights[name][~mask] != 0).sum()) for name, mask in masks.items())
+
+
+def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
+    """What journal lines of equal trainings have in common; a checkpoint may hold equal tensors in other bytes."""
+    return {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
+
+
+@torch.no_grad()
+def scores(model: Any, test_data: Any, dataset: Any) -> torch.Tensor:
+    """Scores of the first test batch, with every random stream at the same place."""
+    init_seed(7, True)
+    batch = next(iter(test_data))[0]
+    try:
+        return model.full_sort_predict(batch)
+    except NotImplementedError:
+        if dataset.iid_field in batch.columns:
+            return model.predict(batch)
+        items = torch.arange(1, dataset.item_num)[: len(batch)]
+        fields = {name: batch[name][: len(items)] for name in batch.columns}
+        return model.predict(Interaction({**fields, dataset.iid_field: items}))
 
 
 def keys(**changes: Any) -> SimpleNamespace:

@@ -14,6 +14,7 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
+from torch import nn
 
 from recbole_prune.anatomy.caches import refresh
 from recbole_prune.config import schema
@@ -49,14 +50,14 @@ def plain_config(ours: PruneConfig, scratch: Path) -> Config:
     return config
 
 
-class PlainRun:
-    """Data, model and trainer of plain RecBole.
+class PlainData:
+    """Data of plain RecBole, and models and trainers over it.
 
     Args:
-        config: RecBole's Config; its ``checkpoint_dir`` says where the trainer saves.
+        config: RecBole's Config.
 
     Attributes:
-        dataset, train_data, valid_data, test_data, model, trainer: as ``run_recbole`` makes them.
+        dataset, train_data, valid_data, test_data: as ``run_recbole`` makes them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -64,23 +65,48 @@ class PlainRun:
         init_seed(config["seed"], config["reproducibility"])
         self.dataset = create_dataset(config)
         self.train_data, self.valid_data, self.test_data = data_preparation(config, self.dataset)
-        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        self.model = get_model(config["model"])(config, self.train_data._dataset).to(config["device"])
-        self.trainer: Trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, self.model)
 
     @property
     def loaders(self) -> list[AbstractDataLoader]:
         """The three dataloaders."""
         return [self.train_data, self.valid_data, self.test_data]
 
+    def reseed(self, number: int = 0) -> None:
+        """Data order and random streams of a fixed place."""
+        reseed(self.config, self.loaders, number)
+
+    def build_model(self, model_class: type | None = None) -> Any:
+        """A model under the run's seed; by default of the class that RecBole has for the name in the config."""
+        config = self.config
+        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+        return (model_class or get_model(config["model"]))(config, self.train_data._dataset).to(config["device"])
+
+    def build_trainer(self, model: nn.Module) -> Trainer:
+        """RecBole's trainer for a model; it saves in the config's ``checkpoint_dir``."""
+        config = self.config
+        trainer: Trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        return trainer
+
+
+class PlainRun(PlainData):
+    """Data, model and trainer of plain RecBole.
+
+    Args:
+        config: RecBole's Config; its ``checkpoint_dir`` says where the trainer saves.
+
+    Attributes:
+        model, trainer: as ``run_recbole`` makes them.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.model = self.build_model()
+        self.trainer = self.build_trainer(self.model)
+
     def begin(self) -> PlainRun:
         """What RecBole's ``fit`` does before its first epoch."""
         begin(self.trainer, self.train_data)
         return self
-
-    def reseed(self, number: int = 0) -> None:
-        """Data order and random streams of a fixed place."""
-        reseed(self.config, self.loaders, number)
 
     def wear(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights in RecBole's dense form."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,30 @@ if TYPE_CHECKING:
     from recbole_prune.run.experiment import Experiment
 
 
+@dataclass(frozen=True)
+class Promises:
+    """What a method owes with the defaults of its property file; ``tests/conformance.py`` holds it to every line.
+
+    Attributes:
+        masks: every ticket is a mask. Without, tickets beside the dense one are models of other settings
+            (``Plan.changes``), which say in ``equal_to_kept`` of their journal line what they are comparable to.
+        exact: tickets keep what :meth:`Pruner.counts` says, to the entry, whenever they are evaluated.
+        nested: what is pruned in a ticket is pruned in the tickets after it.
+        trains: tickets beside the dense one are trained; without, they wear the dense one's weights.
+        needs_dense: ticket 0 is always there; without, ``prune_dense`` can leave it out.
+        above_random: a ticket validates better than one of as many random entries.
+        refuses: patterns of the messages with which a model may be turned down, before anything is trained.
+    """
+
+    masks: bool = True
+    exact: bool = True
+    nested: bool = True
+    trains: bool = True
+    needs_dense: bool = True
+    above_random: bool = False
+    refuses: tuple[str, ...] = ()
+
+
 class Pruner(ABC):
     """Yields tickets, the dense one first.
 
@@ -25,9 +50,11 @@ class Pruner(ABC):
 
     Attributes:
         iterative: whether a ticket is made from the one before; others reach a target in one step.
+        promises: what the method owes.
     """
 
     iterative: ClassVar[bool] = False
+    promises: ClassVar[Promises] = Promises()
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment

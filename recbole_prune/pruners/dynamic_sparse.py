@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.random_masks import kept_by_target, random_masks
-from recbole_prune.pruners.base import Pruner
+from recbole_prune.pruners.base import Promises, Pruner
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.training.parts import Part
@@ -18,6 +19,8 @@ class StaticSparseTraining(Pruner):
 
     Ticket 0 is the dense model to compare with (``prune_dense``), ticket 1 the sparse one.
     """
+
+    promises = Promises(needs_dense=False, refuses=("leaves no live entry in",))
 
     def counts(self) -> list[int]:
         """The dense model, and the live entries at ``prune_target_sparsity`` (their mean for ``bernoulli``)."""
@@ -61,9 +64,11 @@ class DynamicSparseTraining(StaticSparseTraining):
     """Prune and grow: every ``prune_update_interval`` steps the smallest live entries make room for as many others.
 
     ``dsl``: growth where the gradient is largest, cosine ratio; Wang et al., "Dynamic Sparse Learning", WSDM 2024,
-    arXiv 2402.02855. ``rigl``: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134. ``set``: random growth,
-    Mocanu et al., Nature Communications 2018, arXiv 1707.04780. They differ in the defaults of their property files.
+    arXiv 2402.02855. ``rigl``: Evci et al., "Rigging the Lottery", ICML 2020, arXiv 1911.11134. They differ in the
+    defaults of their property files.
     """
+
+    promises = replace(StaticSparseTraining.promises, above_random=True)
 
     def check(self) -> None:
         """As above; and combinations that need dense moments must be able to have them."""
@@ -114,3 +119,12 @@ class DynamicSparseTraining(StaticSparseTraining):
                 f"update up to step {updates.last_update}, so the masks never move"
             )
         return (updates,)
+
+
+class SparseEvolutionaryTraining(DynamicSparseTraining):
+    """``set``: as above with random growth by default, and so without a promise to be better than a random mask.
+
+    Mocanu et al., Nature Communications 2018, arXiv 1707.04780.
+    """
+
+    promises = StaticSparseTraining.promises

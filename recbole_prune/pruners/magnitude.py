@@ -5,7 +5,7 @@ from __future__ import annotations
 from recbole_prune.masking.allocate import select, select_official
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import magnitude
-from recbole_prune.pruners.base import MaskPruner
+from recbole_prune.pruners.base import MaskPruner, Promises
 from recbole_prune.run.ticket import Ticket
 
 
@@ -17,6 +17,7 @@ class IterativeMagnitudePruning(MaskPruner):
     """
 
     iterative = True
+    promises = Promises(above_random=True)
 
     def masks(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> MaskSet:
         """Prune the previous ticket by the magnitude of its best weights."""

@@ -8,7 +8,7 @@ from functools import partial
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import magnitude
-from recbole_prune.pruners.base import Pruner
+from recbole_prune.pruners.base import Promises, Pruner
 from recbole_prune.run.ticket import Plan, Ticket
 
 
@@ -16,8 +16,11 @@ class PostTrainingMagnitudePruning(Pruner):
     """MagPrune: keep the largest weights of the trained model, at least m in every row.
 
     Tran et al., "A Thorough Performance Benchmarking on Lightweight Embedding-based Recommender Systems",
-    arXiv 2406.17335. m is ``prune_min_per_row``; empty, it is searched on validation for every sparsity.
+    arXiv 2406.17335. m is ``prune_min_per_row``; empty, it is searched on validation for every sparsity, so that a
+    sparser ticket may keep what a denser one has pruned.
     """
+
+    promises = Promises(nested=False, trains=False, above_random=True)
 
     def tickets(self) -> Iterator[Ticket]:
         """Ticket 0, then one evaluated, untrained ticket per sparsity."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from recbole_prune.anatomy.tables import WIDTH_KEYS
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.bound import information_bound_bits
 from recbole_prune.masking.scope import find_scope
-from recbole_prune.pruners.base import Pruner
+from recbole_prune.pruners.base import Promises, Pruner
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.training.parts import Part
 
@@ -28,6 +29,12 @@ class SmallerDenseTables(Pruner):
     The honest question to every sparse table: would a smaller dense one have done? A ticket of sparsity s is charged
     its information bound, N*D*(H2(s) + 32*(1-s)) bits, and the width is rounded up, so the baseline is never smaller.
     """
+
+    promises = Promises(
+        masks=False,
+        exact=False,
+        refuses=("has none of the settings", "do not make the targets of .* narrower", "no narrower form of"),
+    )
 
     def tickets(self) -> Iterator[Ticket]:
         """Ticket 0, then one narrower model per sparsity of the schedule."""
@@ -104,6 +111,10 @@ class LinearCompression(SmallerDenseTables):
     Wang et al., arXiv 2108.00944, section 4.4, after ``LightEmb`` of KD_on_Ranking: x = W t + b per table, no
     activation. The width is the kept fraction of the wide one.
     """
+
+    promises = replace(
+        SmallerDenseTables.promises, refuses=(*SmallerDenseTables.promises.refuses, "has no embedding table to map")
+    )
 
     def check(self) -> None:
         """The model needs embedding tables to map."""
