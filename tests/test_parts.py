@@ -237,6 +237,23 @@ def test_every_optimizer_has_the_group(tiny_data: Path) -> None:
         assert {id(p) for p in optimizer.param_groups[-1]["params"]} == wanted
 
 
+def test_names_must_differ(tiny_data: Path) -> None:
+    bench = bench_of("BPR", tiny_data)
+    with pytest.raises(ValueError, match="differ in name, got head, head"):
+        bench.trainer(bench.model(), parts=(Head(), Head()))
+
+    class Other(Head):
+        name = "other"
+
+    parts = Head(), Other()
+    model = bench.model()
+    for part in parts:
+        part.attach(model)
+    trainer = bench.trainer(model, parts=parts)
+    with pytest.raises(ValueError, match="other gives a loss a name that is taken: head"):
+        trainer.model.calculate_loss(next(iter(bench.train)))
+
+
 def test_defaults_do_nothing(tiny_data: Path) -> None:
     """A part that says nothing changes nothing, bit for bit."""
 

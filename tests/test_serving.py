@@ -17,9 +17,9 @@ from recbole_prune import cli
 from recbole_prune.artifact import write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
-from recbole_prune.commands import recommend
+from recbole_prune.commands import recommend as command
 from recbole_prune.errors import ArtifactError
-from recbole_prune.serving import Recommender
+from recbole_prune.serving import Recommender, recommend
 
 USERS, ITEMS, WIDTH = 30, 100, 8
 
@@ -165,19 +165,19 @@ def test_a_model_without_dot_product_says_why(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_artifact(tmp_path / "artifact", users=["[PAD]", "é 1", "196", *(f"u{n}" for n in range(3, USERS))])
-    assert recommend.main([f"--artifact={folder}", "--users=196,é 1", "--k=3"]) == 0
+    assert command.main([f"--artifact={folder}", "--users=196,é 1", "--k=3"]) == 0
     table = capsys.readouterr().out.splitlines()
     expected = Recommender.from_artifact(folder).recommend(["196", "é 1"], 3)
     assert table[0].split() == ["user", "rank", "item", "score"] and len(table) == 7
     assert [line.split()[-2] for line in table[1:]] == [item for items in expected for item, _ in items]
-    assert recommend.main([f"--artifact={folder}", "--users=196", "--k=2", "--format=json"]) == 0
+    assert command.main([f"--artifact={folder}", "--users=196", "--k=2", "--format=json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document[0]["user"] == "196"
     assert [(entry["item"], entry["score"]) for entry in document[0]["items"]] == expected[0][:2]
-    recommend.main([f"--artifact={folder}", "--users=196", f"--k={ITEMS - 1}", "--exclude_seen=False"])
+    command.main([f"--artifact={folder}", "--users=196", f"--k={ITEMS - 1}", "--exclude_seen=False"])
     assert len(capsys.readouterr().out.splitlines()) == ITEMS
     with pytest.raises(SystemExit):
-        recommend.main([f"--artifact={folder}"])
+        command.main([f"--artifact={folder}"])
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,6 @@ def usage() -> str:
     return (
         "usage: recbole-prune compare [--pruners=A,B] [--sparsities=X,Y] [--seeds=1,2] [--to=FILE.json]\n"
         "       [--key=value ...]\n\n"
-        "Runs every pruner at every sparsity under every seed, each in its own run folder, and prints mean and spread.\n"
-        f"Other settings as for a run. Defaults: {shown}"
+        "Runs every pruner at every sparsity under every seed, each in its own run folder, and prints mean and\n"
+        f"spread. Other settings as for a run. Defaults: {shown}"
     )

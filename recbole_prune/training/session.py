@@ -57,3 +57,8 @@ class Session:
     fused: bool = True
     report: Callable[[Training], None] = field(default=lambda trainer: None)
     meter: Meter = field(default_factory=Meter)
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"parts of one training must differ in name, got {', '.join(names)}")

@@ -98,10 +98,17 @@ class MaskAwareTrainer(_Trainer):
         return [parameter for named in self._added_parameters.values() for parameter in named.values()]
 
     def _losses_of_parts(self, interaction: Interaction) -> dict[str, torch.Tensor]:
-        """What parts add to the loss of a batch, summed by name for the log."""
+        """What parts add to the loss of a batch, summed by name for the log.
+
+        Raises:
+            ValueError: two parts give a loss the same name.
+        """
         found: dict[str, torch.Tensor] = {}
         for part in self.session.parts:
-            found.update(part.losses(self.model, interaction))
+            losses = part.losses(self.model, interaction)
+            if found.keys() & losses.keys():
+                raise ValueError(f"{part.name} gives a loss a name that is taken: {', '.join(losses)}")
+            found.update(losses)
         for name, value in found.items():
             value = value.detach()
             self._added[name] = self._added[name] + value if name in self._added else value
