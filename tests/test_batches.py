@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
@@ -98,7 +99,17 @@ def batches(loader: Any, epochs: int = 2) -> list[Any]:
     return [copy.deepcopy(batch) for _ in range(epochs) for batch in loader]
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = (
+    "pairwise",
+    "pairwise, dynamic",
+    "pointwise, four negatives, features",
+    "context, labels",
+    "users",
+    "sequences",
+)
+
+
+@pytest.mark.parametrize("case", slow_but(QUICK, CASES))
 def test_batches_and_streams_equal_recboles(case: str, tiny_data: Path) -> None:
     model, settings = CASES[case]
     ours, theirs = (loaders_of(model, tiny_data, settings, arrays)[0] for arrays in (True, False))

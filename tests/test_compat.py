@@ -217,6 +217,7 @@ class TestFreshProcess:
         assert patched == own
         assert model == ["BPR", "8"]
 
+    @pytest.mark.slow
     def test_recbole_imported_first(self, tmp_path: Path, tiny_data: Path) -> None:
         run_python(
             f"""
