@@ -30,8 +30,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("model", ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
+@pytest.mark.parametrize("variant", slow_but(["dsl"], VARIANTS))
+@pytest.mark.parametrize(
+    "model", slow_but(["MultiVAE", "LightGCN"], ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
+)
 def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_data: Path) -> None:
     """The sum of every mask is the same before and after each update of a real training."""
     bench = Bench(model, tiny_data, train_batch_size=16 if model in ("CDAE", "MultiVAE") else 512, eval_step=1000)
@@ -81,7 +83,7 @@ def dynamic_trainer(bench: Bench, storage: str, files: MemoryFiles | None = None
 
 
 @pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("model", slow_but(["BPR", "LightGCN"], ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"]))
+@pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN", "SASRec", "DeepFM", "NeuMF"]))
 def test_resumed_in_an_interval_equals_uninterrupted(model: str, storage: str, tiny_data: Path) -> None:
     bench = bench_of(model, tiny_data)
     files = MemoryFiles()
