@@ -11,7 +11,7 @@ import pytest
 import toys
 from conformance import CHECKS, QUICK_MODEL, Subject, check_above_random, check_refusal
 
-from recbole_prune.commands.run import main
+from recbole_prune.cli import main
 
 Registered = Callable[[type], Subject]
 
@@ -34,7 +34,7 @@ def test_a_method_is_added_by_a_class_a_property_file_and_a_line(
 ) -> None:
     subject = registered(toys.Honest)
     assert ("toy", QUICK_MODEL, "compact") in [case.values for case in conformance.cases() if not case.marks]
-    main(["--help"])
+    assert main(["run", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--pruner=toy\n    A toy: random entries in a seeded order.\n    prune_rate=0.2" in shown
     assert "toy" in shown.partition("--pruner=none")[2].partition("--distiller")[0]

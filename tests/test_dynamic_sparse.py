@@ -117,18 +117,18 @@ def test_dense_moments(changes: dict[str, Any], tiny_data: Path) -> None:
 
 
 def test_without_a_dense_model_nothing_dense_is_trained(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = TicketTraining.fit
+    train = TicketTraining.run
 
     def spy(self: TicketTraining) -> Any:
         assert self.plan.ticket == 1
         assert isinstance(self.trainer.model.item_embedding, CompactEmbedding)
-        result = fit(self)
+        result = train(self)
         for state in self.trainer.optimizer.state.values():
             for moment in state.values():
                 assert moment.numel() <= len(self.trainer.model.item_embedding.values)
         return result
 
-    monkeypatch.setattr(TicketTraining, "fit", spy)
+    monkeypatch.setattr(TicketTraining, "run", spy)
     result, experiment = run(tiny_data, pruner="dsl", prune_dense=False)
     assert [record["ticket"] for record in result["tickets"]] == [1]
     assert result["chosen"]["wins"] is None and (Path(result["artifact"]) / "ticket.json").exists()

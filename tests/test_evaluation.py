@@ -368,8 +368,7 @@ def test_a_trainer_that_evaluates_in_its_own_way(dense_data: Path, said: Callabl
 
     base = bench("BPR", dense_data)
     model = base.model(None)
-    nothing = dict.fromkeys(("watch", "save_checkpoint", "load_checkpoint"))
-    trainer = mask_aware_trainer(Own)(base.config, model, Session(ticket=1, loaders=base.loaders, **nothing))
+    trainer = mask_aware_trainer(Own)(base.config, model, Session("ticket 1", base.loaders))
     assert trainer.evaluate(base.valid, load_best_model=False) == "its own"
     assert said() == ["Own evaluates in a way of its own"]
 

@@ -63,7 +63,10 @@ class Import(NamedTuple):
 def imports_of(source: str, file: str) -> Iterator[Import]:
     tree = ast.parse(source)
     at_once = set(_run_on_import(tree))
+    for_types = {node for test in ast.walk(tree) if _for_types(test) for node in ast.walk(test)}
     for node in ast.walk(tree):
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -75,12 +78,16 @@ def imports_of(source: str, file: str) -> Iterator[Import]:
                 yield Import(canonicalize_name(DISTRIBUTIONS.get(module, module)), file, node in at_once)
 
 
+def _for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
 def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:
     """Nodes outside functions; a ``try`` guards what it holds, and ``if TYPE_CHECKING`` never runs."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Try)):
             continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+        if _for_types(child):
             continue
         yield child
         yield from _run_on_import(child)

@@ -9,6 +9,7 @@ import pytest
 from test_verdict import ticket
 
 from recbole_prune.report.table import format_rows, shown_metrics, ticket_table
+from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 
 VALID = {"recall@10": 0.1234567, "ndcg@10": 0.2}
@@ -89,9 +90,9 @@ def test_baselines_follow_in_order_of_sparsity() -> None:
     all_tickets = tickets()
     summary = {"sparsity": 0.3, "kept": 700, "valid": VALID, "test": TEST, "wins": False, "wins_metric": True}
     others = [
-        ("small_dense", {**summary, "sparsity": 0.5, "valid": {"ndcg@10": 0.1}, "test": {}}),
-        ("random", {**summary, "epochs": 4, "best_epoch": 3}),
-        ("omp", summary),
+        SiblingRow("small_dense", None, {**summary, "sparsity": 0.5, "valid": {"ndcg@10": 0.1}, "test": {}}),
+        SiblingRow("random", None, {**summary, "epochs": 4, "best_epoch": 3}),
+        SiblingRow("omp", None, summary),
     ]
     table = ticket_table(all_tickets, "NDCG@10", chosen=all_tickets[1], reason="", others=others)
     _, rows = rows_of(table)

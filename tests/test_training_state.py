@@ -45,7 +45,7 @@ def bench_of(model: str, data: Path, **settings: Any) -> Bench:
 
 def everything(trainer: Any) -> dict[str, Any]:
     """All that a training has come to, without times and what only the clock decides."""
-    state = trainer._state()
+    state = trainer.resume_state()
     state["trainer"] = {name: value for name, value in state["trainer"].items() if not name.endswith("_seconds")}
     return copy.deepcopy({**state, "other": trainer.model.other_parameter()})
 

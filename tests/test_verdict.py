@@ -154,7 +154,7 @@ def test_without_a_winner_the_best_pruned_ticket_is_chosen(bigger: bool, scores:
 
 
 def test_records_keep_every_field_and_what_a_method_adds() -> None:
-    original = ticket(3, 0.3, method={"min_per_row": 2, "searched": [[0, 0.1]]}, history=[[1, 0.2]], untrained=["a"])
+    original = ticket(3, 0.3, method={"min_per_row": 2, "searched": [[0, 0.1]]}, history=[[1, 0.2]])
     record = original.to_record()
     assert record["min_per_row"] == 2 and "method" not in record
     contract = {"ticket", "sparsity", "kept", "prunable", "parameters", "epochs", "best_epoch", "valid", "test", "seed"}
