@@ -504,14 +504,11 @@ def test_models_are_refused_for_listed_reasons(model: str, tiny_data: Path, tmp_
         method: PruneConfig(model, DATASET, config_dict=settings_of(method, model, tiny_data)) for method in PRUNERS
     }
     workshop = Workshop(next(iter(configs.values())))
+    folder = RunFolder(tmp_path / "run")  # one for all: the scope is found once
     refused = {}
     for method, config in configs.items():
-        folder = RunFolder(tmp_path / method)
-        folder.open()
         try:
             get_pruner(method)(Experiment(workshop.with_config(config), folder)).check()
         except PruneError as error:
             refused[method] = str(error)
-        finally:
-            folder.close()
     assert not {method: message for method, message in refused.items() if not _is_listed(message, method)}
