@@ -79,7 +79,8 @@ def test_document_says_where_and_with_what() -> None:
     found = results(command=["train", "--config_files=a b.yaml"])
     document = found.document()
     assert document["versions"]["python"].startswith("3.")
-    assert document["versions"]["torch"] == torch.__version__
+    # some builds of torch name their CUDA in one of the two places only
+    assert document["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert {"numba", "faiss", "implicit", "recbole", "recbole-prune", "numpy"} <= set(document["versions"])
     assert document["machine"]["threads"] == torch.get_num_threads()
     assert document["machine"]["cpu"] and document["machine"]["cores"] >= 1

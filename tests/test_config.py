@@ -392,13 +392,15 @@ def test_it_pickles_as_recboles_config(build):
 
 def run(program: str) -> subprocess.CompletedProcess:
     """Run Python code in a new process that finds this package where this one found it."""
-    path = str(Path(host.__file__).resolve().parents[1])
+    path = str(Path(host.__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_checkpoints_load_where_this_package_is_missing(build):
+    if run("import recbole.model.general_recommender").returncode:
+        pytest.skip("this RecBole cannot import its models without our patches (1.2.0 lacks kmeans_pytorch)")
     config = build("--prune_rate=0.1", pruner="imp", prune_include=["a"])
     torch.save({"config": config}, "checkpoint.pth", pickle_protocol=4)
     program = (
