@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Optional, Protocol
 
 import torch
@@ -99,7 +100,7 @@ class CompressedRows:
             return table
         for start, stop in self._blocks():
             first, last = int(self.pointers[start]), int(self.pointers[stop])
-            table.view(-1).scatter_(0, self.flat(start, stop), values[first:last])
+            table.view(-1).scatter_(0, _for_scatter(self.flat(start, stop)), values[first:last])
         return table
 
     def _blocks(self) -> list[tuple[int, int]]:
@@ -142,6 +143,20 @@ def expand(values: torch.Tensor, rows: CompressedRows, record: Recording = None)
     return table
 
 
+@cache
+def _scatters_by_int32() -> bool:
+    """Whether this torch takes 32-bit positions in ``scatter_`` (1.13 does not)."""
+    try:
+        torch.zeros(1).scatter_(0, torch.zeros(1, dtype=torch.int32), torch.ones(1))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _for_scatter(positions: torch.Tensor) -> torch.Tensor:
+    return positions if _scatters_by_int32() else positions.long()
+
+
 class _LookUpContext(SavingContext, Protocol):
     rows: CompressedRows
     padding_idx: int | None
@@ -174,7 +189,7 @@ class _LookUp(torch.autograd.Function):
             return looked_up
         _check(ids, rows.shape[0])
         flat, position = rows.entries_of(ids)
-        looked_up.view(-1).scatter_(0, flat, values.index_select(0, position))
+        looked_up.view(-1).scatter_(0, _for_scatter(flat), values.index_select(0, position))
         ctx.save_for_backward(flat, position)
         return looked_up
 
