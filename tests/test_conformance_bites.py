@@ -43,6 +43,7 @@ def test_a_method_is_added_by_a_class_a_property_file_and_a_line(
     assert f"{subject.whole.result['chosen']['sparsity']:.3f}" == "0.600"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("toy", "check"),
     [
@@ -66,6 +67,7 @@ def test_a_broken_promise_fails_its_check(toy: type, check: Callable[[Subject], 
         check(subject)
 
 
+@pytest.mark.slow
 def test_bad_choices_are_not_above_random(registered: Registered, tiny_data: Path, tmp_path: Path) -> None:
     registered(toys.Boastful)
     with pytest.raises(AssertionError):

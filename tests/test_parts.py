@@ -195,8 +195,8 @@ def test_knowledge_passes_have_no_added_loss(tiny_data: Path) -> None:
     assert len(called) == 1
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("pruner", ["imp", "dsl"])
+@pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
+@pytest.mark.parametrize("pruner", slow_but(["imp"], ["imp", "dsl"]))
 def test_a_part_beside_pruners(
     pruner: str, storage: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
