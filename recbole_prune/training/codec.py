@@ -52,10 +52,19 @@ def decode(data: bytes) -> Any:
     return _unflatten(json.loads(tensors.pop(_TREE).numpy().tobytes()), tensors)
 
 
-def _store(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
+def _store(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
+    """Where the tensor is found again: its name; an empty one as dtype and shape, which old torch cannot read."""
+    if not tensor.numel():
+        return {"empty": str(tensor.dtype).partition(".")[2], "shape": list(tensor.shape)}
     name = str(len(tensors))
     tensors[name] = tensor.detach().cpu().contiguous().clone()
     return name
+
+
+def _fetch(place: Any, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    if isinstance(place, dict):
+        return torch.empty(place["shape"], dtype=getattr(torch, place["empty"]))
+    return tensors[place]
 
 
 def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -93,12 +102,12 @@ def _unflatten(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if not isinstance(node, dict):
         return node
     if "tensor" in node:
-        return tensors[node["tensor"]]
+        return _fetch(node["tensor"], tensors)
     if "sparse" in node:
-        indices, values = (tensors[name] for name in node["sparse"])
+        indices, values = (_fetch(place, tensors) for place in node["sparse"])
         return torch.sparse_coo_tensor(indices, values, node["size"]).coalesce()
     if "array" in node:
-        raw = tensors[node["array"]].numpy().tobytes()
+        raw = _fetch(node["array"], tensors).numpy().tobytes()
         return np.frombuffer(raw, dtype=node["dtype"]).reshape(node["shape"]).copy()
     if "dict" in node:
         return {key: _unflatten(item, tensors) for key, item in node["dict"]}
