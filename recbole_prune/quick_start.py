@@ -23,7 +23,7 @@ from recbole_prune.run.workshop import Workshop
 
 
 def run(config: PruneConfig) -> RunResult:
-    """Run RecBole with a pruner. Nothing is printed.
+    """Run RecBole with a pruner. Nothing is printed but RecBole's log and progress bars.
 
     The same settings find the same folder: what is finished there is not trained again, a killed run continues.
 

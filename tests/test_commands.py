@@ -47,9 +47,10 @@ def test_unknown_commands_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown command 'trian'" in capsys.readouterr().err
 
 
-def test_help_loads_neither_torch_nor_recbole() -> None:
+def test_help_and_models_load_neither_torch_nor_recbole() -> None:
     code = (
         "import sys; from recbole_prune.cli import main; [main([c, '-h']) for c in ('run', 'export', 'compare')]; "
+        "main(['models', 'BPR']); "
         "print([name for name in ('torch', 'recbole', 'pandas', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -35,7 +35,7 @@ def run_recbole_prune(
 
     As there, ``--key=value`` among the words of the running program (``sys.argv``) goes before ``config_dict``, and
     that before the files. The same settings find the same folder: what is finished there is not trained again, a
-    killed run continues. Nothing is printed.
+    killed run continues. Nothing is printed but RecBole's log and progress bars.
 
     Returns:
         ``folder``, ``tickets`` (list of records), ``chosen`` (record), ``artifact`` (path), ``table`` (text) and, as in
