@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
@@ -162,8 +164,16 @@ def test_folder_that_is_not_writable(settings: dict[str, Any], tmp_path: Path) -
         run(settings, output_dir=str(tmp_path / "file"))
 
 
-@pytest.mark.parametrize("name", ["tickets.jsonl", "masks/ticket-001.safetensors", "checkpoints/ticket-001.pth"])
-@pytest.mark.parametrize("damage", ["flip", "truncate"])
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    slow_but(
+        [("flip", "checkpoints/ticket-001.pth"), ("truncate", "masks/ticket-001.safetensors")],
+        product(
+            ["flip", "truncate"],
+            ["tickets.jsonl", "masks/ticket-001.safetensors", "checkpoints/ticket-001.pth"],
+        ),
+    ),
+)
 def test_damaged_file_is_named_and_left_alone(settings: dict[str, Any], name: str, damage: str) -> None:
     folder = Path(run(settings)["folder"])
     # ticket 2 has to be made again, which needs ticket 1

@@ -145,8 +145,8 @@ def test_masks_are_exact(both: tuple[PlainRun, OurRun]) -> None:
     ("model", "ways"),
     [
         ("BPR", ["^blocks of matrix products$", "^a scan of inverted lists$" if available() else "matrix products"]),
-        ("LightGCN", ["matrix products", "matrix products|inverted lists"]),
-        ("SASRec", ["^RecBole's batches: SASRec ranks for sequences"] * 2),
+        pytest.param("LightGCN", ["matrix products", "matrix products|inverted lists"], marks=pytest.mark.slow),
+        pytest.param("SASRec", ["^RecBole's batches: SASRec ranks for sequences"] * 2, marks=pytest.mark.slow),
     ],
 )
 def test_validation_finds_the_same_metrics_on_both_sides(

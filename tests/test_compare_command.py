@@ -105,6 +105,7 @@ def test_table_is_that_of_the_run_folders(
     assert sum(ticket == "ticket 0" for *_, ticket, _ in trained) == len(SEEDS) * EPOCHS
 
 
+@pytest.mark.slow
 def test_interrupted_and_repeated_trains_nothing_twice(
     words: list[str],
     trained: list[tuple[Any, ...]],

@@ -207,7 +207,8 @@ class TestModelBugs:
         assert int(model.u_neigh.max()) < model.n_items
         assert int(model.i_neigh.max()) < model.n_users
 
-    @pytest.mark.parametrize("before", [False, pytest.param(True, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("before", [False, True])
     def test_importing_sine_leaves_anomaly_detection_as_it_is(self, before: bool) -> None:
         program = (
             f"import torch; torch.autograd.set_detect_anomaly({before})\n"

@@ -398,6 +398,7 @@ def run(program: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_checkpoints_load_where_this_package_is_missing(build):
     if run("import recbole.model.general_recommender").returncode:
         pytest.skip("this RecBole cannot import its models without our patches (1.2.0 lacks kmeans_pytorch)")

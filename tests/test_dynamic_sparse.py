@@ -168,6 +168,7 @@ def test_density_one_updates_nothing(tiny_data: Path) -> None:
     assert sparse.valid == dense.valid
 
 
+@pytest.mark.slow
 def test_weight_matrices_convolutions_and_recurrent_weights(tiny_data: Path) -> None:
     kinds = set()
     for model in ("ConvNCF", "MultiVAE", "GRU4Rec"):

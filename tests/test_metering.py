@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from recbole.utils import KGDataLoaderState
 from torch import nn
 from training_bench import Bench
@@ -423,7 +424,7 @@ def test_fused_layers() -> None:
 CROSS_CHECKED = "AutoInt BERT4Rec Caser DCNV2 DeepFM DMF FPMC GRU4Rec MacridVAE NARM NAIS NeuMF RecVAE SASRec".split()
 
 
-@pytest.mark.parametrize("model", CROSS_CHECKED)
+@pytest.mark.parametrize("model", slow_but(["DeepFM", "GRU4Rec", "SASRec"], CROSS_CHECKED))
 def test_products_of_matrices_agree_with_torch(model: str, tiny_data: Path) -> None:
     """torch's own counter, two operations for each product, on the scores of a batch."""
     flop_counter = pytest.importorskip("torch.utils.flop_counter")

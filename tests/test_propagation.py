@@ -265,7 +265,7 @@ def trajectory(
     return losses, [p.grad for p in model.parameters() if p.grad is not None], scores
 
 
-@pytest.mark.parametrize("case", GRAPH_MODELS)
+@pytest.mark.parametrize("case", slow_but(["LightGCN", "NGCF", "SGL"], GRAPH_MODELS))
 def test_graph_models_train_and_score_like_plain_recbole(
     case: str, tiny_data: Path, count_products: list[torch.Size]
 ) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from torch import nn
 from training_bench import keys
@@ -235,20 +234,18 @@ def assert_the_best_grew(
     assert not len(chosen) or not len(left) or float(chosen.min()) >= float(left.max()) * (1 - 1e-4) - 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "growth", "window"),
-    slow_but(
-        [("compact", "gradient", 1), ("masked", "momentum", 1)],
-        [
-            ("compact", "gradient", 1),
-            ("compact", "gradient", 3),
-            ("compact", "random", 1),
-            ("masked", "gradient", 1),
-            ("masked", "gradient", 3),
-            ("masked", "random", 1),
-            ("masked", "momentum", 1),
-        ],
-    ),
+    [
+        ("compact", "gradient", 1),
+        ("compact", "gradient", 3),
+        ("compact", "random", 1),
+        ("masked", "gradient", 1),
+        ("masked", "gradient", 3),
+        ("masked", "random", 1),
+        ("masked", "momentum", 1),
+    ],
 )
 def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) -> None:
     """Budgets (untouched rows included), what grows, and weights and moments across every update."""

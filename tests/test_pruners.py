@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from training_bench import experiment_of
 from zoo import DATASET, config_for
 
@@ -37,7 +38,7 @@ def test_target_is_met_exactly(tiny_data: Path) -> None:
     assert result["chosen"]["ticket"] == 2
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
 @pytest.mark.parametrize("rewind", REWINDS)
 def test_rewinds_start_where_they_say(
     rewind: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +158,7 @@ def test_pruner_table_and_property_files_agree() -> None:
     assert sorted(PRUNERS) == property_names("pruner")
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_baseline_stand_in_each_others_table(tiny_data: Path) -> None:
     run(tiny_data, pruner="random")
     table = run(tiny_data, pruner="imp")[0]["table"]

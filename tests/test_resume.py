@@ -114,11 +114,13 @@ class Killed(BaseException):
     ("model", "changes"),
     [
         ("BPR", {"prune_rewind": "late", "prune_rewind_epoch": 1}),
-        ("BPR", {"prune_rewind": "none", "prune_lr_schedule": "cosine"}),
-        ("BPR", {"prune_user_uniform": True, "prune_l2_weight": 1e-4}),
         *[
-            pytest.param(model, {}, marks=pytest.mark.slow)
-            for model in "MultiVAE RecVAE KGAT NCL LightGCN SGL LDiffRec SASRec DIN".split()
+            pytest.param(model, changes, marks=pytest.mark.slow)
+            for model, changes in [
+                ("BPR", {"prune_rewind": "none", "prune_lr_schedule": "cosine"}),
+                ("BPR", {"prune_user_uniform": True, "prune_l2_weight": 1e-4}),
+                *[(model, {}) for model in "MultiVAE RecVAE KGAT NCL LightGCN SGL LDiffRec SASRec DIN".split()],
+            ]
         ],
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -390,8 +391,7 @@ def with_a_distiller_called_imp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (folder / "distiller" / "imp.yaml").write_text("# A teacher with the name of a pruner.\ndistill_weight: 0.5\n")
     for module in (paths, schema):
         monkeypatch.setattr(module, "properties_dir", lambda: folder)
-    schema.known_keys.cache_clear()
-    monkeypatch.setattr(schema, "known_keys", schema.known_keys.__wrapped__)
+    monkeypatch.setattr(schema, "known_keys", cache(schema.known_keys.__wrapped__))
 
 
 @pytest.mark.usefixtures("with_a_distiller_called_imp")

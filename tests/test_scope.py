@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, init_seed
@@ -87,7 +88,7 @@ def rows_of(scope: Scope) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
 # ---- RecBole's models on ml-100k
 
 
-@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
+@pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN"]))
 def test_user_and_item_tables_without_their_padding_rows(model: str) -> None:
     _, scope = scope_of(model)
     assert rows_of(scope) == {

@@ -206,6 +206,7 @@ def test_without_a_working_numba_lists_are_the_same_and_the_user_is_told(
     assert [done.stderr.count(word) for word in words] == [1] * len(words), done.stderr
 
 
+@pytest.mark.slow
 def test_serving_needs_neither_torch_nor_recbole_nor_pandas(tmp_path: Path) -> None:
     folder = make_artifact(tmp_path / "artifact")
     program = (

@@ -187,6 +187,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "run"

@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from training_bench import Bench, MemoryFiles, leaks, scramble_random_streams
 
@@ -78,7 +79,7 @@ def resume(bench: Bench, masks: MaskSet, files: MemoryFiles, epoch: int) -> tupl
     return trainer, bench.fit(trainer)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(["BPR", "MultiVAE", "KGAT"], MODELS))
 def test_resumed_equals_uninterrupted(model: str, tiny_data: Path) -> None:
     bench = bench_of(model, tiny_data)
     masks = bench.masks()

@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import get_trainer
 from training_bench import Bench
@@ -50,7 +51,7 @@ def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=slow_but(["BPR", "LightGCN", "DeepFM"], MODELS))
 def bench(request: pytest.FixtureRequest, tiny_data: Path) -> Bench:
     return Bench(request.param, tiny_data, train_batch_size=256, learning_rate=0.003, **MODELS[request.param])
 
@@ -97,7 +98,7 @@ def assert_close(
         torch.testing.assert_close(found[1][name], value, rtol=WEIGHT_TOLERANCE, atol=WEIGHT_TOLERANCE, msg=name)
 
 
-@pytest.mark.parametrize("density", [0.6, 0.3])
+@pytest.mark.parametrize("density", slow_but([0.3], [0.6, 0.3]))
 def test_compact_equals_masked(bench: Bench, density: float) -> None:
     masks = bench.masks(density)
     compact, masked = ours(bench, masks, "compact"), ours(bench, masks, "masked")

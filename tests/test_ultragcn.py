@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import ultragcn
 from recbole.utils import get_model
@@ -313,7 +314,7 @@ class Stopped(BaseException):
     """Stands for a kill: nothing in the package may catch it."""
 
 
-@pytest.mark.parametrize("pruner", ["none", "dsl"])
+@pytest.mark.parametrize("pruner", slow_but(["dsl"], ["none", "dsl"]))
 def test_resume_repeats_the_negatives(
     pruner: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +354,7 @@ def test_unknown_model_and_its_own_settings(tiny_data: Path, capsys: pytest.Capt
     assert config["similar_item_num"] == 3 and config["item_item_weight"] == 5e-4 and not config.warnings
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ML1M.is_dir(), reason="the authors' ML-1M split is not here (RECBOLE_PRUNE_SHARED)")
 def test_figures_of_the_authors_data() -> None:
     pairs = []
