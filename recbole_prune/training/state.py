@@ -126,3 +126,27 @@ def set_optimizer_state(trainer: Any, state: dict[str, Any]) -> None:
             setattr(trainer, name, getattr(trainer, value))
         else:
             getattr(trainer, name).load_state_dict(value)
+
+
+def reached_parameters(trainer: Any) -> dict[str, list[int]]:
+    """Places of the parameters that hold a gradient, by optimizer."""
+    return {
+        name: [place for place, parameter in enumerate(_parameters(optimizer)) if parameter.grad is not None]
+        for name, optimizer in optimizers_of(trainer).items()
+    }
+
+
+def set_reached_parameters(trainer: Any, reached: dict[str, list[int]]) -> None:
+    """Give the parameters of :func:`reached_parameters` a gradient of zeros.
+
+    Before torch 2, ``zero_grad`` leaves zeros, and an optimizer goes on moving what it has once moved: its moments
+    decay and its steps count even in batches that do not reach the parameter (LINE's and KGAT's alternate).
+    """
+    for name, places in reached.items():
+        parameters = list(_parameters(getattr(trainer, name)))
+        for place in places:
+            parameters[place].grad = torch.zeros_like(parameters[place])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -250,6 +250,7 @@ class MaskAwareTrainer(_Trainer):
             "weights": states.weights_of(model),
             "attributes": self._watch.changed(),
             "optimizers": states.optimizer_state(self),
+            "reached": states.reached_parameters(self),
             "random": random_streams.random_state(),
             "loaders": [loader.generator.get_state() for loader in random_streams.dataloaders(self.session.loaders)],
             "trainer": {name: _plain(getattr(self, name)) for name in (*_COUNTERS, *_OWN)},
@@ -286,6 +287,7 @@ class MaskAwareTrainer(_Trainer):
             states.copy_into(self._added_parameters[part.name], state["parts"][part.name]["parameters"])
         states.copy_into(states.weights_of(self.model), state["weights"])
         states.set_optimizer_state(self, state["optimizers"])
+        states.set_reached_parameters(self, state.get("reached", {}))  # 0.1.0 did not note them
         for name, value in state["trainer"].items():
             setattr(self, name, value)
 
