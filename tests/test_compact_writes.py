@@ -41,12 +41,14 @@ def test_a_write_does_not_undo_the_step_after_it(case: Case, optimizer: str, thr
     found = []
     for module in case[:2]:
         module.zero_grad()
-        if not isinstance(module, CompactEmbedding):
+        plain = not isinstance(module, CompactEmbedding)
+        if plain:
             module.weight.register_hook(lambda gradient: gradient * case[2])
         step = optimizer_of(optimizer, module)
         looked_up = module(EVERY_ROW)
         with torch.no_grad():
-            (module.weight.data if through == "data" else module.weight)[0] = 0
+            # torch 1.13 refuses the backward pass of its own embedding after a write that it counts
+            (module.weight.data if through == "data" or plain else module.weight)[0] = 0
         looked_up.sum().backward()
         step.step()
         found.append(module(EVERY_ROW))
