@@ -69,7 +69,7 @@ def test_choice_highest_winner_and_folder_are_named() -> None:
     )
     lines = table.splitlines()
     assert "* chosen: ticket 2, the sparsest" in lines
-    assert "highest winning sparsity: 30.00 %" in lines
+    assert "highest winning sparsity: 10.00 %" in lines  # ticket 2 is as good, but in more epochs
     assert f"folder: {Path('pruned/ml/BPR/imp-1a')}" in lines
     assert table.count("2*") == 1 and table.count("*") == 2
 

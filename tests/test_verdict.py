@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.errors import ConfigError
+from recbole_prune.report.table import ticket_table
 from recbole_prune.run.ticket import Ticket
-from recbole_prune.run.verdict import choose, judge
+from recbole_prune.run.verdict import choose, highest_winning_sparsity, judge
 
 
 def ticket(number: int, sparsity: float = 0.0, score: float = 0.5, **changes: Any) -> Ticket:
@@ -136,10 +137,32 @@ def test_a_search_that_stopped_before_its_target_falls_back_to_winners() -> None
     assert choose(tickets, bigger=True, target=0.9)[0] is tickets[1]
 
 
-def test_the_sparsest_winner_is_chosen() -> None:
-    tickets = [DENSE, winner(1, 0.1, 0.9, wins=True), winner(2, 0.5, 0.51), ticket(3, 0.7, 0.49), ticket(4, 0.9, 0.1)]
-    chosen, reason = choose(tickets, bigger=True)
-    assert chosen is tickets[2] and "sparsest" in reason
+@pytest.mark.parametrize(
+    ("wins", "chosen", "words", "highest"),
+    [
+        # ticket: 1 wins, 2 wins, 3 is as good but later, 4 and 5 are worse
+        ((True, True, False), 2, "the sparsest ticket that wins; ticket 3 is as good", 0.5),
+        ((True, True, True), 3, "the sparsest ticket that wins", 0.7),
+        ((True, False, False), 1, "ticket 3 is as good as the dense model too", 0.1),
+        ((False, False, False), 3, "no ticket wins; the sparsest that is as good", None),
+    ],
+)
+def test_winning_means_one_thing(wins: tuple[bool, ...], chosen: int, words: str, highest: float | None) -> None:
+    """The table's yes, the choice and the highest winning sparsity agree: as good in no more epochs."""
+    candidates = [winner(i, (0.1, 0.5, 0.7)[i - 1], wins=won) for i, won in enumerate(wins, 1)]
+    tickets = [DENSE, *candidates, ticket(4, 0.8, 0.49), ticket(5, 0.9, 0.1)]
+    found, reason = choose(tickets, bigger=True)
+    assert (found.ticket, highest_winning_sparsity(tickets)) == (chosen, highest) and words in reason
+    table = ticket_table(tickets, "NDCG@10", chosen=found, reason=reason)
+    said = "none" if highest is None else f"{100 * highest:.2f} %"
+    assert f"highest winning sparsity: {said}" in table
+    assert [line.split()[-1] for line in table.splitlines() if line.split()[-1:] == ["yes"]] == ["yes"] * sum(wins)
+
+
+def test_without_a_dense_model_nothing_is_said_about_it() -> None:
+    alone = ticket(1, 0.5, 0.4, wins_metric=None, wins=None)
+    found, reason = choose([alone], bigger=True)
+    assert found is alone and "no dense model to compare with" in reason
 
 
 @pytest.mark.parametrize(("bigger", "scores"), [(True, (0.30, 0.45, 0.45, 0.2)), (False, (0.8, 0.6, 0.6, 0.9))])

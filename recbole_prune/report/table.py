@@ -10,6 +10,7 @@ from recbole_prune.report.costs import macs_line
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
+from recbole_prune.run.verdict import highest_winning_sparsity
 
 _MOST_METRICS = 6
 
@@ -66,7 +67,7 @@ def ticket_table(
     lines = ["", format_rows(header, rows)]
     lines.append("wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse")
     lines.append(f"* chosen: ticket {chosen.ticket}, {reason}")
-    winner = max((t.sparsity for t in tickets if t.wins_metric), default=None)
+    winner = highest_winning_sparsity(tickets)
     if len(tickets) > 1:
         lines.append(f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}")
     if folder is not None:

@@ -10,6 +10,7 @@ from recbole_prune.run.costs import Record
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
+from recbole_prune.run.verdict import highest_winning_sparsity
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
         "chosen": result.chosen.ticket,
         "reason": result.reason,
-        "highest_winning_sparsity": max((t.sparsity for t in result.tickets if t.wins_metric), default=None),
+        "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
         "tickets": [_ticket_summary(ticket, result.macs[ticket.ticket]) for ticket in result.tickets],
     }
 

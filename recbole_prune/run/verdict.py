@@ -1,8 +1,12 @@
-"""Which tickets win, and which one is chosen."""
+"""Which tickets win, and which one is chosen.
+
+A ticket **wins** if it is as good as the dense model on validation in no more epochs: ``wins`` in the journal, ``yes``
+in the table. ``wins_metric`` is the first half alone: as good, whenever its best epoch came.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.ticket import Ticket
@@ -39,7 +43,8 @@ def choose(
     """The ticket to export and the reason in a sentence.
 
     ``number`` (export_ticket) decides if given; else the ticket at the target sparsity if one was asked for; else
-    the sparsest that wins on validation; if none wins, the pruned ticket with the best validation score.
+    the sparsest that wins; if none wins, the sparsest that is as good as the dense model in more epochs; if none is,
+    the pruned ticket with the best validation score.
 
     Raises:
         ConfigError: there is no ticket ``number``.
@@ -54,10 +59,30 @@ def choose(
         return tickets[0], "the dense model, nothing was pruned"
     if target is not None and pruned[-1].sparsity >= target - 1e-3:
         return pruned[-1], f"the ticket at the target sparsity {target}"
-    winners = [ticket for ticket in pruned if ticket.wins_metric]
-    if winners:
-        best = max(winners, key=lambda ticket: (ticket.sparsity, ticket.ticket))
-        return best, "the sparsest ticket that is as good as the dense model on validation"
+    as_good = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
+    winner = _sparsest(ticket for ticket in pruned if ticket.wins)
+    if winner is not None and winner is as_good:
+        return winner, "the sparsest ticket that wins"
+    if winner is not None and as_good is not None:
+        return winner, (
+            f"the sparsest ticket that wins; ticket {as_good.ticket} is as good as the dense model too, but in more "
+            f"epochs (export_ticket={as_good.ticket})"
+        )
+    if as_good is not None:
+        return as_good, "no ticket wins; the sparsest that is as good as the dense model on validation, in more epochs"
     sign = 1 if bigger else -1
     best = max(pruned, key=lambda ticket: (sign * ticket.valid_score, ticket.sparsity))
+    if tickets[0].ticket > 0:
+        return best, "the best ticket on validation; there is no dense model to compare with"
     return best, "no ticket is as good as the dense model on validation; this pruned one comes closest"
+
+
+def highest_winning_sparsity(tickets: Iterable[Ticket]) -> float | None:
+    """Sparsity of the sparsest ticket that wins, None where none does."""
+    winner = _sparsest(ticket for ticket in tickets if ticket.wins)
+    return None if winner is None else winner.sparsity
+
+
+def _sparsest(tickets: Iterable[Ticket]) -> Ticket | None:
+    """The sparsest ticket, of equally sparse ones the last; None for no tickets."""
+    return max(tickets, key=lambda ticket: (ticket.sparsity, ticket.ticket), default=None)
