@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compat_helpers import build, make_config, run_python
+from compat_helpers import REPOSITORY, build, make_config, run_python
 from recbole.config import Config
 from recbole.data import create_dataset
 from recbole.data.dataset import Dataset
@@ -187,13 +187,14 @@ def test_apply_twice_changes_nothing() -> None:
 @pytest.mark.multiprocess
 class TestFreshProcess:
     @pytest.mark.slow
-    def test_apply_then_quick_start(self, tmp_path: Path, tiny_data: Path) -> None:
+    def test_the_readmes_line_then_quick_start(self, tmp_path: Path, tiny_data: Path) -> None:
+        readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+        (line,) = [line.strip() for line in readme.splitlines() if "from recbole_prune import compat" in line]
         output = run_python(
             f"""
             import sys
             sys.argv = ["script"]
-            import recbole_prune.compat as compat
-            compat.apply()
+            {line}
             assert not [name for name in sys.modules if name.split(".")[0] in ("recbole", "ray")]
             import recbole.quick_start, torch, glob
             stubs = [n for n in ("ray", "ray.tune") if n in sys.modules and sys.modules[n].__spec__.loader is None]
