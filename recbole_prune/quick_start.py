@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recbole.utils import init_logger
 
+from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.pruners import get_pruner
 from recbole_prune.run import provenance, siblings
@@ -30,6 +31,7 @@ def run(config: PruneConfig) -> RunResult:
     Raises:
         PruneError: nothing to prune, a damaged or busy folder; the message says what to do.
     """
+    check_selection(config, config.external_config_dict)
     folder = RunFolder(run_path(config))
     folder.open(fresh=config.settings.fresh)
     try:

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from marks import slow_but
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.cli import main
+from recbole_prune.config import host
+from recbole_prune.config.evaluation import check_selection
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.config.values import check_values
 from recbole_prune.errors import PruneError
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -86,6 +91,54 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"model": "MultiVAE", "pruner": "lcm"}, ["lcm", "MultiVAE"]),
         ({"prune_rate": None, "prune_rounds": None, "prune_target_sparsity": 1e-9}, ["prune_target_sparsity"]),
         ({"load_col": {"inter": ["user_id", "no_such_field"]}}, ["tiny"]),
+        # what evaluation will ask for
+        ({"topk": [20], "valid_metric": None}, ["valid_metric=MRR@10 (the default)", "topk=[20]", "Recall@20"]),
+        ({"metrics": ["Recall"], "valid_metric": None}, ["valid_metric=MRR@10 (the default)", "Recall@10"]),
+        (
+            {"valid_metric": "Recall@15"},
+            ["valid_metric=Recall@15", "topk=[10]", "did you mean --valid_metric=Recall@10"],
+        ),
+        ({"valid_metric": "NDCG"}, ["valid_metric=NDCG", "did you mean --valid_metric=NDCG@10"]),
+        ({"valid_metric": "Recal@10"}, ["valid_metric=Recal@10", "did you mean Recall?"]),
+        ({"valid_metric": 10}, ["valid_metric=10", "Recall"]),
+        ({"metrics": ["AUC"], "valid_metric": "AUC"}, ["metrics=['AUC']", "mode=full", "labeled"]),
+        ({"metrics": ["AUC", "Recall"]}, ["metrics=['AUC', 'Recall']", "AUC, MAE, RMSE, LogLoss"]),
+        ({"metrics": []}, ["metrics=[]", "a list such as"]),
+        ({"metrics": [3]}, ["metrics=[3]", "a list such as"]),
+        ({"topk": []}, ["topk=[]", "whole number"]),
+        ({"topk": [0]}, ["topk=[0]", "whole number from 1"]),
+        ({"topk": "ten"}, ["topk=ten", "whole number"]),
+        ({"tail_ratio": "few"}, ["tail_ratio=few", "number"]),
+        ({"metric_decimal_place": "x"}, ["metric_decimal_place=x", "whole number"]),
+        ({"log_wandb": True}, ["log_wandb=True", "wandb", "pip install"]),
+        ({"saved": False}, ["saved=False", "tickets"]),
+        # settings of RecBole's that it takes as they come
+        ({"eval_args": {"split": {"RS": [0.9, 0.2]}}}, ["{'RS': [0.9, 0.2]}", "three numbers"]),
+        ({"eval_args": {"split": {"LS": "valid"}}}, ["{'LS': 'valid'}", "valid_and_test"]),
+        ({"eval_args": {"mode": "uni"}}, ["mode=uni", "uniN"]),
+        ({"eval_args": {"ordre": "TO"}}, ["ordre", "did you mean order?"]),
+        ({"eval_args": {"order": "TIME"}}, ["order=TIME", "RO"]),
+        ({"eval_args": {"group_by": "item"}}, ["group_by=item", "user"]),
+        ({"train_neg_sample_args": {"sampel_num": 3}}, ["sampel_num", "did you mean sample_num?"]),
+        ({"load_col": "foo"}, ["load_col=foo", "a dict"]),
+        ({"embedding_size": "abc"}, ["embedding_size=abc", "whole number, at least 1"]),
+        ({"worker": "abc"}, ["worker=abc", "whole number"]),
+        ({"epochs": 0}, ["epochs=0", "at least 1"]),
+        ({"epochs": None}, ["epochs=None", "at least 1"]),
+        ({"seed": 2**32}, ["seed=4294967296", "at most 4294967295"]),
+        ({"use_gpu": "maybe"}, ["use_gpu=maybe", "True or False"]),
+        ({"gpu_id": "abc"}, ["gpu_id=abc", "number of a GPU"]),
+        ({"weight_decay": "some"}, ["weight_decay=some", "number"]),
+        ({"clip_grad_norm": 5}, ["clip_grad_norm=5", "a dict"]),
+        ({"learner": "adm"}, ["learner=adm", "did you mean adam?"]),
+        ({"state": "LOUD"}, ["state=LOUD", "DEBUG"]),
+        ({"model": "NeuMF", "mlp_hidden_size": 64}, ["mlp_hidden_size=64", "a list"]),
+        ({"model": "LightGCN", "n_layers": 1.5}, ["n_layers=1.5", "whole number"]),
+        ({"nproc": 2}, ["nproc=2", "one process"]),
+        ({"world_size": 2}, ["world_size=2", "one process"]),
+        ({"local_rank": 0}, ["local_rank=0", "one process"]),
+        ({"embeding_size": 32}, ["embeding_size", "did you mean --embedding_size?"]),
+        ({"epoch": 3}, ["epoch is not a setting", "did you mean --epochs?"]),
     ],
 )
 def test_refused_before_training(
@@ -95,12 +148,49 @@ def test_refused_before_training(
         raise AssertionError("training began")
 
     monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", trained)
-    clean = {key: value for key, value in {**settings, **changes}.items() if value is not None}
+    clean = {key: value for key, value in {**settings, **changes}.items() if value is not None or key == "epochs"}
     with pytest.raises(PruneError) as caught:
         run(clean)
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_what_recbole_takes_is_taken(settings: dict[str, Any]) -> None:
+    """Values near those that are refused; nothing is built from them."""
+    for model, change in [
+        ("BPR", {"topk": 10, "metrics": "MRR", "valid_metric": "mrr@10"}),
+        ("BPR", {"metrics": ["Recall", "GAUC", "ItemCoverage"], "valid_metric": "gauc", "topk": [5, 5]}),
+        ("BPR", {"metrics": ["AUC"], "valid_metric": "AUC", "eval_args": {"mode": "labeled"}}),
+        ("BPR", {"eval_args": {"split": {"RS": [8, 1, 1]}, "group_by": None, "mode": {"valid": "uni50"}}}),
+        ("BPR", {"eval_args": {"split": {"LS": "valid_only"}, "order": "TO"}}),
+        ("BPR", {"benchmark_filename": ["train", "valid", "test"], "eval_args": {"split": None}}),
+        ("BPR", {"train_neg_sample_args": {"distribution": "popularity", "dynamic": True, "candidate_num": 5}}),
+        ("BPR", {"gpu_id": (0, 1)}),
+        ("BPR", {"gpu_id": "0, 1", "nproc": 1, "world_size": -1, "saved": True, "log_wandb": False}),
+        ("BPR", {"data_path": Path(settings["data_path"]), "use_gpu": 0, "shuffle": "True", "state": None}),
+        ("BPR", {"weight_decay": 0, "learning_rate": 1, "learner": "SGD", "clip_grad_norm": {"max_norm": 1}}),
+        ("BPR", {"additional_feat_suffix": "ent", "load_col": None, "rm_dup_inter": "first"}),
+        ("NeuMF", {"mlp_hidden_size": "[64, 32]", "dropout_prob": 0}),
+        ("LightGCN", {"reg_weight": 1, "n_layers": 2}),
+        ("DiffRec", {"noise_scale": 0.5, "time-aware": True}),
+        ("DCN", {"reg_weight": 0.5}),
+    ]:
+        given = {**settings, "topk": [10], **change}
+        config = PruneConfig(model, DATASET, config_dict=given)
+        check_selection(config, config.external_config_dict)
+        assert config.warnings == (), change
+
+
+def test_every_model_takes_its_own_defaults(tiny_data: Path) -> None:
+    """A setting given as RecBole's property file has it is never refused."""
+    for model in host.model_names():
+        file = host.model_properties(model)
+        if file is not None:
+            found = yaml.load(file.read_text(encoding="utf-8"), Loader=PruneConfig._build_yaml_loader(None)) or {}
+            check_values(found, found, model)
+    general = {**config_for("BPR", tiny_data)}
+    check_values(general, general, "BPR")
 
 
 def test_numbers_that_recbole_takes_are_taken(settings: dict[str, Any]) -> None:
@@ -121,6 +211,12 @@ def test_command_line_prints_one_line_and_fails(capsys: pytest.CaptureFixture[st
     assert main(["export"]) == 2
     assert main(["export", "--run=nowhere"]) == 2
     assert main(["recommend", "--artifact=nowhere", "--users=1"]) == 2
+
+
+def test_saved_of_recboles_signature_is_answered(settings: dict[str, Any]) -> None:
+    with pytest.raises(PruneError, match="saved=False is not allowed: a run keeps its tickets"):
+        run_recbole_prune("BPR", DATASET, config_dict=settings, saved=False)
+    assert not Path("pruned").exists()
 
 
 def test_nan_loss_stops_with_the_ticket_and_loses_nothing(

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recbole_prune.bench.plain import begin, reseed
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
+from recbole_prune.errors import ConfigError
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.random_masks import kept_by_target, random_masks
@@ -55,7 +56,10 @@ def our_config(words: list[str], scratch: Path, **defaults: Any) -> PruneConfig:
     asked = launch(words)
     own = scratch / "bench.yaml"
     own.write_text(yaml.safe_dump(defaults), encoding="utf-8")
-    return PruneConfig(asked.model, asked.dataset, [str(own), *(asked.files or [])], words=asked.words)
+    config = PruneConfig(asked.model, asked.dataset, [str(own), *(asked.files or [])], words=asked.words)
+    if config.settings.dry_run:
+        raise ConfigError("dry_run=True is not allowed: a benchmark has to run what it measures")
+    return config
 
 
 class OurRun:

@@ -13,6 +13,7 @@ from typing import Any
 from recbole_prune.bench import options as own
 from recbole_prune.bench.options import Option
 from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
 
 USAGE = """usage: recbole-prune bench NAME [--own_option=value ...] [--model=BPR --dataset=ml-100k --key=value ...]
@@ -151,6 +152,7 @@ def main(argv: list[str]) -> int:
             f"bench: {name!r} is unknown{did_you_mean(near_names(name, known))}; there are {', '.join(known)}"
         )
     options, words = own.parse(name, BENCHMARKS[name].options, rest)
+    launch(words)  # a misspelt word is better known before RecBole is imported
     return measure(name, options, words, argv)
 
 

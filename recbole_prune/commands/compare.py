@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.schema import did_you_mean, method_names, near_names
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
 
@@ -21,7 +21,8 @@ _SET_BY = {"pruner": "pruners", "prune_target_sparsity": "sparsities", "seed": "
 def main(argv: list[str]) -> int:
     """Run every combination, each in its own run folder, and print the table.
 
-    A run that is finished is read from its folder, so the same command continues where it was interrupted.
+    A run that is finished is read from its folder, so the same command continues where it was interrupted. With
+    ``dry_run`` the plans of the first seed are printed and nothing is trained.
     """
     own, rest = _split(argv)
     pruners = own["pruners"].split(",")
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     from recbole_prune import quick_start
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.report.compare import compare_table
+    from recbole_prune.report.dry_run import describe_plan
     from recbole_prune.run.store import write_atomic
 
     records: list[dict[str, Any]] = []
@@ -41,13 +43,19 @@ def main(argv: list[str]) -> int:
         for sparsity in sparsities:
             for pruner in pruners:
                 changes = {"pruner": pruner, "prune_target_sparsity": sparsity, "seed": seed}
-                result = quick_start.run(PruneConfig(asked.model, asked.dataset, asked.files, changes, asked.words))
+                config = PruneConfig(asked.model, asked.dataset, asked.files, changes, asked.words)
+                if config.settings.dry_run:
+                    print(f"{describe_plan(config)}\n", flush=True)
+                    continue
+                result = quick_start.run(config)
                 for ticket in [*filter(None, [result.dense]), result.chosen]:
                     name = pruner if ticket.ticket else "dense"
                     folder = str(result.experiment.folder.path)
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": folder})
                 score = f"validation {result.chosen.valid_score:.4f}"
                 print(f"seed {seed}, sparsity {100 * sparsity:g} %, {pruner}: {score}, in {folder}", flush=True)
+        if not records:  # a dry run: other seeds have the same plans
+            return 0
         print(f"\n{compare_table(records)}\n", flush=True)
     if own["to"]:
         write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
@@ -83,11 +91,9 @@ def _number(option: str, word: str, kind: type) -> Any:
 
 
 def _check(pruners: list[str], sparsities: list[float]) -> None:
-    from recbole_prune.pruners import PRUNERS
-
+    known = [name for name in method_names("pruner") if name != "none"]
     for pruner in pruners:
-        if pruner not in PRUNERS or pruner == "none":
-            known = [name for name in PRUNERS if name != "none"]
+        if pruner not in known:
             raise ConfigError(
                 f"compare: --pruners={pruner} is unknown{did_you_mean(near_names(pruner, known))}; there are "
                 f"{', '.join(known)} (the dense model comes with each)"

@@ -30,12 +30,14 @@ def run_recbole_prune(
     dataset: str | None = None,
     config_file_list: list[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
 ) -> dict[str, Any]:
     """Run RecBole with a pruner; the arguments are those of RecBole's ``run_recbole``.
 
     As there, ``--key=value`` among the words of the running program (``sys.argv``) goes before ``config_dict``, and
     that before the files. The same settings find the same folder: what is finished there is not trained again, a
-    killed run continues. Nothing is printed but RecBole's log and progress bars.
+    killed run continues. Nothing is printed but RecBole's log and progress bars. ``saved`` is there because RecBole has
+    it and can only be True: a run keeps its tickets.
 
     Returns:
         ``folder``, ``tickets`` (list of records), ``chosen`` (record), ``artifact`` (path), ``table`` (text) and, as in
@@ -47,6 +49,8 @@ def run_recbole_prune(
     """
     from recbole_prune.config.prune_config import PruneConfig
 
+    if not saved:
+        config_dict = {**(config_dict or {}), "saved": False}
     program, *words = sys.argv or [""]
     notebook = "ipykernel_launcher" in program
     return _run(PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words))[1]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping
 from functools import cache, lru_cache
-from math import inf, isfinite
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,9 +23,6 @@ _READS = re.compile(
     r"""|\bconfig\.(\w+)"""
 )
 _BUNDLED_DATASET = "ml-100k"
-# RecBole's settings that every training reads as numbers, with the least that works; eval_step=0 and all numbers below
-# mean no validation: the last epoch is the best then
-_NUMBERS = {"epochs": 0, "train_batch_size": 1, "eval_batch_size": 1, "eval_step": -inf, "stopping_step": 0, "seed": 0}
 
 
 @lru_cache(maxsize=1)
@@ -74,19 +68,29 @@ def is_known_setting(name: str, model: type | str | None = None) -> bool:
     return isinstance(model, type) and name in _settings_read_by(model)
 
 
-def setting_names() -> set[str]:
-    """Names that RecBole lists in its property files: the ones worth suggesting."""
-    return _settings_in_properties()
+def setting_names(model: str) -> set[str]:
+    """Names that RecBole's property files list for a run of this model: the ones that a misspelt name may stand for."""
+    folder = recbole_folder() / "properties"
+    own = model_properties(model)
+    files = [folder / "overall.yaml", folder / "dataset" / "sample.yaml", *([own] if own else [])]
+    return _LAUNCHER.union(*map(_keys_of, files))
+
+
+def model_properties(model: str) -> Path | None:
+    """The property file of a model, RecBole's or ours; None where it has none."""
+    folders = recbole_folder() / "properties" / "model", properties_dir() / "model"
+    return next((file for folder in folders if (file := folder / f"{model}.yaml").is_file()), None)
 
 
 @lru_cache(maxsize=1)
 def _settings_in_properties() -> set[str]:
-    found = set(_LAUNCHER)
-    for file in [*(recbole_folder() / "properties").rglob("*.yaml"), *(properties_dir() / "model").glob("*.yaml")]:
-        if not file.stem.endswith("url"):
-            # keys only, since RecBole's values need its own loader
-            found |= set(re.findall(r"^(\w+)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return found
+    files = [*(recbole_folder() / "properties").rglob("*.yaml"), *(properties_dir() / "model").glob("*.yaml")]
+    return _LAUNCHER.union(*(_keys_of(file) for file in files if not file.stem.endswith("url")))
+
+
+def _keys_of(file: Path) -> set[str]:
+    """Keys only, since RecBole's values need its own loader."""
+    return set(re.findall(r"^([\w-]+)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 @lru_cache(maxsize=1)
@@ -110,22 +114,3 @@ def _settings_read_by(model: type) -> set[str]:
 
 def _settings_in(source: str) -> set[str]:
     return {name for groups in _READS.findall(source) for name in groups if name}
-
-
-def check_numbers(settings: Mapping[str, Any]) -> None:
-    """Refuse values that RecBole would stumble over in the middle of a run.
-
-    Args:
-        settings: all settings of a config.
-
-    Raises:
-        ConfigError: one of the numbers that every training needs is none, or too small.
-    """
-    for name, least in _NUMBERS.items():
-        value = settings.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            allowed = "a whole number" + (f", at least {least}" if isfinite(least) else "")
-            raise ConfigError(f"{name}={value} is not allowed: RecBole takes {allowed}")
-    rate = settings.get("learning_rate")
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < inf):
-        raise ConfigError(f"learning_rate={rate} is not allowed: RecBole takes a finite number above 0")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
-import yaml
 from recbole.config import Config
+from recbole.evaluator import metric_types
 
 from recbole_prune import compat
-from recbole_prune.config import fingerprint, host, schema
+from recbole_prune.config import fingerprint, names, schema, values
+from recbole_prune.config.evaluation import check_evaluation
+from recbole_prune.config.files import read_settings
 from recbole_prune.config.host import dataset_names, model_names
 from recbole_prune.config.paths import property_file, property_names
 from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
@@ -24,6 +25,8 @@ __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
 
 # our settings that ask for something once and are no part of what a config describes
 _ONE_SHOT = ("fresh", "dry_run")
+# what RecBole's launchers read and its Config passes over
+_OF_LAUNCHERS = {"config_files", "config_file_list", "params_file", "model_list"}
 
 
 class PruneConfig(Config):
@@ -94,9 +97,17 @@ class PruneConfig(Config):
         """Leave our values to the schema, which needs no ``eval``; RecBole converts its own."""
         if self._private.replayed:
             return config_dict
-        ours = {name: value for name, value in config_dict.items() if name in schema.known_keys()}
-        theirs = {name: value for name, value in config_dict.items() if name not in ours}
-        return {**super()._convert_config_dict(theirs), **ours}
+        return {name: self._convert(name, value) for name, value in config_dict.items()}
+
+    def _convert(self, name: str, value: Any) -> Any:
+        if name in schema.known_keys():
+            return value
+        try:
+            converted = super()._convert_config_dict({name: value})[name]
+        except Exception as error:
+            raise ConfigError(f"RecBole refuses the settings: {name}={value} cannot be read: {error}") from error
+        # [5,10] is text where RecBole takes an interval as text
+        return value if values.is_text(name) and not isinstance(converted, (str, type(None))) else converted
 
     def _load_cmd_line(self) -> dict[str, Any]:
         private = self._private
@@ -119,30 +130,23 @@ class PruneConfig(Config):
         if recipe and not private.replayed:
             private.recipe = self._load_file(str(property_file("recipe", recipe)))
         private.user = set(named)
+        for name in _OF_LAUNCHERS & ({*files, *private.given} if file_list else {*named}):
+            self._warn(f"{name}={named[name]} has no effect here: only RecBole's launchers read it")
         return {**private.recipe, **files}
 
     def _load_file(self, file: str) -> dict[str, Any]:
-        try:
-            return super()._load_config_files([file])  # type: ignore[no-any-return]
-        except OSError as error:
-            raise ConfigError(f"config file {file} cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"config file {file} is not valid yaml: {' '.join(str(error).split())}") from error
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"config file {file} must hold 'key: value' lines") from error
+        return read_settings(file, self.yaml_loader)
 
     def _merge_external_config_dict(self) -> None:
         super()._merge_external_config_dict()
+        private = self._private
+        model = private.model or self.external_config_dict.get("model")
+        # among the words of somebody's own program may be options of that program
+        said = {} if private.replayed else {**self.file_config_dict, **private.given}
         for name in self.external_config_dict:
-            self._check_name(str(name))
-
-    def _check_name(self, name: str) -> None:
-        if name in schema.known_keys() or host.is_known_setting(name, self._private.model):
-            return
-        if schema.in_name_space(name) or schema.suggest(name):
-            raise ConfigError(schema.unknown_key(name))
-        near = schema.did_you_mean(schema.near_names(name, host.setting_names(), cutoff=0.8)[:1])
-        self._warn(f"the setting {name} is known neither to RecBole nor to recbole_prune{near}")
+            warning = names.check_setting(str(name), model, exact=name in said)
+            if warning:
+                self._warn(warning)
 
     def _warn(self, message: str) -> None:
         if not self._private.replayed:
@@ -152,11 +156,8 @@ class PruneConfig(Config):
 
     def _get_model_and_dataset(self, model: Any, dataset: Any) -> tuple[str, type, str]:
         name = self.external_config_dict.get("model") if model is None else model
-        if isinstance(name, str) and name not in model_names():
-            near = schema.did_you_mean(schema.near_names(name, model_names()))
-            raise ConfigError(
-                f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}"
-            )
+        if isinstance(name, str):
+            names.check_model(name)
         try:
             return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
         except ImportError as error:
@@ -172,7 +173,9 @@ class PruneConfig(Config):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         merged: dict[str, Any] = super()._get_final_config_dict()
-        host.check_numbers(merged)
+        if not self._private.replayed:  # checked when the run began
+            values.check_values(merged, self.external_config_dict, self.model)
+            check_evaluation(merged, metric_types)
         user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
         recipe = {name: value for name, value in self._private.recipe.items() if name in schema.known_keys()}
         facts = HostFacts(merged["epochs"], self.model, self._private.own_l2)
@@ -181,23 +184,8 @@ class PruneConfig(Config):
             self._warn(warning)
         merged.update(self._private.settings)
         self.external_config_dict.update({name: merged[name] for name in {*user, *recipe}})
-        self._check_dataset(merged)
+        names.check_dataset(self.dataset, merged)
         return merged
-
-    def _check_dataset(self, merged: dict[str, Any]) -> None:
-        folder = Path(str(merged["data_path"]), self.dataset)
-        if self.dataset in dataset_names() or folder.exists():
-            return
-        # RecBole takes a saved dataset before it looks for the folder
-        saved = list(Path(str(merged["checkpoint_dir"])).glob(f"{self.dataset}-*.pth"))
-        if saved or merged.get("dataset_save_path"):
-            return
-        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = schema.did_you_mean(schema.near_names(self.dataset, [*beside, *dataset_names()]))
-        raise ConfigError(
-            f"dataset {self.dataset} is unknown: there is no folder {folder}, and RecBole has no download of that "
-            f"name{near}"
-        )
 
     # ---- what others read --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.export import explain_scoring
+from recbole_prune.config.evaluation import check_selection
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import uniform
@@ -25,6 +26,7 @@ def describe_plan(config: Any) -> str:
     Raises:
         PruneError: whatever would stop the run before its first training.
     """
+    check_selection(config, config.external_config_dict)
     with tempfile.TemporaryDirectory() as scratch:
         experiment = Experiment(Workshop(config), RunFolder(Path(scratch)))
         pruner = get_pruner(config.settings.pruner)(experiment)

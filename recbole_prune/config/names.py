@@ -1,0 +1,63 @@
+"""Names of settings, models and datasets: what is unknown, and what was probably meant.
+
+Asked on the command line before RecBole is imported, and again when a config is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.config import host, schema
+from recbole_prune.errors import ConfigError
+
+
+def check_setting(name: str, model: type | str | None, exact: bool = True) -> str | None:
+    """A warning about a setting that nobody knows, None where it is known.
+
+    Args:
+        name: the key.
+        model: name of the model, or a class from elsewhere, whose source file may read further settings.
+        exact: whether a name close to one of RecBole's is refused; False only warns.
+
+    Raises:
+        ConfigError: the name is one of ours but for its spelling, or close to a setting of RecBole's for this model.
+    """
+    if name in schema.known_keys() or host.is_known_setting(name, model):
+        return None
+    if schema.in_name_space(name) or schema.suggest(name):
+        raise ConfigError(schema.unknown_key(name))
+    model_name = model if isinstance(model, str) else getattr(model, "__name__", "")
+    near = schema.near_names(name, host.setting_names(model_name), cutoff=0.8)[:1]
+    if near and exact:
+        raise ConfigError(f"{name} is not a setting of RecBole{schema.did_you_mean([f'--{near[0]}'])}")
+    return f"the setting {name} is known neither to RecBole nor to recbole_prune{schema.did_you_mean(near)}"
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that no model has."""
+    if name not in host.model_names():
+        near = schema.did_you_mean(schema.near_names(name, host.model_names()))
+        raise ConfigError(f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}")
+
+
+def check_dataset(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a dataset that is not there and that RecBole cannot download.
+
+    Args:
+        name: of the dataset.
+        settings: ``data_path``, ``checkpoint_dir`` and ``dataset_save_path`` of the run, as far as they are set.
+    """
+    folder = Path(str(settings.get("data_path") or "dataset/"), name)
+    if name in host.dataset_names() or folder.exists():
+        return
+    # RecBole takes a saved dataset before it looks for the folder
+    saved = list(Path(str(settings.get("checkpoint_dir") or "saved")).glob(f"{name}-*.pth"))
+    if saved or settings.get("dataset_save_path"):
+        return
+    beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    near = schema.did_you_mean(schema.near_names(name, [*beside, *host.dataset_names()]))
+    raise ConfigError(
+        f"dataset {name} is unknown: there is no folder {folder}, and RecBole has no download of that name{near}"
+    )

@@ -1,0 +1,207 @@
+"""Values of RecBole's settings: the types that its property files declare, and ranges where a run would stumble.
+
+RecBole itself takes any value and fails in the middle of a run, or quietly does something else. Read from its files,
+nothing of RecBole is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from math import inf, isfinite
+from os import PathLike
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from recbole_prune.config import host
+from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.errors import ConfigError
+
+_LINE = re.compile(
+    r"^(?P<name>[\w-]+):[ \t]*(?P<default>[^#\n]*?)[ \t]*(?:#[ \t]*(?:\((?P<type>[^)\n]*)\))?.*)?$", re.MULTILINE
+)
+# config/evaluation.py, RecBole itself and a rule below answer for these
+_ELSEWHERE = {"metrics", "topk", "valid_metric", "eval_args", "train_neg_sample_args", "gpu_id"}
+# what RecBole takes beyond what it declares
+_ALSO = {"additional_feat_suffix": "str"}
+# the least that works; eval_step=0 and all numbers below mean no validation: the last epoch is the best then
+_LEAST = {
+    "epochs": 1, "train_batch_size": 1, "eval_batch_size": 1, "stopping_step": 0, "seed": 0, "worker": 0,
+    "loss_decimal_place": 0, "metric_decimal_place": 0, "MAX_ITEM_LIST_LENGTH": 1, "weight_decay": 0,
+}  # fmt: skip
+_MOST = {"seed": 2**32 - 1}
+_CHOICES = {
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "state": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
+}
+_COUNTS = re.compile(r"(?:n|num)_\w+|\w+_(?:size|num|layers)")
+_DEVICES = re.compile(r"|-?\d+(?:,\d+)*|(?:GPU|MIG)-[\w/-]+(?:,(?:GPU|MIG)-[\w/-]+)*")
+
+
+class _Kind(NamedTuple):
+    """A type of RecBole's: what a value must be in words, and whether one is."""
+
+    allowed: str
+    fits: Callable[[Any], bool]
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, not True or False."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, not True or False."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+_KINDS = {
+    "int": _Kind("a whole number", is_whole),
+    "float": _Kind("a finite number", is_number),
+    "bool": _Kind("True or False", lambda value: value is None or (isinstance(value, int) and value in (0, 1))),
+    "str": _Kind("text", lambda value: isinstance(value, (str, PathLike))),
+    "list": _Kind("a list such as ['a', 'b']", lambda value: isinstance(value, (list, tuple))),
+    "dict": _Kind("a dict such as {'key': value}", lambda value: isinstance(value, dict)),
+}
+# settings that are needed, so that None is no value for them
+_NEVER_NONE = ("data_path", "checkpoint_dir", "learner", "field_separator", "seq_separator")
+
+
+class _Declared(NamedTuple):
+    """A setting in a property file: its default as Python, None where it has none, and its types."""
+
+    default: Any
+    types: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def _general() -> dict[str, _Declared]:
+    """Settings of every run; their types are declared with care."""
+    properties = host.recbole_folder() / "properties"
+    declared = {**_declared_in(properties / "overall.yaml"), **_declared_in(properties / "dataset" / "sample.yaml")}
+    return {"tail_ratio": _Declared(None, ("float",)), **declared}  # of the metric TailPercentage, in no file
+
+
+def _declared_in(file: Path) -> dict[str, _Declared]:
+    found = {}
+    for line in _LINE.finditer(file.read_text(encoding="utf-8")):
+        types = tuple(word for word in (line["type"] or "").split(" or ") if word in _KINDS)
+        found[line["name"]] = _Declared(read_word(line["default"]), types)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _of_model(model: str) -> dict[str, _Declared]:
+    """Settings of a model, typed by their defaults: what RecBole writes beside them is often another type."""
+    file = host.model_properties(model)
+    if file is None:
+        return {}
+    return {
+        name: _Declared(default, (kind,))
+        for name, (default, _) in _declared_in(file).items()
+        for kind in [_kind_of_default(name, default)]
+        if kind
+    }
+
+
+def _kind_of_default(name: str, default: Any) -> str:
+    if isinstance(default, bool):
+        return "bool"
+    if is_whole(default) and _COUNTS.fullmatch(name):
+        return "int"
+    return "float" if is_number(default) else "list" if isinstance(default, list) else ""
+
+
+def read_word(text: str) -> Any:
+    """A value as RecBole reads it from a command line, as far as that needs no ``eval``; what is no literal is text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "~": None, "null": None}.get(text.lower(), text)
+
+
+def is_text(name: str) -> bool:
+    """Whether RecBole takes nothing but text for a setting."""
+    return name in _general() and _general()[name].types == ("str",) and name not in _ELSEWHERE
+
+
+def check_values(settings: Mapping[str, Any], names: Iterable[str], model: str) -> None:
+    """Refuse values that RecBole would stumble over in the middle of a run, or quietly take for others.
+
+    Args:
+        settings: values by name.
+        names: those to check.
+        model: name of the model.
+
+    Raises:
+        ConfigError: a value has the wrong type, is out of range, or asks for what does not work here.
+    """
+    of_model = _of_model(model)
+    for name in names:
+        value = settings[name]
+        if name in _ELSEWHERE:
+            continue
+        if name in _general():
+            _check_type(name, value, _general()[name])
+        elif name in of_model:
+            _check_type(name, value, of_model[name])
+        if name in _CHOICES and value is not None and str(value).lower() not in map(str.lower, _CHOICES[name]):
+            near = did_you_mean(near_names(str(value), _CHOICES[name])[:1])
+            raise ConfigError(f"{name}={value} is not allowed: RecBole takes {', '.join(_CHOICES[name])}{near}")
+    if "gpu_id" in names:
+        _check_devices(settings["gpu_id"])
+    _check_launcher({name: settings[name] for name in names})
+
+
+def _check_type(name: str, value: Any, declared: _Declared) -> None:
+    types = (*declared.types, _ALSO[name]) if name in _ALSO else declared.types
+    if not types:
+        return
+    numbers = {"int", "float"} & set(types)
+    if value is None and not (numbers and declared.default is not None) and name not in _NEVER_NONE:
+        return
+    least = _LEAST.get(name, 1 if name.endswith("_size") and "int" in types else -inf)
+    most = _MOST.get(name, inf)
+    above_zero = name == "learning_rate"
+    if any(_KINDS[kind].fits(value) for kind in types) and not (
+        numbers and (not least <= value <= most or (above_zero and value <= 0))
+    ):
+        return
+    allowed = " or ".join(_KINDS[kind].allowed for kind in types)
+    if isfinite(least):
+        allowed += f", at least {least}"
+    if isfinite(most):
+        allowed += f" and at most {most}"
+    raise ConfigError(f"{name}={value} is not allowed: RecBole takes {allowed}{' above 0' if above_zero else ''}")
+
+
+def _check_devices(value: object) -> None:
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not _DEVICES.fullmatch(text.replace(" ", "")):
+        raise ConfigError(
+            f"gpu_id={value} is not allowed: RecBole takes the number of a GPU, several with commas, or nothing for "
+            "the CPU"
+        )
+
+
+def _check_launcher(settings: Mapping[str, Any]) -> None:
+    """What RecBole's launchers and its logger are asked for."""
+    for name in ("nproc", "world_size", "local_rank"):
+        value = settings.get(name)
+        if value is not None and not (is_whole(value) and value <= 1 and name != "local_rank"):
+            raise ConfigError(
+                f"{name}={value} is not allowed: a run is one process on one device, several are not supported yet; "
+                f"leave {name} out"
+            )
+    if settings.get("saved") is False:
+        raise ConfigError(
+            "saved=False is not allowed: a run keeps its tickets in its folder, where resuming and export need them"
+        )
+    if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"log_wandb={settings['log_wandb']} needs the package wandb, which is not installed: pip install wandb, "
+            "or leave log_wandb out"
+        )
