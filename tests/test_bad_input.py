@@ -210,7 +210,10 @@ def test_command_line_prints_one_line_and_fails(capsys: pytest.CaptureFixture[st
     assert main(["exprot"]) == 2
     assert main(["export"]) == 2
     assert main(["export", "--run=nowhere"]) == 2
+    assert "--run=nowhere is no folder of a run" in capsys.readouterr().err
     assert main(["recommend", "--artifact=nowhere", "--users=1"]) == 2
+    assert main(["recommend", "--artifact=nowhere", "--users=196,"]) == 2
+    assert "--users=196, has an empty token" in capsys.readouterr().err
 
 
 def test_saved_of_recboles_signature_is_answered(settings: dict[str, Any]) -> None:

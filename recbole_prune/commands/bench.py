@@ -152,7 +152,8 @@ def main(argv: list[str]) -> int:
             f"bench: {name!r} is unknown{did_you_mean(near_names(name, known))}; there are {', '.join(known)}"
         )
     options, words = own.parse(name, BENCHMARKS[name].options, rest)
-    launch(words)  # a misspelt word is better known before RecBole is imported
+    if not options.get("artifact"):  # which goes without settings, and is asked for by name
+        launch(words)  # a misspelt word is better known before RecBole is imported
     return measure(name, options, words, argv)
 
 

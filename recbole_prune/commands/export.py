@@ -19,7 +19,13 @@ _OPTIONS = {
 def main(argv: list[str]) -> int:
     """Parse ``--run=FOLDER`` and the export keys, write the artifact, print where it is."""
     options = _parse(argv)
-    path = Path(options.pop("run")).absolute()
+    named = options.pop("run")
+    path = Path(named).absolute()
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(
+            f"export: --run={named} is no folder of a run: there is no {path / 'config.yaml'}; "
+            "a run prints its folder, pruned/<dataset>/<model>/<pruner>-<hash>"
+        )
     to = options.pop("to", None)
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.run import provenance

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from recbole_prune.errors import ConfigError
 from recbole_prune.serving.recommend import Recommendation, Recommender
 
 
@@ -15,10 +16,13 @@ def main(argv: list[str]) -> int:
     """``recbole-prune recommend``: print recommendations as a table or as JSON.
 
     Raises:
+        ConfigError: there is an empty token among the users.
         ArtifactError: as :meth:`Recommender.from_artifact` and :meth:`Recommender.recommend`.
     """
     options = _parser().parse_args(argv)
     users = options.users.split(",")
+    if "" in users:
+        raise ConfigError(f"recommend: --users={options.users} has an empty token: write --users=196,186")
     recommender = Recommender.from_artifact(options.artifact)
     lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
     text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
