@@ -108,6 +108,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"topk": []}, ["topk=[]", "whole number"]),
         ({"topk": [0]}, ["topk=[0]", "whole number from 1"]),
         ({"topk": "ten"}, ["topk=ten", "whole number"]),
+        ({"topk": [10, 500]}, ["topk=[10, 500]", "items to rank", "at most"]),
         ({"tail_ratio": "few"}, ["tail_ratio=few", "number"]),
         ({"metric_decimal_place": "x"}, ["metric_decimal_place=x", "whole number"]),
         ({"log_wandb": True}, ["log_wandb=True", "wandb", "pip install"]),

@@ -160,6 +160,19 @@ def check_selection(settings: Mapping[str, Any], given: Collection[str]) -> None
     )
 
 
+def check_cutoffs(settings: Mapping[str, Any], items: int) -> None:
+    """Refuse a cutoff beyond the items that RecBole ranks; asked when the data is known.
+
+    Raises:
+        ConfigError: the message names the largest that is allowed.
+    """
+    known = [known_metrics().get(name.lower()) for name in settings["metrics"]]
+    if max(settings["topk"]) > items and any(metric is None or metric.at_k for metric in known):
+        raise ConfigError(
+            f"topk={settings['topk']} is not allowed: there are {items} items to rank, take at most {items}"
+        )
+
+
 def _results(name: str, topk: Sequence[int]) -> list[str]:
     """What a metric is called in the results of an evaluation, apart from case."""
     metric = known_metrics().get(name.lower(), Metric(name, True, False))

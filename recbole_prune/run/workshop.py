@@ -12,6 +12,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
+from recbole_prune.config.evaluation import check_cutoffs
 from recbole_prune.data import random_streams
 from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.membership import samplers_over_arrays
@@ -55,6 +56,8 @@ class Workshop:
         with _recbole_says(f"load the dataset {config['dataset']}"):
             self.dataset: Dataset = create_dataset(config)
             getLogger().info(self.dataset)
+            if self.dataset.iid_field is not None:
+                check_cutoffs(config, self.dataset.item_num)
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
