@@ -130,6 +130,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"use_gpu": "maybe"}, ["use_gpu=maybe", "True or False"]),
         ({"gpu_id": "abc"}, ["gpu_id=abc", "number of a GPU"]),
         ({"weight_decay": "some"}, ["weight_decay=some", "number"]),
+        ({"weight_decay": float("nan")}, ["weight_decay=nan", "finite number"]),
+        ({"learning_rate": 10**400}, ["learning_rate=1000", "finite number"]),
         ({"clip_grad_norm": 5}, ["clip_grad_norm=5", "a dict"]),
         ({"learner": "adm"}, ["learner=adm", "did you mean adam?"]),
         ({"state": "LOUD"}, ["state=LOUD", "DEBUG"]),

@@ -130,7 +130,7 @@ class PruneConfig(Config):
         if recipe and not private.replayed:
             private.recipe = self._load_file(str(property_file("recipe", recipe)))
         private.user = set(named)
-        for name in _OF_LAUNCHERS & ({*files, *private.given} if file_list else {*named}):
+        for name in sorted(_OF_LAUNCHERS & ({*files, *private.given} if file_list else {*named})):
             self._warn(f"{name}={named[name]} has no effect here: only RecBole's launchers read it")
         return {**private.recipe, **files}
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from math import inf, isfinite
 from os import PathLike
 from pathlib import Path
+from sys import float_info
 from typing import Any, Callable, NamedTuple
 
 from recbole_prune.config import host
@@ -33,6 +34,7 @@ _LEAST = {
     "loss_decimal_place": 0, "metric_decimal_place": 0, "MAX_ITEM_LIST_LENGTH": 1, "weight_decay": 0,
 }  # fmt: skip
 _MOST = {"seed": 2**32 - 1}
+_ABOVE_ZERO = ("learning_rate",)
 _CHOICES = {
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     "state": ("INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL"),
@@ -55,7 +57,7 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number, not True or False."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
 
 
 _KINDS = {
@@ -158,24 +160,21 @@ def check_values(settings: Mapping[str, Any], names: Iterable[str], model: str) 
 
 def _check_type(name: str, value: Any, declared: _Declared) -> None:
     types = (*declared.types, _ALSO[name]) if name in _ALSO else declared.types
-    if not types:
-        return
-    numbers = {"int", "float"} & set(types)
-    if value is None and not (numbers and declared.default is not None) and name not in _NEVER_NONE:
+    is_numeric = bool({"int", "float"} & set(types))
+    needed = name in _NEVER_NONE or (is_numeric and declared.default is not None)
+    if not types or (value is None and not needed):
         return
     least = _LEAST.get(name, 1 if name.endswith("_size") and "int" in types else -inf)
     most = _MOST.get(name, inf)
-    above_zero = name == "learning_rate"
-    if any(_KINDS[kind].fits(value) for kind in types) and not (
-        numbers and (not least <= value <= most or (above_zero and value <= 0))
+    if any(_KINDS[kind].fits(value) for kind in types) and (
+        not is_numeric or (least <= value <= most and (value > 0 or name not in _ABOVE_ZERO))
     ):
         return
     allowed = " or ".join(_KINDS[kind].allowed for kind in types)
-    if isfinite(least):
-        allowed += f", at least {least}"
-    if isfinite(most):
-        allowed += f" and at most {most}"
-    raise ConfigError(f"{name}={value} is not allowed: RecBole takes {allowed}{' above 0' if above_zero else ''}")
+    allowed += " above 0" if name in _ABOVE_ZERO else ""
+    allowed += f", at least {least}" if isfinite(least) else ""
+    allowed += f" and at most {most}" if isfinite(most) else ""
+    raise ConfigError(f"{name}={value} is not allowed: RecBole takes {allowed}")
 
 
 def _check_devices(value: object) -> None:
