@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+# control and format characters (colours, cursor moves, writing direction), lone surrogates, line and paragraph ends
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_LONGEST_MESSAGE = 4000
+
+
+def printable(text: str) -> str:
+    r"""The text in one line that leaves a terminal as it is: ``\x1b`` for an escape character, ``\n`` for a line end.
+
+    Whatever comes from a file or a dataset goes through here before it is printed.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _UNPRINTABLE
+        else character
+        for character in text
+    )
+
 
 class PruneError(Exception):
-    """Base of all errors of this package; the command line prints its text and exits with status 2."""
+    """Base of all errors of this package; the command line prints its text, one line, and exits with status 2."""
+
+    def __str__(self) -> str:
+        text = printable(super().__str__()[: _LONGEST_MESSAGE + 1])
+        return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
 
 
 class ConfigError(PruneError):

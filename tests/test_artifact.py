@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from recbole_prune.artifact import Artifact, files, read_artifact, write_artifact
 from recbole_prune.artifact.encoding import encode
-from recbole_prune.artifact.files import Seen, tokens_from_bytes, tokens_to_bytes
+from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
 
 ALL_FILES = (files.TICKET, *files.CONTENT)
@@ -89,18 +90,21 @@ def test_reported_bytes_are_the_bytes_on_disk(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(st.characters(codec=None, exclude_categories=()), max_size=8)))
+@given(st.lists(st.text(st.characters(codec=None, exclude_categories=()), max_size=8), min_size=1))
 def test_any_token_survives(tokens: list[str]) -> None:
     data = tokens_to_bytes(tokens)
-    assert tokens_from_bytes(data) == tokens
     assert data.count(b"\n") == len(tokens)
+    read = Tokens(data, Path("tokens"))
+    assert len(read) == len(tokens) and list(read) == tokens == read[:]
+    for token in tokens:
+        assert read.id_of(token) == (tokens[1:].index(token) + 1 if token in tokens[1:] else None)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 300))))
 def test_seen_holds_each_pair_once(pairs: list[tuple[int, int]]) -> None:
     users, items = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
-    seen = Seen.from_bytes(Seen.from_pairs(users, items, 10).to_bytes(), Path("seen"))
+    seen = Seen.from_bytes(Seen.from_pairs(users, items, 10).to_bytes(), Path("seen"), 10, 301)
     for user in range(10):
         assert seen.of(user).tolist() == sorted({i for u, i in pairs if u == user and i > 0})
     assert seen.indices.dtype.itemsize <= 2

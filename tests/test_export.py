@@ -395,12 +395,15 @@ def test_load_ticket_runs_no_code_from_outside(small: Built, tmp_path: Path) -> 
     bomb = pickle.dumps(Bomb(str(tmp_path / "pwned")))
     for name in ("tiny-Dataset.pth", "tiny-for-BPR-dataloader.pth"):
         (tmp_path / "saved" / name).write_bytes(bomb)
+    code = f"__import__('os').mkdir({str(tmp_path / 'pwned')!r})"
     harmful = {
-        "loss_decimal_place": f"__import__('os').mkdir({str(tmp_path / 'pwned')!r})",
+        "loss_decimal_place": code,
         "checkpoint_dir": str(tmp_path / "saved"),
         "dataset_save_path": str(tmp_path / "saved" / "tiny-Dataset.pth"),
         "dataloaders_save_path": str(tmp_path / "saved" / "tiny-for-BPR-dataloader.pth"),
-    }
+        "local_rank": 1, "world_size": 2, "ip": "192.0.2.1", "port": 1, "nproc": 2,
+        "nobody_reads_this": code, "prune_rate": code, "pruner": code, "log_wandb": code,
+    }  # fmt: skip
     reseal(tmp_path / "artifact", lambda document: document["settings"].update(harmful))
     assert disagreement(small.scores(load_ticket(tmp_path / "artifact")), small.scores()) == 0
     assert not (tmp_path / "pwned").exists()
@@ -429,7 +432,7 @@ def test_load_ticket_refuses_a_model_of_another_shape(small: Built, tmp_path: Pa
     with pytest.raises(ArtifactError, match="do not fit BPR as it is built from dataset tiny.*user_embedding.weight"):
         load_ticket(tmp_path / "artifact", {"embedding_size": 5})
     reseal(tmp_path / "artifact", lambda document: document.pop("settings"))
-    with pytest.raises(ArtifactError, match="names no settings"):
+    with pytest.raises(ArtifactError, match="ticket.json: settings must be an object, but is missing"):
         load_ticket(tmp_path / "artifact")
 
 

@@ -6,8 +6,10 @@
 ``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
 
-Nothing is pickled. Reading checks the format version first, then the hash of every file. Only ``export.py`` imports
-torch; nothing here reads settings or a run folder.
+Nothing is pickled. Reading checks the format version first, then the hash of every file. A hash finds damage, not
+malice: whoever changes a file can change its hash too. So every field and every array is checked as well, against the
+others and against the bytes that are there, before anything is allocated or computed from it; only regular files are
+opened. Only ``export.py`` imports torch; nothing here reads settings or a run folder.
 """
 
 from __future__ import annotations
@@ -22,13 +24,18 @@ from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.artifact import files
 from recbole_prune.artifact.encoding import Array, EncodedTensor
+from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 _WEIGHTS = "weights"
 _VECTORS = "vectors"
+# decoded, artifacts are a few to some hundred times as large as on disk, with a line for each user and item
+_SMALL = 64 << 20
+_MOST_GROWTH = 1024
 _RESERVED = ("format", "format_version", "tensors", "vectors", "bytes", "files", "sha256")
 
 
@@ -52,8 +59,8 @@ class Artifact:
     tensors: Mapping[str, EncodedTensor]
     shared: Mapping[str, str]
     vectors: Mapping[str, EncodedTensor]
-    users: Sequence[str] = field(repr=False)
-    items: Sequence[str] = field(repr=False)
+    users: Tokens = field(repr=False)
+    items: Tokens = field(repr=False)
     seen: Seen = field(repr=False)
 
     def encoded(self, name: str) -> EncodedTensor:
@@ -118,8 +125,8 @@ def write_artifact(
     shared, vectors = dict(shared or {}), dict(vectors or {})
     content = {
         files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors)}),
-        files.USERS: files.tokens_to_bytes(users),
-        files.ITEMS: files.tokens_to_bytes(items),
+        files.USERS: tokens_to_bytes(users),
+        files.ITEMS: tokens_to_bytes(items),
         files.SEEN: seen.to_bytes(),
     }
     described = {name: encoded.describe() for name, encoded in tensors.items()}
@@ -162,74 +169,91 @@ def read_artifact(folder: PathLike) -> Artifact:
     """Read an artifact; tensors stay encoded until they are asked for.
 
     Raises:
-        ArtifactError: there is none, it has a newer format, or a file is missing, truncated or changed (each is named).
+        ArtifactError: there is none, it has a newer format, a file is missing, truncated or changed (each is named), or
+            a field or an array is not what it must be.
     """
     path = Path(folder)
     info = _read_ticket(path)
-    content = _read_content(path, info)
+    fields = Fields(info, path / files.TICKET)
+    content = _read_content(path, fields)
     arrays = files.load_arrays(content[files.TENSORS], path / files.TENSORS)
-    try:
-        described = info["tensors"]
-        shared = {name: about["same_as"] for name, about in described.items() if "same_as" in about}
-        own = {name: about for name, about in described.items() if name not in shared}
-        artifact = Artifact(
-            folder=path,
-            info=info,
-            tensors=_assemble(_WEIGHTS, own, arrays),
-            shared=shared,
-            vectors=_assemble(_VECTORS, info["vectors"], arrays),
-            users=files.tokens_from_bytes(content[files.USERS]),
-            items=files.tokens_from_bytes(content[files.ITEMS]),
-            seen=Seen.from_bytes(content[files.SEEN], path / files.SEEN),
-        )
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not a complete artifact: {type(error).__name__} {error}") from error
-    if len(artifact.seen.indptr) != len(artifact.users) + 1 or not set(shared.values()) <= set(own):
-        raise ArtifactError(f"{path} contradicts itself: the files do not speak of the same users or weights")
+    described, vectors = fields.inner("tensors"), fields.inner("vectors")
+    tensors = {name: described.inner(name) for name in described}
+    shared = {name: about.text("same_as") for name, about in tensors.items() if "same_as" in about}
+    own = {name: about for name, about in tensors.items() if name not in shared}
+    for name in shared:
+        tensors[name].text("same_as", list(own))
+    users, items = (Tokens(content[name], path / name) for name in (files.USERS, files.ITEMS))
+    artifact = Artifact(
+        folder=path,
+        info=info,
+        tensors=_assemble(_WEIGHTS, own, arrays),
+        shared=shared,
+        vectors=_assemble(_VECTORS, {name: vectors.inner(name) for name in vectors}, arrays),
+        users=users,
+        items=items,
+        seen=Seen.from_bytes(content[files.SEEN], path / files.SEEN, len(users), len(items)),
+    )
+    _refuse_growth(artifact, sum(map(len, content.values())))
+    for key in arrays:
+        raise ArtifactError(f"{path / files.TENSORS} holds {key}, of which {path / files.TICKET} does not speak")
     return artifact
 
 
 def _read_ticket(path: Path) -> dict[str, Any]:
     ticket = path / files.TICKET
     try:
-        return files.unseal(ticket.read_bytes(), ticket)
+        return files.unseal(files.read_regular(ticket, files.LONGEST_TICKET), ticket)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"no artifact in {path}: {ticket} is missing") from error
-    except OSError as error:
-        raise ArtifactError(f"{ticket} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        raise ArtifactError(f"{ticket} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _read_content(path: Path, info: Mapping[str, Any]) -> dict[str, bytes]:
+def _read_content(path: Path, fields: Fields) -> dict[str, bytes]:
     """Every file beside ticket.json, hash-checked; all that is wrong goes into one message."""
-    listed = info.get("files")
-    if not isinstance(listed, dict) or set(listed) != set(files.CONTENT):
-        raise ArtifactError(f"{path / files.TICKET} must list {', '.join(files.CONTENT)}")
+    listed = fields.inner("files")
+    if set(listed) != set(files.CONTENT):
+        raise fields.wrong("files", f"an object of {', '.join(files.CONTENT)}")
     content, problems = {}, []
-    for name, expected in listed.items():
+    for name in files.CONTENT:
+        size, digest = listed.inner(name).whole("bytes", 1 << 60), listed.inner(name).text("sha256")
         try:
-            data = (path / name).read_bytes()
+            found = files.size_of(path / name)
+            if found == size:
+                content[name] = files.read_regular(path / name, size)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             problems.append(f"{path / name} " + ("is missing" if missing else f"cannot be read: {error.strerror}"))
             continue
-        content[name] = data
-        if len(data) != expected["bytes"]:
-            kind = "is truncated" if len(data) < expected["bytes"] else "is too long"
-            problems.append(f"{path / name} {kind}: {len(data)} bytes, {expected['bytes']} expected")
-        elif files.sha256(data) != expected["sha256"]:
+        if found != size:
+            kind = "is truncated" if found < size else "is too long"
+            problems.append(f"{path / name} {kind}: {found} bytes, {size} expected")
+        elif files.sha256(content[name]) != digest:
             problems.append(f"{path / name} is damaged: its sha256 does not fit its content")
     if problems:
         raise ArtifactError("; ".join([*problems, "export the artifact again or copy it again"]))
     return content
 
 
-def _assemble(
-    group: str, described: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, Array]
-) -> dict[str, EncodedTensor]:
+def _assemble(group: str, described: Mapping[str, Fields], arrays: dict[str, Array]) -> dict[str, EncodedTensor]:
+    """Tensors from their descriptions and from their arrays, which are taken out."""
     parts: dict[str, dict[str, Array]] = {name: {} for name in described}
-    for key, array in arrays.items():
+    for key in list(arrays):
         of_group, _, rest = key.partition("/")
         name, _, part = rest.rpartition("/")
-        if of_group == group:
-            parts[name][part] = array
+        if of_group == group and name in parts:
+            parts[name][part] = arrays.pop(key)
     return {name: EncodedTensor.from_description(about, parts[name]) for name, about in described.items()}
+
+
+def _refuse_growth(artifact: Artifact, stored: int) -> None:
+    """Refuse an artifact that declares tensors out of all proportion to its bytes."""
+    most, needed = max(_SMALL, _MOST_GROWTH * stored), 0
+    for tensor in [*artifact.tensors.values(), *artifact.vectors.values()]:
+        needed += tensor.working_nbytes
+        if needed > most:
+            raise ArtifactError(
+                f"{tensor.source}.shape {list(tensor.shape)} is too large: the tensors up to here take {needed} bytes, "
+                f"and the files of the artifact have {stored}"
+            )

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recbole_prune.artifact.bit_packing import pack_bits, unpack_bits
+from recbole_prune.artifact.fields import Fields
+from recbole_prune.artifact.files import ascending_in_rows
 from recbole_prune.artifact.value_types import VALUE_TYPES, store_values
 from recbole_prune.errors import ArtifactError
 from recbole_prune.masking.bound import information_bound_bits
@@ -32,6 +34,11 @@ from recbole_prune.masking.bound import information_bound_bits
 ENCODINGS = ("dense", "bitmap", "rows")
 
 Array = NDArray[Any]
+
+# what safetensors holds, by numpy's names
+_DTYPES = tuple("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64".split())
+_MOST_DIMENSIONS = 32
+_LONGEST_SIDE = 1 << 40
 
 _PARTS = {"dense": {"values"}, "bitmap": {"values", "bitmap"}, "rows": {"values", "counts", "columns"}}
 
@@ -49,6 +56,7 @@ class EncodedTensor:
             (packed, uint8), and for int8 values ``scales`` (float16, one for each row with a live entry).
         count_base: smallest number of live entries in a row; ``counts`` holds what comes on top (``rows`` only).
         count_bits: bits of one of ``counts`` (``rows`` only).
+        source: file and field that it was read from, for messages.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +66,7 @@ class EncodedTensor:
     parts: Mapping[str, Array]
     count_base: int = 0
     count_bits: int = 0
+    source: str = field(default="the tensor", compare=False)
 
     @property
     def entries(self) -> int:
@@ -85,6 +94,11 @@ class EncodedTensor:
         return self.entries * np.dtype(self.dtype).itemsize
 
     @property
+    def working_nbytes(self) -> int:
+        """The most that decoding allocates for good, whatever is stored: the tensor, and a number a row and column."""
+        return self.dense_nbytes + 8 * (self.rows + self.columns)
+
+    @property
     def bound_bytes(self) -> float:
         """:func:`information_bound_bits` in bytes."""
         return information_bound_bits(self.entries, self.kept, 8 * self.parts["values"].itemsize) / 8
@@ -105,70 +119,93 @@ class EncodedTensor:
         return description
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], parts: Mapping[str, Array]) -> EncodedTensor:
-        """Put a tensor together again.
+    def from_description(cls, description: Fields, parts: Mapping[str, Array]) -> EncodedTensor:
+        """Put a tensor together again; what positions and values say is checked when they are decoded.
 
         Raises:
-            ArtifactError: description and parts contradict each other.
+            ArtifactError: a field is malformed, or description and parts contradict each other.
         """
-        try:
-            encoded = cls(
-                shape=tuple(int(size) for size in description["shape"]),
-                dtype=np.dtype(description["dtype"]).name,
-                encoding=str(description["encoding"]),
-                kept=int(description["kept"]),
-                parts=dict(parts),
-                count_base=int(description.get("count_base", 0)),
-                count_bits=int(description.get("count_bits", 0)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"not a description of an encoded tensor: {error}") from error
+        encoding = description.text("encoding", ENCODINGS)
+        encoded = cls(
+            shape=description.sizes("shape", _MOST_DIMENSIONS, _LONGEST_SIDE),
+            dtype=description.text("dtype", _DTYPES),
+            encoding=encoding,
+            kept=description.whole("kept", _LONGEST_SIDE),
+            parts=dict(parts),
+            count_base=description.whole("count_base", _LONGEST_SIDE) if encoding == "rows" else 0,
+            count_bits=description.whole("count_bits", 63) if encoding == "rows" else 0,
+            source=f"{description.path}: {description.place}",
+        )
         encoded._check()
         return encoded
 
     def _check(self) -> None:
-        """Refuse parts whose sizes do not fit, before numpy fails on them in its own words."""
-        expected = _PARTS.get(self.encoding)
-        if expected is None:
-            raise ArtifactError(f"unknown encoding {self.encoding!r}; this version knows {', '.join(ENCODINGS)}")
-        if set(self.parts) - {"scales"} != expected:
-            raise ArtifactError(f"encoding {self.encoding} needs {sorted(expected)}, found {sorted(self.parts)}")
-        if np.dtype(self.dtype).kind not in "biufc":
-            raise ArtifactError(f"a tensor of dtype {self.dtype} cannot be stored")
-        if min(self.shape, default=0) < 0 or not 0 <= self.kept <= self.entries or not 0 <= self.count_bits <= 63:
-            raise ArtifactError(f"shape {list(self.shape)} cannot have {self.kept} live entries")
+        """Refuse parts whose types or sizes do not fit, before numpy fails on them in its own words."""
+        if set(self.parts) - {"scales"} != _PARTS[self.encoding]:
+            needed, found = (", ".join(sorted(names)) for names in (_PARTS[self.encoding], self.parts))
+            raise self._error(f"encoding {self.encoding} needs {needed}, found {found or 'nothing'}")
+        if not self.kept <= self.entries:
+            raise self._error(f"shape {list(self.shape)} cannot have {self.kept} live entries")
+        self._check_types()
+        most = self.columns.bit_length()
+        if self.count_base > self.columns or self.count_bits > most:
+            raise self._error(
+                f"a row of {self.columns} cannot have {self.count_base} and {self.count_bits} bits of entries"
+            )
         sizes = {
             "values": self.entries if self.encoding == "dense" else self.kept,
             "bitmap": _bytes_of(self.entries),
             "counts": _bytes_of(self.rows * self.count_bits),
             "columns": _bytes_of(self.kept * _column_bits(self.columns)),
         }
-        for part in expected:
+        for part in _PARTS[self.encoding]:
             if self.parts[part].size != sizes[part]:
-                raise ArtifactError(f"{part} has {self.parts[part].size} elements where {sizes[part]} are needed")
+                raise self._error(f"{part} has {self.parts[part].size} elements where {sizes[part]} are needed")
+
+    def _check_types(self) -> None:
+        for name, part in self.parts.items():
+            if part.ndim != 1:
+                raise self._error(f"{name} must have one dimension, but has shape {list(part.shape)}")
+        wanted = {**dict.fromkeys(("bitmap", "counts", "columns"), "uint8"), "scales": "float16"}
+        stored = self.parts["values"].dtype.name
+        rounded = len(self.shape) > 1 and self.dtype in ("float32", "float64")
+        if "scales" in self.parts:
+            wanted["values"] = "int8" if rounded else "no scaled type"
+        elif not (rounded and stored == "float16"):
+            wanted["values"] = self.dtype
+        for name, dtype in wanted.items():
+            if name in self.parts and self.parts[name].dtype.name != dtype:
+                raise self._error(f"{name} must be {dtype}, but is {self.parts[name].dtype.name}")
+
+    def _error(self, problem: str) -> ArtifactError:
+        return ArtifactError(f"{self.source}: {problem}")
 
     def _live_table(self) -> NDArray[np.bool_]:
+        if self.encoding == "rows":
+            live = np.zeros((self.rows, self.columns), dtype=bool)
+            counts, columns = self._counts_and_columns()
+            live[np.repeat(np.arange(self.rows), counts), columns] = True
+            return live
         if self.encoding == "bitmap":
-            bits = np.unpackbits(self.parts["bitmap"], count=self.entries, bitorder="little")
-            return bits.astype(bool).reshape(self.rows, self.columns)
-        if self.encoding == "dense":
-            everything = self.kept == self.entries
-            flat = np.ones(self.entries, dtype=bool) if everything else self.parts["values"].reshape(-1) != 0
-            return flat.reshape(self.rows, self.columns)
-        live = np.zeros((self.rows, self.columns), dtype=bool)
-        counts, columns = self._counts_and_columns()
-        live[np.repeat(np.arange(self.rows), counts), columns] = True
-        return live
+            flat = np.unpackbits(self.parts["bitmap"], count=self.entries, bitorder="little").astype(bool)
+        elif self.kept == self.entries:
+            flat = np.ones(self.entries, dtype=bool)
+        else:
+            flat = self.parts["values"] != 0
+        if np.count_nonzero(flat) != self.kept:
+            raise self._error(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
+        return flat.reshape(self.rows, self.columns)
 
     def _counts_and_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.encoding == "rows":
-            counts = self.count_base + unpack_bits(self.parts["counts"], self.count_bits, self.rows)
-            columns = unpack_bits(self.parts["columns"], _column_bits(self.columns), self.kept)
-        else:
+        if self.encoding != "rows":
             live = self._live_table()
-            counts, columns = np.count_nonzero(live, axis=1).astype(np.int64), np.nonzero(live)[1]
-        if counts.sum() != self.kept or (columns.size and columns.max() >= self.columns):
-            raise ArtifactError(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
+            return np.count_nonzero(live, axis=1).astype(np.int64), np.nonzero(live)[1]
+        counts = self.count_base + unpack_bits(self.parts["counts"], self.count_bits, self.rows)
+        if counts.max(initial=0) > self.columns or counts.sum() != self.kept:
+            raise self._error(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
+        columns = unpack_bits(self.parts["columns"], _column_bits(self.columns), self.kept)
+        if columns.max(initial=0) >= max(self.columns, 1) or not ascending_in_rows(columns, np.cumsum(counts)):
+            raise self._error(f"the columns of a row must ascend from 0 to at most {self.columns - 1}")
         return counts, columns
 
     def live(self) -> NDArray[np.bool_]:
@@ -182,7 +219,7 @@ class EncodedTensor:
             ``indptr`` of shape ``[rows + 1]``, ``columns`` and decoded values of shape ``[kept]``.
         """
         counts, columns = self._counts_and_columns()
-        stored = self.parts["values"].reshape(-1)
+        stored = self.parts["values"]
         if self.encoding == "dense":
             stored = stored[self._live_table().reshape(-1)]
         return np.concatenate([[0], np.cumsum(counts)]), columns, self._restore(stored, counts)
@@ -190,7 +227,7 @@ class EncodedTensor:
     def decode(self) -> Array:
         """The tensor in its shape and dtype; pruned entries are +0.0."""
         if self.encoding == "dense" and "scales" not in self.parts:
-            return self.parts["values"].astype(self.dtype).reshape(self.shape)
+            return self._numbers(self.parts["values"].astype(self.dtype)).reshape(self.shape)
         indptr, columns, values = self.csr()
         table = np.zeros((self.rows, self.columns), dtype=self.dtype)
         table[np.repeat(np.arange(self.rows), np.diff(indptr)), columns] = values
@@ -199,12 +236,19 @@ class EncodedTensor:
     def _restore(self, stored: Array, counts: NDArray[np.int64]) -> Array:
         """Stored live values in the decoded dtype; ``counts`` are the live entries of each row."""
         if "scales" not in self.parts:
-            return stored.astype(self.dtype)
+            return self._numbers(stored.astype(self.dtype))
         occupied = counts[counts > 0]
-        if occupied.size != self.parts["scales"].size:
-            raise ArtifactError(f"{self.parts['scales'].size} scales for {occupied.size} rows with live entries")
-        scales = np.repeat(self.parts["scales"].astype(np.float32), occupied)
-        return (stored.astype(np.float32) * scales).astype(self.dtype)
+        scales = self.parts["scales"].astype(np.float32)
+        if occupied.size != scales.size:
+            raise self._error(f"{scales.size} scales for {occupied.size} rows with live entries")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._numbers((stored.astype(np.float32) * np.repeat(scales, occupied)).astype(self.dtype))
+
+    def _numbers(self, values: Array) -> Array:
+        """Refuse what no trained weight is: a score of it would be NaN, which no ranking can hold."""
+        if _has_nan(values):
+            raise self._error("a value is NaN")
+        return values
 
     def rounding_error(self) -> Array:
         """Largest distance of a decoded entry from the value that was encoded, in the tensor's shape; 0 where exact.
@@ -227,6 +271,10 @@ class EncodedTensor:
         return error.reshape(self.shape)
 
 
+def _has_nan(values: Array) -> bool:
+    return values.dtype.kind in "fc" and bool(np.isnan(values).any())
+
+
 def _bytes_of(bits: int) -> int:
     return (bits + 7) // 8
 
@@ -245,7 +293,7 @@ def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "
             of at least two dimensions.
 
     Raises:
-        ArtifactError: a pruned entry is not 0, or a value does not fit into ``values``.
+        ArtifactError: a pruned entry is not 0, a value is NaN, or does not fit into ``values``.
         ValueError: ``values`` is none of :data:`VALUE_TYPES`, or the shapes differ.
     """
     if values not in VALUE_TYPES:
@@ -262,6 +310,8 @@ def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "
     stray = int(np.count_nonzero(table)) - int(np.count_nonzero(kept))
     if stray:
         raise ArtifactError(f"{stray} pruned entries are not 0")
+    if _has_nan(kept):
+        raise ArtifactError(f"{int(np.isnan(kept).sum())} values are NaN")
     rounded = tensor.ndim > 1 and tensor.dtype.name in ("float32", "float64")
     parts = store_values(kept, counts, values if rounded else "fp32")
     encoding, extra, base, bits = _choose_positions(mask, counts, parts["values"])

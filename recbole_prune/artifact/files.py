@@ -1,4 +1,4 @@
-"""The files of an artifact one by one: tokens, what users consumed, the sealed ticket.json, the replaced folder."""
+"""The files of an artifact one by one: reading, what users consumed, the sealed ticket.json, replacing a folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from recbole_prune.artifact.fields import parse
 from recbole_prune.errors import ArtifactError
 
 FORMAT = "recbole_prune ticket"
@@ -31,22 +34,11 @@ ITEMS = "tokens.item.txt"
 SEEN = "seen.safetensors"
 CONTENT = (TENSORS, USERS, ITEMS, SEEN)
 
+# no ticket.json and no header comes near; both grow a hundredfold when they are read
+LONGEST_TICKET = 8 << 20
+LONGEST_HEADER = 8 << 20
+
 _UNSEALED = "0" * 64
-_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
-_ORIGINALS = {escaped: token for token, escaped in _ESCAPES.items()}
-
-
-def tokens_to_bytes(tokens: Iterable[str]) -> bytes:
-    r"""One token a line in UTF-8, the line number from 0 being RecBole's id; ``\\``, ``\n`` and ``\r`` are escaped."""
-    lines = (re.sub(r"[\\\n\r]", lambda match: _ESCAPES[match[0]], token) for token in tokens)
-    # tokens read from broken files may hold lone surrogates, which plain UTF-8 refuses
-    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass")
-
-
-def tokens_from_bytes(data: bytes) -> list[str]:
-    """Undo :func:`tokens_to_bytes`."""
-    lines = data.decode("utf-8", "surrogatepass").split("\n")[:-1]
-    return [re.sub(r"\\.", lambda match: _ORIGINALS[match[0]], line) for line in lines]
 
 
 @dataclass(frozen=True)
@@ -80,24 +72,92 @@ class Seen:
         return save_safetensors({"indptr": self.indptr, "indices": self.indices})
 
     @classmethod
-    def from_bytes(cls, data: bytes, path: Path) -> Seen:
-        """Undo :meth:`to_bytes`; ``path`` is for the message."""
+    def from_bytes(cls, data: bytes, path: Path, users: int, items: int) -> Seen:
+        """Undo :meth:`to_bytes`; ``path`` is for the message.
+
+        Raises:
+            ArtifactError: these are not ascending ids from 1 to ``items - 1`` for each of ``users`` users.
+        """
         arrays = load_arrays(data, path)
         if set(arrays) != {"indptr", "indices"}:
-            raise ArtifactError(f"{path} holds {sorted(arrays)} where indptr and indices are needed")
-        return cls(arrays["indptr"], arrays["indices"])
+            raise ArtifactError(f"{path} holds {', '.join(sorted(arrays))} where indptr and indices are needed")
+        for name, array in arrays.items():
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise ArtifactError(f"{path}: {name} must be a list of integers, but is {array.dtype} of {array.shape}")
+        indptr, indices = arrays["indptr"], arrays["indices"]
+        if len(indptr) != users + 1:
+            raise ArtifactError(
+                f"{path}: indptr has {len(indptr)} entries where {users + 1} are needed for {users} users"
+            )
+        if indptr[0] != 0 or indptr[-1] != len(indices) or (indptr[1:] < indptr[:-1]).any():
+            raise ArtifactError(f"{path}: indptr must rise from 0 to {len(indices)}, the length of indices")
+        if indices.size and not (indices.min() >= 1 and indices.max() < items):
+            raise ArtifactError(
+                f"{path}: indices must be items from 1 to {items - 1}, but go from {indices.min()} to {indices.max()}"
+            )
+        if not ascending_in_rows(indices, indptr):
+            raise ArtifactError(f"{path}: the indices of a user must ascend")
+        return cls(indptr, indices)
 
 
 def _narrow(numbers: NDArray[np.int64]) -> NDArray[Any]:
     return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
+def ascending_in_rows(numbers: NDArray[Any], pointers: NDArray[Any]) -> bool:
+    """Whether the numbers of every row rise; row ``r`` is ``numbers[pointers[r]:pointers[r + 1]]``, all in range."""
+    rises = numbers[1:] > numbers[:-1]
+    between = pointers[(pointers > 0) & (pointers < len(numbers))].astype(np.int64)
+    rises[between - 1] = True
+    return bool(rises.all())
+
+
 def load_arrays(data: bytes, path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file; ``path`` is for the message."""
+    """The arrays of a safetensors file; ``path`` is for the message.
+
+    Raises:
+        ArtifactError: it is none, or its header is longer than any artifact's.
+    """
+    header = int.from_bytes(data[:8], "little")
+    if header > LONGEST_HEADER:
+        raise ArtifactError(f"{path} is not a readable safetensors file: its header has {header} bytes")
     try:
         return load_safetensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a regular file.
+
+    Raises:
+        OSError: it is not there, or cannot be asked for.
+        ArtifactError: it is a symbolic link, a folder, a pipe or a device.
+    """
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise ArtifactError(f"{path} is {kind}: an artifact holds regular files only, copy it as such")
+    return status.st_size
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file; what was put in its place since :func:`size_of` is not followed or waited for.
+
+    Raises:
+        OSError: it cannot be read.
+        ArtifactError: it is no regular file, or longer than ``most`` bytes.
+    """
+    if size_of(path) > most:
+        raise ArtifactError(f"{path} has {size_of(path)} bytes where at most {most} are expected")
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ArtifactError(f"{path} is no regular file")
+        try:
+            return file.read(most + 1)
+        except MemoryError as error:
+            raise ArtifactError(f"{path} does not fit into memory: it has {size_of(path)} bytes") from error
 
 
 def sha256(data: bytes) -> str:
@@ -127,15 +187,12 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: not a ticket, of a newer format, or damaged.
     """
-    try:
-        document = json.loads(data.decode("ascii"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: it is not valid JSON ({error})") from error
+    document = parse(data, path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ArtifactError(f"{path} is damaged or not a ticket of recbole_prune: its format is not {FORMAT!r}")
     version = document.get("format_version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ArtifactError(f"{path} is damaged: {version!r} is no format version")
+        raise ArtifactError(f"{path} is damaged: {reprlib.repr(version)} is no format version")
     if version > FORMAT_VERSION:
         raise ArtifactError(
             f"{path}: artifact has format version {version}, this recbole_prune reads up to {FORMAT_VERSION}: upgrade"

@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from recbole_prune.artifact import Artifact, read_artifact
+from recbole_prune.artifact.fields import Fields
+from recbole_prune.artifact.files import TICKET
 from recbole_prune.bench.artifact import export
 from recbole_prune.bench.measuring import Candidate, Clock, take_turns
 from recbole_prune.bench.options import SPARSITIES
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.rivals import RIVALS
 from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, printable
 from recbole_prune.serving import Recommender
 
 
@@ -30,8 +32,9 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         if options["artifact"]:
             _refuse_settings(options, words)
             artifact = read_artifact(options["artifact"])
-            artifacts = {round(float(artifact.info.get("sparsity", 0.0)), 4): artifact}
-            results.settings = {name: artifact.info[name] for name in ("model", "dataset")}
+            fields = Fields({"sparsity": 0.0, **artifact.info}, artifact.folder / TICKET)
+            artifacts = {round(fields.number("sparsity"), 4): artifact}
+            results.settings = {name: printable(fields.text(name)) for name in ("model", "dataset")}
         else:
             artifacts = make_artifacts(options, words, results, scratch)
         for sparsity, artifact in artifacts.items():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, printable
 from recbole_prune.serving.recommend import Recommendation, Recommender
 
 
@@ -54,13 +54,15 @@ def _as_json(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) ->
         {"user": user, "items": [{"item": item, "score": score} for item, score in items]}
         for user, items in zip(users, lists)
     ]
-    return json.dumps(document, indent=1)
+    return json.dumps(document, indent=1).replace("\x7f", "\\u007f")  # JSON leaves this one control character as it is
 
 
 def _as_table(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:
     rows = [("user", "rank", "item", "score")]
     for user, items in zip(users, lists):
-        rows += [(user, str(rank), item, f"{score:.6g}") for rank, (item, score) in enumerate(items, 1)]
+        rows += [
+            (printable(user), str(rank), printable(item), f"{score:.6g}") for rank, (item, score) in enumerate(items, 1)
+        ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2]), row[3].rjust(widths[3])])

@@ -5,76 +5,102 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
 from recbole_prune.artifact.encoding import Array
+from recbole_prune.artifact.files import TICKET
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import preserved_random_streams
-from recbole_prune.errors import ArtifactError
+from recbole_prune.errors import ArtifactError, ConfigError, PruneError
+from recbole_prune.run.foreign_settings import settings_of
 from recbole_prune.scoring.probe import load_state, tensors_of
+
+# what a constructor may make and drop again, beside a model as large as the one that is stored
+_SPARE = 1 << 20
+_SPARE_WEIGHTS = 1000
 
 
 def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) -> Any:
     """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
 
     The dataset is read and the model is built as in the run that made the artifact, under the same seed, since some
-    models draw neighbours or graphs in their constructor. The global random streams stay where they are, and no
-    pickle is opened.
+    models draw neighbours or graphs in their constructor. The global random streams stay where they are. No pickle is
+    opened, nothing is downloaded, and of the artifact's settings only those of model and data are used, once checked
+    (:mod:`recbole_prune.run.foreign_settings`).
 
     Args:
         folder: the artifact.
-        config_dict: settings that replace the stored ones, for example ``{"data_path": "data", "gpu_id": ""}``.
+        config_dict: settings that replace the stored ones, for example ``{"data_path": "data", "gpu_id": ""}``; they
+            are taken as they are.
 
     Returns:
         the model, on the device that RecBole's settings choose.
 
     Raises:
-        ArtifactError: the artifact cannot be read, or the dataset or the model no longer fit it.
-        ConfigError: the settings are refused, for example because the dataset is not there.
+        ArtifactError: the artifact cannot be read, its settings are refused, or the dataset or the model no longer fit.
+        ConfigError: RecBole refuses the settings, for example because the dataset is not there.
     """
     return rebuild_model(read_artifact(folder), config_dict or {})
 
 
 def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
     """What :func:`load_ticket` does once the artifact is read; ``changes`` replace settings."""
-    state = artifact.state()
-    with preserved_random_streams():
-        config = PruneConfig.from_plain_settings(_settings(artifact, changes))
+    with preserved_random_streams(), _in_one_line(artifact):
+        settings, state = settings_of(artifact, changes), artifact.state()
+        config = PruneConfig.from_plain_settings(settings)
+        _check_data_folder(config, artifact)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
         _check_tokens(artifact, dataset)
         train_data = data_preparation(config, dataset)[0]
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         try:
-            with _weights_for_constructors(state):
+            with _constructing_from(state):
                 model = config.model_class(config, train_data._dataset).to(config["device"])
             load_state(model, state)
         except (RuntimeError, KeyError) as error:
             raise ArtifactError(
-                f"the weights in {artifact.folder} do not fit {config['model']} as it is built from dataset "
-                f"{config['dataset']}: {' '.join(str(error).split())}"
+                f"{artifact.folder / TICKET}: the weights do not fit {config['model']} as it is built from dataset "
+                f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
             ) from error
     return model.eval()
 
 
-def _settings(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any]:
-    settings = artifact.info.get("settings")
-    if not isinstance(settings, dict):
-        raise ArtifactError(f"{artifact.folder} names no settings, so the model cannot be built")
-    # RecBole would unpickle files that it finds at these places
-    no_pickles = {
-        "checkpoint_dir": os.path.join(os.devnull, "none"),
-        "dataset_save_path": None,
-        "dataloaders_save_path": None,
-        "save_dataset": False,
-        "save_dataloaders": False,
-    }
-    return {**settings, **no_pickles, **changes}
+@contextmanager
+def _in_one_line(artifact: Artifact) -> Iterator[None]:
+    """Name the artifact's settings where RecBole fails on them in its own words, or wants to end the process."""
+    settings = f"{artifact.folder / TICKET}: settings"
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{settings}: {error}") from error
+    except PruneError:
+        raise
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raise ArtifactError(f"{settings}: RecBole cannot build the model: {type(error).__name__} {text}") from error
+
+
+def _check_data_folder(config: PruneConfig, artifact: Artifact) -> None:
+    """RecBole would download a dataset that is not there, and wait for ever for what is written into a pipe."""
+    folder = Path(config["data_path"])
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{artifact.folder / TICKET}: settings.data_path: there is no folder {folder}; "
+            "give the right one with load_ticket(folder, {'data_path': ...})"
+        )
+    for entry in os.scandir(folder):
+        if entry.name.startswith(f"{config['dataset']}.") and not entry.is_file() and not entry.is_dir():
+            raise ArtifactError(f"{entry.path} is no regular file")
 
 
 def _check_tokens(artifact: Artifact, dataset: Any) -> None:
@@ -84,9 +110,9 @@ def _check_tokens(artifact: Artifact, dataset: Any) -> None:
         ("item", dataset.iid_field, artifact.items),
     ):
         present = [str(token) for token in dataset.field2id_token[id_field]] if id_field else list(stored)
-        if present == list(stored):
-            continue
         differing = next((i for i, pair in enumerate(zip(present, stored)) if pair[0] != pair[1]), None)
+        if differing is None and len(present) == len(stored):
+            continue
         detail = (
             f"{len(present)} instead of {len(stored)} {kind}s"
             if differing is None
@@ -99,14 +125,31 @@ def _check_tokens(artifact: Artifact, dataset: Any) -> None:
 
 
 @contextmanager
-def _weights_for_constructors(state: Mapping[str, Array]) -> Iterator[None]:
-    """Hand ``state`` to models whose constructor opens the checkpoint of an earlier stage (S3Rec, RaCT, NeuMF).
+def _constructing_from(state: Mapping[str, Array]) -> Iterator[None]:
+    """Keep a model's constructor from what the artifact's settings could make it do.
 
-    What they would read is overwritten afterwards, its file need not exist any more, and it would be a pickle.
+    ``torch.load`` hands ``state`` to models that open the checkpoint of an earlier stage (S3Rec, RaCT, NeuMF): what
+    they would read is overwritten afterwards, its file need not exist any more, and it would be a pickle. ``np.load``
+    opens no pickle (LDiffRec reads one beside the data). Weights far beyond those of ``state`` are refused when they
+    are made, before anything is written into their memory.
     """
-    torch_load = torch.load
+    torch_load, numpy_load, register = torch.load, np.load, nn.Module.register_parameter
+    entries = sum(array.size for array in state.values())
+    room = {"entries": 4 * entries + _SPARE, "weights": 8 * len(state) + _SPARE_WEIGHTS}
+
+    def register_within(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not isinstance(param, UninitializedParameter):
+            room["entries"] -= param.numel()
+            room["weights"] -= 1
+            if min(room.values()) < 0:
+                raise RuntimeError(f"its settings ask for far more than the {entries} entries that are stored")
+        register(self, name, param)
+
     torch.load = lambda *args, **kwargs: {"state_dict": tensors_of(state)}
+    np.load = lambda *args, **kwargs: numpy_load(*args, **{**kwargs, "allow_pickle": False})
+    nn.Module.register_parameter = register_within  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.load = torch_load
+        torch.load, np.load = torch_load, numpy_load
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

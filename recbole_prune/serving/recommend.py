@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
 from recbole_prune.artifact.encoding import Array, EncodedTensor
+from recbole_prune.artifact.fields import Fields
+from recbole_prune.artifact.files import TICKET
 from recbole_prune.errors import ArtifactError
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.dense_top_k import dense_top_k
@@ -20,29 +22,44 @@ from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, InvertedLists, Row
 
 Recommendation = tuple[str, float]
 
-# above this many tokens, only those that begin or end alike are compared for near matches
+# above this many tokens, only those that begin or end alike are compared for near matches, and at most so many
 _MANY_TOKENS = 20_000
+# so many users are found in the file of tokens sooner than a table of all tokens is made
+_FEW_USERS = 1_000
+
+
+def _tables_of(artifact: Artifact) -> tuple[EncodedTensor, EncodedTensor, float]:
+    """The tables of users and items whose products are the scores, and the factor before them."""
+    fields = Fields(artifact.info, artifact.folder / TICKET)
+    if fields.values.get("serving") is None:
+        reason = artifact.info.get("serving_reason") or "use load_ticket()"
+        raise ArtifactError(f"{artifact.folder} cannot recommend without RecBole: {reason}")
+    serving = fields.inner("serving")
+    known = [*artifact.tensors, *artifact.shared, *artifact.vectors]
+    users, items = (artifact.encoded(serving.text(side, known)) for side in ("user", "item"))
+    for table, count, kind in ((users, len(artifact.users), "users"), (items, len(artifact.items), "items")):
+        if len(table.shape) != 2 or np.dtype(table.dtype).kind != "f":
+            raise ArtifactError(f"{table.source} is no table of {kind}: shape {list(table.shape)}, {table.dtype}")
+        if table.rows < count or (table is users and table.rows > count):
+            raise ArtifactError(f"{table.source} has {table.rows} rows for {count} {kind}")
+    if users.columns != items.columns:
+        raise ArtifactError(f"{users.source} has {users.columns} columns, {items.source} has {items.columns}")
+    return users, items, serving.number("scale")
 
 
 def _rows_of(table: EncodedTensor) -> Rows:
     pointers, columns, values = table.csr()
-    return Rows(pointers, columns.astype(np.int32), values.astype(np.float32))
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        return Rows(pointers, columns.astype(np.int32), values.astype(np.float32))
 
 
 class Recommender:
     """Ranks all items for users by the dot product of their vectors; make it with :meth:`from_artifact`."""
 
     def __init__(self, artifact: Artifact) -> None:
-        serving = artifact.info.get("serving")
-        if not serving:
-            reason = artifact.info.get("serving_reason") or "use load_ticket()"
-            raise ArtifactError(f"{artifact.folder} cannot recommend without RecBole: {reason}")
         self._artifact = artifact
-        self._scale = float(serving["scale"])
+        users, items, self._scale = _tables_of(artifact)
         count = len(artifact.items)
-        users, items = (artifact.encoded(serving[side]) for side in ("user", "item"))
-        if users.rows != len(artifact.users) or items.rows < count:
-            raise ArtifactError(f"{artifact.folder} contradicts itself: tokens and vectors differ in number")
         self._scan: tuple[Rows, InvertedLists] | None = None
         self._tables: tuple[Array, Array] | None = None
         sparse = items.kept <= DENSEST_SCAN * items.entries
@@ -52,9 +69,22 @@ class Recommender:
         if sparse and available():
             # knowledge graph models keep further entities behind the items
             own = _rows_of(items).some(np.arange(count))
-            self._scan = _rows_of(users), InvertedLists(own, items.columns)
+            rows = _rows_of(users)
+            self._refuse_overflow(rows.values, own.values, items.columns)
+            self._scan = rows, InvertedLists(own, items.columns)
         else:
             self._tables = users.decode(), items.decode()[:count]
+            self._refuse_overflow(*self._tables, items.columns)
+
+    def _refuse_overflow(self, users: Array, items: Array, width: int) -> None:
+        """Refuse values whose products leave the range of float32, where rankings are not defined."""
+        largest = [max(float(table.max(initial=0)), -float(table.min(initial=0))) for table in (users, items)]
+        score = abs(self._scale) * width * largest[0] * largest[1]
+        if not score <= float(np.finfo(np.float32).max):
+            raise ArtifactError(
+                f"{self._artifact.folder} cannot be ranked: with vectors up to {largest[0]:g} and {largest[1]:g} and "
+                f"serving.scale {self._scale:g} scores leave the range of float32"
+            )
 
     @classmethod
     def from_artifact(cls, folder: PathLike) -> Recommender:
@@ -65,9 +95,21 @@ class Recommender:
         """
         return cls(read_artifact(folder))
 
+    def _ids(self, users: Sequence[str]) -> dict[str, int]:
+        """Internal ids of those users that are known: looked up one by one, or for many users in a table of all."""
+        tokens = self._artifact.users
+        if len(users) <= _FEW_USERS:
+            found = {user: tokens.id_of(user) for user in users if isinstance(user, str)}
+            return {user: number for user, number in found.items() if number is not None}
+        return self._all_ids
+
     @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {token: number for number, token in enumerate(self._artifact.users) if number > 0}
+    def _all_ids(self) -> dict[str, int]:
+        ids: dict[str, int] = {}
+        for number, token in enumerate(self._artifact.users):
+            if number > 0:
+                ids.setdefault(token, number)
+        return ids
 
     def recommend(
         self, users: Sequence[str], k: int = 10, exclude_seen: bool = True, threads: int = 0
@@ -107,11 +149,13 @@ class Recommender:
             threads: for all but matrix products; 0: all usable cores.
 
         Raises:
-            ArtifactError: k or threads is out of range.
+            ArtifactError: a user id, k or threads is out of range.
         """
         size = self._check_k(k)
         if threads < 0:
             raise ArtifactError(f"threads={threads} is not allowed: it must be 0 (all usable cores) or more")
+        if users.size and not 0 <= users.min() <= users.max() < len(self._artifact.users):
+            raise ArtifactError(f"internal user ids must be from 0 to {len(self._artifact.users) - 1}")
         seen = self._artifact.seen
         starts = seen.indptr[users].astype(np.int64)
         counts = seen.indptr[users + 1].astype(np.int64) - starts if exclude_seen else np.zeros(len(users), np.int64)
@@ -139,24 +183,22 @@ class Recommender:
     def _internal_ids(self, users: Sequence[str]) -> list[int]:
         if isinstance(users, str):
             raise ArtifactError(f"users must be a list of tokens, not the text {users!r}: write [{users!r}]")
-        unknown = list(dict.fromkeys(str(user) for user in users if user not in self._ids))
+        ids = self._ids(users)
+        unknown = list(dict.fromkeys(str(user) for user in users if user not in ids))
         if unknown:
             shown = "; ".join(self._describe_unknown(user) for user in unknown[:5])
             more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise ArtifactError(f"unknown user{'s' if len(unknown) > 1 else ''} {shown}{more}")
-        return [self._ids[user] for user in users]
+        return [ids[user] for user in users]
 
     def _describe_unknown(self, user: str) -> str:
         near = self._near(user)
         return repr(user) + (f" (did you mean {', '.join(map(repr, near))}?)" if near else "")
 
     def _near(self, user: str) -> list[str]:
-        known = list(self._ids)
-        if len(known) > _MANY_TOKENS:
-            half = max(1, len(user) // 2)
-            known = [
-                token
-                for token in known
-                if abs(len(token) - len(user)) <= 1 and (token[:half] == user[:half] or token[-half:] == user[-half:])
-            ]
-        return difflib.get_close_matches(user, known, n=3)
+        tokens = self._artifact.users
+        if len(tokens) <= _MANY_TOKENS:
+            return difflib.get_close_matches(user, tokens[1:], n=3)
+        half = max(1, len(user) // 2)
+        known = tokens.alike(user[:half], user[-half:], _MANY_TOKENS)
+        return difflib.get_close_matches(user, [token for token in known if abs(len(token) - len(user)) <= 1], n=3)

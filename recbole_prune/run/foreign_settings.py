@@ -1,0 +1,114 @@
+"""Settings out of an artifact, which may come from anybody: what of them reaches RecBole, and what is refused.
+
+RecBole evaluates texts as Python, unpickles files that settings name, opens connections between processes and downloads
+data. So only settings that say how data and model are built are handed over, as the plain values that JSON has, each of
+the type of RecBole's own default. What says how a process runs, what is a setting of ours and what nobody reads is left
+out: a run may have had it, and rebuilding a model needs none of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from recbole_prune.anatomy.outside import CHECKPOINTS, EVALUATED
+from recbole_prune.artifact import Artifact
+from recbole_prune.artifact.fields import Fields
+from recbole_prune.artifact.files import TICKET
+from recbole_prune.config import host, schema
+from recbole_prune.config.fingerprint import WITHOUT_EFFECT, recbole_defaults
+
+# of the settings without effect on a result, those that say where the data and the devices are
+_KEPT = frozenset({"model", "dataset", "data_path", "use_gpu", "gpu_id"})
+# between processes; a single one with any of them would wait for others
+_LEFT_OUT = (WITHOUT_EFFECT | {"nproc", "world_size"}) - _KEPT
+# settings that become a part of the name of a file
+_PARTS_OF_NAMES = ("dataset", "benchmark_filename", "additional_feat_suffix")
+# settings that pandas takes as a regular expression, which a few characters cannot make slow
+_SEPARATORS = ("field_separator", "seq_separator")
+_LONGEST_SEPARATOR = 3
+# RecBole pads every sequence to this length, whatever the data have
+_PADDED_TO = "MAX_ITEM_LIST_LENGTH"
+_LONGEST_PADDING = 1000
+
+# what a constructor is told where it looks for a checkpoint; it is given the artifact's weights instead
+_NO_CHECKPOINT = "none"
+# RecBole would unpickle files that it finds at these places
+_NO_PICKLES = {
+    "checkpoint_dir": os.path.join(os.devnull, "none"),
+    "dataset_save_path": None,
+    "dataloaders_save_path": None,
+    "save_dataset": False,
+    "save_dataloaders": False,
+}
+
+
+def settings_of(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that rebuild an artifact's model.
+
+    Args:
+        artifact: whose settings are checked.
+        changes: settings of the caller, which replace the artifact's and are taken as they are.
+
+    Raises:
+        ArtifactError: a setting of the artifact that would be used has the wrong type, or could reach other files or
+            code; the message names it.
+    """
+    fields = Fields(artifact.info, artifact.folder / TICKET).inner("settings")
+    model, dataset = (changes.get(name) or fields.text(name) for name in ("model", "dataset"))
+    if model not in host.model_names():
+        raise fields.wrong("model", "a model of RecBole or of recbole_prune")
+    usual = recbole_defaults(model, dataset)
+    kept = {}
+    for name in fields:
+        if name in changes or name in _LEFT_OUT or name in schema.known_keys():
+            continue
+        if name in _KEPT or host.is_known_setting(name, model):
+            kept[name] = _checked(fields, name, usual.get(name), artifact)
+    return {**kept, **_NO_PICKLES, **changes}
+
+
+def _checked(fields: Fields, name: str, usual: object, artifact: Artifact) -> Any:
+    """The value of a setting, where it does no harm."""
+    value = fields.values[name]
+    allowed = _allowed_types(usual)
+    if value is not None and allowed and not _is_one_of(value, allowed):
+        raise fields.wrong(name, f"of RecBole's type, {' or '.join(kind.__name__ for kind in allowed)}")
+    if name in EVALUATED:
+        return fields.text(name, EVALUATED[name])
+    if name in CHECKPOINTS and value:
+        fields.text(name)
+        return _NO_CHECKPOINT
+    if name == "data_path" or (name == "gpu_id" and not isinstance(value, int)):
+        return fields.text(name)
+    parts = value if isinstance(value, list) else [value]
+    if name in _PARTS_OF_NAMES and not all(part is None or _stays_in_folder(part) for part in parts):
+        raise fields.wrong(name, "a part of a file's name, without a path")
+    if name in _SEPARATORS and len(fields.text(name)) > _LONGEST_SEPARATOR:
+        raise fields.wrong(name, f"text of at most {_LONGEST_SEPARATOR} characters")
+    if name == _PADDED_TO and value is not None:
+        histories = np.diff(artifact.seen.indptr.astype(np.int64))
+        return fields.whole(name, max(_LONGEST_PADDING, int(histories.max(initial=0))))
+    return value
+
+
+def _allowed_types(usual: object) -> tuple[type, ...]:
+    """Types of a setting whose default is ``usual``; empty: any."""
+    if isinstance(usual, bool):
+        return (bool,)
+    if isinstance(usual, (int, float)):
+        return (int, float)
+    if isinstance(usual, (list, tuple)):
+        return (list, str, int, float)  # RecBole takes one value for a list of it
+    return (type(usual),) if isinstance(usual, (str, dict)) else ()
+
+
+def _is_one_of(value: object, allowed: tuple[type, ...]) -> bool:
+    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
+
+
+def _stays_in_folder(part: object) -> bool:
+    return isinstance(part, str) and part not in ("", ".", "..") and not set("/\\\0") & set(part)

@@ -1,0 +1,194 @@
+"""Settings of somebody else's artifact: none is run, none leads to another file, each is named where it is wrong."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+from hostile import clear_line
+from marks import slow_but
+from test_artifact import reseal, snapshot
+from test_export import Bomb, Built, tiny
+from torch import nn
+from zoo import DATASET
+
+from recbole_prune.anatomy.outside import CHECKPOINTS, EVALUATED
+from recbole_prune.artifact import read_artifact
+from recbole_prune.config import host
+from recbole_prune.errors import ArtifactError, ConfigError, PruneError
+from recbole_prune.run.foreign_settings import settings_of
+from recbole_prune.run.rebuild import load_ticket
+from recbole_prune.scoring.probe import disagreement
+
+
+@pytest.fixture(scope="module")
+def small(tiny_data: Path) -> Built:
+    return tiny("BPR", tiny_data)
+
+
+@pytest.fixture(scope="module")
+def intact(small: Built, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    small.export(tmp_path_factory.mktemp("foreign") / "artifact")
+    return snapshot(tmp_path_factory.getbasetemp() / "foreign0" / "artifact")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, intact: dict[str, bytes]) -> Path:
+    (tmp_path / "artifact").mkdir()
+    return repair(tmp_path / "artifact", intact)
+
+
+def repair(folder: Path, intact: dict[str, bytes]) -> Path:
+    for name, data in intact.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def set_to(folder: Path, **changes: Any) -> Path:
+    """Change settings of the artifact, with its digest."""
+    reseal(folder, lambda document: document["settings"].update(changes))
+    return folder
+
+
+CODE = ("(lambda *_: __import__('os').mkdir('pwned'))", ["CIN"], "CINComp")
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_a_setting_that_recbole_evaluates_has_one_of_its_own_values(folder: Path, code: Any) -> None:
+    set_to(folder, model="KD_DAGFM", teacher=code)
+    with pytest.raises(
+        ArtifactError, match=r"ticket.json: settings.teacher must be (one of CrossNet, CIN|.* str), but is"
+    ):
+        settings_of(read_artifact(folder), {})
+
+
+@pytest.mark.slow
+def test_no_setting_of_an_artifact_is_evaluated(tiny_data: Path, tmp_path: Path) -> None:
+    """KD_DAGFM evaluates the name of its teacher's class."""
+    built = tiny("KD_DAGFM", tiny_data)
+    built.export(tmp_path / "artifact")
+    assert disagreement(built.scores(load_ticket(tmp_path / "artifact")), built.scores()) == 0
+    for code in CODE:
+        set_to(tmp_path / "artifact", teacher=code)
+        with pytest.raises(ArtifactError, match="settings.teacher"):
+            load_ticket(tmp_path / "artifact")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_no_array_beside_the_data_is_unpickled(tiny_data: Path, tmp_path: Path) -> None:
+    """LDiffRec reads the vectors of items from the folder that data_path names."""
+    built = tiny("LDiffRec", tiny_data)
+    built.export(tmp_path / "artifact")
+    data = tmp_path / "data" / DATASET
+    data.mkdir(parents=True)
+    for file in (tiny_data / DATASET).iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    (data / "item_emb.npy").write_bytes(pickle.dumps(Bomb(str(tmp_path / "pwned"))))
+    set_to(tmp_path / "artifact", n_cate=2, data_path=str(data.parent), out_dims=[8])
+    with pytest.raises(ArtifactError, match="settings: RecBole cannot build the model: .*pickle"):
+        load_ticket(tmp_path / "artifact")
+    assert not (tmp_path / "pwned").exists()
+
+
+HARMFUL = re.compile(r"(?:(?<![\w.])eval|torch\.load|np\.load|pickle\.loads?)\((?!\))")
+
+
+def test_all_that_models_of_recbole_evaluate_or_open_is_known() -> None:
+    """Where a new RecBole reads a setting into one of these, the tables of anatomy/outside.py must grow."""
+    found: dict[str, int] = {}
+    for file in (host.recbole_folder() / "model").rglob("*.py"):
+        count = len(HARMFUL.findall(file.read_text(encoding="utf-8")))
+        if count:
+            found[file.stem] = count
+            text = file.read_text(encoding="utf-8")
+            named = [name for name in (*CHECKPOINTS, *EVALUATED) if f'"{name}"' in text or f"'{name}'" in text]
+            assert named or file.stem == "ldiffrec", file
+    assert found == {"convncf": 1, "nais": 1, "ract": 2, "ldiffrec": 1, "neumf": 2, "kd_dagfm": 2, "s3rec": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "os"}, "settings.model must be a model of RecBole"),
+        ({"model": None}, "settings.model must be text"),
+        ({"dataset": "../tiny"}, "settings.dataset must be a part of a file's name"),
+        ({"benchmark_filename": ["a", "../b", "c"]}, "settings.benchmark_filename must be a part of a file's name"),
+        ({"additional_feat_suffix": "x/y"}, "settings.additional_feat_suffix must be a part of a file's name"),
+        ({"data_path": ["data"]}, "settings.data_path must be"),
+        ({"field_separator": "(a+)+$"}, "settings.field_separator must be text of at most 3"),
+        ({"embedding_size": "8"}, "settings.embedding_size must be of RecBole's type, int or float, but is '8'"),
+        ({"embedding_size": [8]}, "settings.embedding_size must be of RecBole's type"),
+        ({"embedding_size": True}, "settings.embedding_size must be of RecBole's type"),
+        ({"seed": "x"}, "settings.seed must be of RecBole's type"),
+        ({"metrics": {"a": 1}}, "settings.metrics must be of RecBole's type"),
+        ({"eval_args": "x"}, "settings.eval_args must be of RecBole's type, dict"),
+        ({"MAX_ITEM_LIST_LENGTH": 10**6}, "settings.MAX_ITEM_LIST_LENGTH must be a whole number from 0 to 1000"),
+    ],
+)
+def test_settings_of_an_artifact_are_checked_and_named(folder: Path, changes: dict[str, Any], words: str) -> None:
+    artifact = read_artifact(set_to(folder, **changes))
+    with pytest.raises(ArtifactError, match=f"ticket.json: {words}") as caught:
+        settings_of(artifact, {})
+    assert clear_line(caught.value)
+    [name] = changes
+    if name not in ("model", "dataset"):  # what the caller says replaces what is wrong
+        assert settings_of(artifact, {name: 7})[name] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    slow_but(
+        [({"embedding_size": 10**7}, "settings: .*ask for far more than the")],
+        [
+            ({"embedding_size": 10**7}, "settings: .*ask for far more than the"),
+            ({"embedding_size": 10**15}, "ticket.json: the weights do not fit BPR"),
+            ({"embedding_size": -1}, "ticket.json: the weights do not fit BPR"),
+            ({"data_path": "nowhere\0", "dataset": "ml-1m"}, "data_path: there is no folder|embedded null"),
+            ({"data_path": "nowhere", "dataset": "ml-1m"}, "data_path: there is no folder nowhere.ml-1m"),
+            ({"seed": 10**19}, "settings: "),
+            ({"metrics": "Nonsense"}, "settings: .*no metric named 'Nonsense'"),
+            ({"eval_args": {"split": {"RS": 7}}}, "settings: "),
+            ({"eval_args": {"split": {"\x1b[2J\n": [1]}}}, "settings: "),
+            ({"USER_ID_FIELD": "nothing"}, "settings: |is not the one of"),
+            ({"load_col": {"inter": ["user_id"]}}, "settings: "),
+            ({"train_neg_sample_args": {"distribution": "x"}}, "settings: "),
+        ],
+    ),
+)
+def test_settings_that_recbole_fails_on_end_in_one_line(folder: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises((ArtifactError, ConfigError), match=words) as caught:
+        load_ticket(set_to(folder, **changes))
+    assert clear_line(caught.value)
+    assert nn.Module.register_parameter.__qualname__ == "Module.register_parameter"
+
+
+def test_a_pipe_among_the_data_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / DATASET).mkdir(parents=True)
+    os.mkfifo(tmp_path / "data" / DATASET / f"{DATASET}.inter")
+    with pytest.raises(ArtifactError, match=r"tiny.inter is no regular file"):
+        load_ticket(folder, {"data_path": str(tmp_path / "data")})
+
+
+@pytest.mark.slow
+def test_any_value_of_any_setting_is_a_success_or_one_clear_line(
+    small: Built, folder: Path, intact: dict[str, bytes]
+) -> None:
+    choices = random.Random(0)
+    names = [*small.config.internal_config_dict, *small.config.plain_settings(), "teacher", "warm_up", "n_cate"]
+    for _ in range(150):
+        name, value = choices.choice(names), choices.choice(hostile.ODD_VALUES)
+        hostile.forge(repair(folder, intact), partial(hostile.change_field, way=("settings", name), value=value))
+        try:
+            load_ticket(folder)
+        except PruneError as error:
+            if not clear_line(error):
+                pytest.fail(f"settings.{name}={value!r}: {error}")
+        except BaseException as error:
+            raise AssertionError(f"settings.{name}={value!r}") from error
