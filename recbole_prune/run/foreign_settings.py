@@ -98,12 +98,12 @@ def _checked(fields: Fields, name: str, usual: object, artifact: Artifact) -> An
 def _allowed_types(usual: object) -> tuple[type, ...]:
     """Types of a setting whose default is ``usual``; empty: any."""
     if isinstance(usual, bool):
-        return (bool,)
+        return (bool, int)
     if isinstance(usual, (int, float)):
         return (int, float)
-    if isinstance(usual, (list, tuple)):
-        return (list, str, int, float)  # RecBole takes one value for a list of it
-    return (type(usual),) if isinstance(usual, (str, dict)) else ()
+    if isinstance(usual, (list, str)):
+        return (str, int, float, list)  # RecBole takes one value for a list, and makes lists and numbers of texts
+    return (dict,) if isinstance(usual, dict) else ()
 
 
 def _is_one_of(value: object, allowed: tuple[type, ...]) -> bool:
