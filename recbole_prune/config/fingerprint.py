@@ -12,11 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_prune import compat
 from recbole_prune.config import schema
-from recbole_prune.config.paths import property_file, property_names
 from recbole_prune.config.settings import Settings, defaults, is_used
-from recbole_prune.models import join_recbole
 
 # settings of RecBole that say where a process runs; they do not belong to what is trained
 OF_THE_PROCESS = frozenset({"config_files", "config_file_list", "local_rank", "offset", "group_offset", "ip", "port"})
@@ -73,22 +70,6 @@ def completed_defaults(config: Any) -> dict[str, Any]:
     probe._set_default_parameters()
     probe._set_train_neg_sample_args()
     return probe.final_config_dict  # type: ignore[no-any-return]
-
-
-def recbole_defaults(model: str, dataset: str) -> dict[str, Any]:
-    """Defaults of RecBole, or of ours for a model of ours, as they stand in the property files."""
-    from recbole.config import Config
-    from recbole.utils import get_model
-
-    compat.apply()
-    join_recbole()
-    probe = Config.__new__(Config)
-    probe._init_parameters_category()
-    probe.yaml_loader = probe._build_yaml_loader()
-    probe._load_internal_config_dict(model, get_model(model), dataset)
-    if model in property_names("model"):
-        probe._update_internal_config_dict(str(property_file("model", model)))
-    return probe.internal_config_dict  # type: ignore[no-any-return]
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 RecBole evaluates texts as Python, unpickles files that settings name, opens connections between processes and downloads
 data. So only settings that say how data and model are built are handed over, as the plain values that JSON has, each of
-the type of RecBole's own default. What says how a process runs, what is a setting of ours and what nobody reads is left
+the type that RecBole declares. What says how a process runs, what is a setting of ours and what nobody reads is left
 out: a run may have had it, and rebuilding a model needs none of it.
 """
 
@@ -18,8 +18,9 @@ from recbole_prune.anatomy.outside import CHECKPOINTS, EVALUATED
 from recbole_prune.artifact import Artifact
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import TICKET
-from recbole_prune.config import host, schema
-from recbole_prune.config.fingerprint import WITHOUT_EFFECT, recbole_defaults
+from recbole_prune.config import host, names, schema, values
+from recbole_prune.config.fingerprint import WITHOUT_EFFECT
+from recbole_prune.errors import ArtifactError, ConfigError
 
 # of the settings without effect on a result, those that say where the data and the devices are
 _KEPT = frozenset({"model", "dataset", "data_path", "use_gpu", "gpu_id"})
@@ -58,25 +59,27 @@ def settings_of(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any
             code; the message names it.
     """
     fields = Fields(artifact.info, artifact.folder / TICKET).inner("settings")
-    model, dataset = (changes.get(name) or fields.text(name) for name in ("model", "dataset"))
-    if model not in host.model_names():
-        raise fields.wrong("model", "a model of RecBole or of recbole_prune")
-    usual = recbole_defaults(model, dataset)
+    model = changes.get("model") or fields.text("model")
+    if isinstance(model, str):
+        names.check_model(model)
     kept = {}
     for name in fields:
         if name in changes or name in _LEFT_OUT or name in schema.known_keys():
             continue
         if name in _KEPT or host.is_known_setting(name, model):
-            kept[name] = _checked(fields, name, usual.get(name), artifact)
+            kept[name] = _checked(fields, name, model, artifact)
     return {**kept, **_NO_PICKLES, **changes}
 
 
-def _checked(fields: Fields, name: str, usual: object, artifact: Artifact) -> Any:
+def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -> Any:
     """The value of a setting, where it does no harm."""
     value = fields.values[name]
-    allowed = _allowed_types(usual)
-    if value is not None and allowed and not _is_one_of(value, allowed):
-        raise fields.wrong(name, f"of RecBole's type, {' or '.join(kind.__name__ for kind in allowed)}")
+    # a run of version 0.1.0 stored the interval [5,10] as a list
+    if not (values.is_text(name) and isinstance(value, list)):
+        try:
+            values.check_values({name: value}, [name], model if isinstance(model, str) else model.__name__)
+        except ConfigError as error:
+            raise ArtifactError(f"{fields.path}: {fields.place}.{error}") from error
     if name in EVALUATED:
         return fields.text(name, EVALUATED[name])
     if name in CHECKPOINTS and value:
@@ -89,25 +92,10 @@ def _checked(fields: Fields, name: str, usual: object, artifact: Artifact) -> An
         raise fields.wrong(name, "a part of a file's name, without a path")
     if name in _SEPARATORS and len(fields.text(name)) > _LONGEST_SEPARATOR:
         raise fields.wrong(name, f"text of at most {_LONGEST_SEPARATOR} characters")
-    if name == _PADDED_TO and value is not None:
+    if name == _PADDED_TO:
         histories = np.diff(artifact.seen.indptr.astype(np.int64))
         return fields.whole(name, max(_LONGEST_PADDING, int(histories.max(initial=0))))
     return value
-
-
-def _allowed_types(usual: object) -> tuple[type, ...]:
-    """Types of a setting whose default is ``usual``; empty: any."""
-    if isinstance(usual, bool):
-        return (bool, int)
-    if isinstance(usual, (int, float)):
-        return (int, float)
-    if isinstance(usual, (list, str)):
-        return (str, int, float, list)  # RecBole takes one value for a list, and makes lists and numbers of texts
-    return (dict,) if isinstance(usual, dict) else ()
-
-
-def _is_one_of(value: object, allowed: tuple[type, ...]) -> bool:
-    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
 
 
 def _stays_in_folder(part: object) -> bool:
