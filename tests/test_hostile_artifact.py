@@ -444,6 +444,14 @@ def test_tokens_reach_the_terminal_escaped(folder: Path, capsys: pytest.CaptureF
     assert len(shown.splitlines()) == 1 and shown[:-1].isprintable() and "did you mean" in shown
 
 
+def test_measured_files_reach_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = (Path(__file__).parent / "figures" / "train-bpr.json").read_text(encoding="utf-8")
+    (tmp_path / "forged.json").write_text(measured.replace('"plain"', '"plain\\u001b[2J\\u009b"'), encoding="utf-8")
+    assert cli.main(["bench", "table", str(tmp_path / "forged.json")]) == 0
+    printed = capsys.readouterr().out
+    assert r"plain\x1b[2J\x9b" in printed and all(line.isprintable() for line in printed.split("\n"))
+
+
 def test_reading_leaves_the_folder_alone(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     read_artifact(folder)

@@ -13,6 +13,16 @@ Array = NDArray[Any]
 _BLOCK = 1 << 20
 
 
+def bytes_of(bits: int) -> int:
+    """Bytes that so many bits fill."""
+    return (bits + 7) // 8
+
+
+def bits_below(count: int) -> int:
+    """Bits of a number below ``count``."""
+    return max(count - 1, 0).bit_length()
+
+
 def pack_bits(numbers: Array, width: int) -> NDArray[np.uint8]:
     """Non-negative integers below ``2 ** width``, one after the other in ``width`` bits each, low bit first."""
     if width == 0 or numbers.size == 0:

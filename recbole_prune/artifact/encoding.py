@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.artifact.bit_packing import pack_bits, unpack_bits
+from recbole_prune.artifact.bit_packing import bits_below, bytes_of, pack_bits, unpack_bits
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import ascending_in_rows
-from recbole_prune.artifact.value_types import VALUE_TYPES, store_values
+from recbole_prune.artifact.value_types import DTYPES, VALUE_TYPES, has_nan, store_values, wrong_type
 from recbole_prune.errors import ArtifactError
 from recbole_prune.masking.bound import information_bound_bits
 
@@ -35,8 +35,6 @@ ENCODINGS = ("dense", "bitmap", "rows")
 
 Array = NDArray[Any]
 
-# what safetensors holds, by numpy's names
-_DTYPES = tuple("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64".split())
 _MOST_DIMENSIONS = 32
 _LONGEST_SIDE = 1 << 40
 
@@ -128,7 +126,7 @@ class EncodedTensor:
         encoding = description.text("encoding", ENCODINGS)
         encoded = cls(
             shape=description.sizes("shape", _MOST_DIMENSIONS, _LONGEST_SIDE),
-            dtype=description.text("dtype", _DTYPES),
+            dtype=description.text("dtype", DTYPES),
             encoding=encoding,
             kept=description.whole("kept", _LONGEST_SIDE),
             parts=dict(parts),
@@ -146,7 +144,9 @@ class EncodedTensor:
             raise self._error(f"encoding {self.encoding} needs {needed}, found {found or 'nothing'}")
         if not self.kept <= self.entries:
             raise self._error(f"shape {list(self.shape)} cannot have {self.kept} live entries")
-        self._check_types()
+        wrong = wrong_type(self.parts, self.dtype, len(self.shape))
+        if wrong is not None:
+            raise self._error(wrong)
         most = self.columns.bit_length()
         if self.count_base > self.columns or self.count_bits > most:
             raise self._error(
@@ -154,28 +154,13 @@ class EncodedTensor:
             )
         sizes = {
             "values": self.entries if self.encoding == "dense" else self.kept,
-            "bitmap": _bytes_of(self.entries),
-            "counts": _bytes_of(self.rows * self.count_bits),
-            "columns": _bytes_of(self.kept * _column_bits(self.columns)),
+            "bitmap": bytes_of(self.entries),
+            "counts": bytes_of(self.rows * self.count_bits),
+            "columns": bytes_of(self.kept * bits_below(self.columns)),
         }
         for part in _PARTS[self.encoding]:
             if self.parts[part].size != sizes[part]:
                 raise self._error(f"{part} has {self.parts[part].size} elements where {sizes[part]} are needed")
-
-    def _check_types(self) -> None:
-        for name, part in self.parts.items():
-            if part.ndim != 1:
-                raise self._error(f"{name} must have one dimension, but has shape {list(part.shape)}")
-        wanted = {**dict.fromkeys(("bitmap", "counts", "columns"), "uint8"), "scales": "float16"}
-        stored = self.parts["values"].dtype.name
-        rounded = len(self.shape) > 1 and self.dtype in ("float32", "float64")
-        if "scales" in self.parts:
-            wanted["values"] = "int8" if rounded else "no scaled type"
-        elif not (rounded and stored == "float16"):
-            wanted["values"] = self.dtype
-        for name, dtype in wanted.items():
-            if name in self.parts and self.parts[name].dtype.name != dtype:
-                raise self._error(f"{name} must be {dtype}, but is {self.parts[name].dtype.name}")
 
     def _error(self, problem: str) -> ArtifactError:
         return ArtifactError(f"{self.source}: {problem}")
@@ -203,7 +188,7 @@ class EncodedTensor:
         counts = self.count_base + unpack_bits(self.parts["counts"], self.count_bits, self.rows)
         if counts.max(initial=0) > self.columns or counts.sum() != self.kept:
             raise self._error(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
-        columns = unpack_bits(self.parts["columns"], _column_bits(self.columns), self.kept)
+        columns = unpack_bits(self.parts["columns"], bits_below(self.columns), self.kept)
         if columns.max(initial=0) >= max(self.columns, 1) or not ascending_in_rows(columns, np.cumsum(counts)):
             raise self._error(f"the columns of a row must ascend from 0 to at most {self.columns - 1}")
         return counts, columns
@@ -246,7 +231,7 @@ class EncodedTensor:
 
     def _numbers(self, values: Array) -> Array:
         """Refuse what no trained weight is: a score of it would be NaN, which no ranking can hold."""
-        if _has_nan(values):
+        if has_nan(values):
             raise self._error("a value is NaN")
         return values
 
@@ -269,18 +254,6 @@ class EncodedTensor:
             values = np.abs(self.decode().reshape(live.shape).astype(np.float64))
             error[live] = np.maximum(values * 2.0**-11, 2.0**-25)[live] * 1.001
         return error.reshape(self.shape)
-
-
-def _has_nan(values: Array) -> bool:
-    return values.dtype.kind in "fc" and bool(np.isnan(values).any())
-
-
-def _bytes_of(bits: int) -> int:
-    return (bits + 7) // 8
-
-
-def _column_bits(columns: int) -> int:
-    return max(columns - 1, 0).bit_length()
 
 
 def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "fp32") -> EncodedTensor:
@@ -310,7 +283,7 @@ def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "
     stray = int(np.count_nonzero(table)) - int(np.count_nonzero(kept))
     if stray:
         raise ArtifactError(f"{stray} pruned entries are not 0")
-    if _has_nan(kept):
+    if has_nan(kept):
         raise ArtifactError(f"{int(np.isnan(kept).sum())} values are NaN")
     rounded = tensor.ndim > 1 and tensor.dtype.name in ("float32", "float64")
     parts = store_values(kept, counts, values if rounded else "fp32")
@@ -329,10 +302,10 @@ def _choose_positions(
     """The smallest encoding: its name, its parts beside the values, count base and count bits."""
     base = int(counts.min(initial=mask.shape[1]))
     bits = int(counts.max(initial=base) - base).bit_length()
-    column_bits = _column_bits(mask.shape[1])
+    column_bits = bits_below(mask.shape[1])
     sizes = {
-        "bitmap": _bytes_of(mask.size),
-        "rows": _bytes_of(mask.shape[0] * bits) + _bytes_of(stored.size * column_bits),
+        "bitmap": bytes_of(mask.size),
+        "rows": bytes_of(mask.shape[0] * bits) + bytes_of(stored.size * column_bits),
     }
     # zeros that are live could not be told from pruned ones
     if stored.size == mask.size or bool((stored != 0).all()):

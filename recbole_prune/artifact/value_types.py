@@ -12,6 +12,7 @@ small and sensitive, so they stay exact.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,35 @@ from recbole_prune.errors import ArtifactError
 Array = NDArray[Any]
 
 VALUE_TYPES = ("fp32", "fp16", "int8")
+# dtypes of a decoded tensor, by numpy's names: what safetensors holds
+DTYPES = tuple("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64".split())
+
+
+def has_nan(values: Array) -> bool:
+    """Whether a value is NaN."""
+    return values.dtype.kind in "fc" and bool(np.isnan(values).any())
+
+
+def wrong_type(parts: Mapping[str, Array], dtype: str, dimensions: int) -> str | None:
+    """What is wrong with the types of a tensor's parts, None where nothing is.
+
+    Args:
+        parts: ``values``, ``scales`` and positions, as :mod:`recbole_prune.artifact.encoding` names them.
+        dtype: of the decoded tensor.
+        dimensions: of the decoded tensor.
+    """
+    rounded = dimensions > 1 and dtype in ("float32", "float64")
+    wanted = {**dict.fromkeys(("bitmap", "counts", "columns"), "uint8"), "scales": "float16", "values": dtype}
+    if "scales" in parts:
+        wanted["values"] = "int8" if rounded else "unscaled"
+    elif rounded and parts["values"].dtype.name == "float16":
+        wanted["values"] = "float16"
+    for name, part in parts.items():
+        if part.ndim != 1:
+            return f"{name} must have one dimension, but has shape {list(part.shape)}"
+        if part.dtype.name != wanted[name]:
+            return f"{name} must be {wanted[name]}, but is {part.dtype.name}"
+    return None
 
 
 def store_values(kept: Array, counts: NDArray[np.int64], values: str) -> dict[str, Array]:

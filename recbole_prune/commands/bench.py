@@ -14,7 +14,7 @@ from recbole_prune.bench import options as own
 from recbole_prune.bench.options import Option
 from recbole_prune.config.schema import did_you_mean, near_names
 from recbole_prune.config.words import launch
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, printable
 
 USAGE = """usage: recbole-prune bench NAME [--own_option=value ...] [--model=BPR --dataset=ml-100k --key=value ...]
        recbole-prune bench table FILE.json ...
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> int:
     if name == "table":
         from recbole_prune.bench.table import markdown_of_files
 
-        print(markdown_of_files(rest))
+        print("\n".join(map(printable, markdown_of_files(rest).split("\n"))))
         return 0
     if name == "generate":
         from recbole_prune.bench.generate import generate
