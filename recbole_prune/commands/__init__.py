@@ -17,7 +17,7 @@ from logging import getLogger
 import recbole_prune
 from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.options import joined
-from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.errors import ConfigError, PruneError, printable
 from recbole_prune.signals import interruption
 
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_broken_output()
         if isinstance(error, BrokenPipeError):
             return _BROKEN_PIPE
-        print(f"recbole-prune: {_sentence(error)}", file=sys.stderr)
+        print(f"recbole-prune: {printable(_sentence(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interruption()}", file=sys.stderr)
