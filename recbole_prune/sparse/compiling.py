@@ -13,7 +13,7 @@ from recbole_prune.sparse.loop_cache import keep_on_disk
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 # importing numba and reading a loop from the cache, on a slow core
-_LOADING_SECONDS = 1.5
+_LOADING_SECONDS = 1.0
 _forgone_seconds = 0.0
 
 
