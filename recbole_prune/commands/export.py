@@ -9,6 +9,7 @@ from recbole_prune.errors import ConfigError
 
 _OPTIONS = {
     "run": "folder of a run",
+    "data_path": "folder that the dataset's folder lies in; default: where the run found it",
     "to": "where to write the artifact; default: artifact/ in the run folder",
     "export_ticket": "number of the ticket; default: as the run chooses",
     "export_values": "fp32, fp16 or int8",
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     from recbole_prune.run.workshop import Workshop
 
     record = provenance.read_record(path)
-    config = PruneConfig.from_plain_settings({**record["settings"], **options})
+    config = PruneConfig.from_plain_settings({**record["settings"], **options}, download=False)
     folder = RunFolder(path)
     folder.open()
     try:
