@@ -76,10 +76,10 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert files_in(tmp_path) == files
 
 
-# each process is forked where numba is imported, but nothing is compiled or loaded
+# each process is forked where numba has begun its work, but knows no loop of ours
 MANY = """
-import json, os, sys
-import numba
+import os, numba
+numba.njit(lambda: 1)()
 for number in range(200):
     child = os.fork()
     if not child:
