@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from logging import getLogger
 from typing import Any, TypeVar, cast
 
-from recbole_prune.sparse.loop_cache import keep_on_disk
+from recbole_prune.sparse.loop_cache import Dispatcher, keep_on_disk
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -67,5 +67,5 @@ def compile_loop(loop: Loop, *, alone: bool = True, fastmath: Collection[str] = 
         return loop
     compiled: Loop = njit(loop, nogil=True, fastmath=set(fastmath))
     if alone and compiled is not loop:  # NUMBA_DISABLE_JIT gives the loop back
-        keep_on_disk(compiled)
+        keep_on_disk(cast("Dispatcher", compiled))
     return compiled

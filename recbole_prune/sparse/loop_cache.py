@@ -19,17 +19,36 @@ from contextlib import suppress
 from functools import cache
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _DIGEST = hashlib.sha256().digest_size
 
 
-def keep_on_disk(dispatcher: Any) -> None:
-    """Give a function that numba compiles a :class:`LoopCache`; without a folder for it, a warning says so.
+class Dispatcher(Protocol):
+    """What ``numba.njit`` returns, as far as it matters here."""
 
-    Args:
-        dispatcher: what ``numba.njit`` returns.
-    """
+    py_func: Callable[..., Any]
+    _cache: object
+
+
+class Target(Protocol):
+    """What numba compiles for."""
+
+    def refresh(self) -> None:
+        """Make sure that it is ready."""
+
+    def codegen(self) -> object:
+        """What makes machine code of it."""
+
+
+class Compiled(Protocol):
+    """A function that numba has compiled."""
+
+    codegen: object
+
+
+def keep_on_disk(dispatcher: Dispatcher) -> None:
+    """Give a function that numba compiles a :class:`LoopCache`; without a folder for it, a warning says so."""
     try:
         dispatcher._cache = LoopCache(dispatcher.py_func)
     except Exception as error:  # numba finds no folder, or has changed inside
@@ -55,7 +74,7 @@ class LoopCache:
         self._name = f"{function.__module__}.{function.__qualname__}.{sys.implementation.cache_tag}"
         self.cache_path = str(self._numbas.cache_path)
 
-    def load_overload(self, signature: Any, target: Any) -> Any:
+    def load_overload(self, signature: object, target: Target) -> Any:
         """The compiled function for a signature, None where there is none that can be trusted."""
         target.refresh()
         try:
@@ -68,7 +87,7 @@ class LoopCache:
         except Exception:  # whatever lies there, the loop can be compiled
             return None
 
-    def save_overload(self, signature: Any, compiled: Any) -> None:
+    def save_overload(self, signature: object, compiled: Compiled) -> None:
         """Write a compiled function; where that fails, a warning says so."""
         try:
             from numba.core.serialize import dumps
@@ -83,7 +102,7 @@ class LoopCache:
     def flush(self) -> None:
         """Forget everything: part of what numba asks of a cache; files that do not fit are replaced anyway."""
 
-    def _place(self, signature: Any, codegen: Any) -> tuple[Path, bytes]:
+    def _place(self, signature: object, codegen: object) -> tuple[Path, bytes]:
         """The file of a signature on this kind of processor, and in words what its code is made from."""
         from numba import __version__
 
