@@ -12,9 +12,11 @@ import torch
 from zoo_data import make_dataset
 
 from recbole_prune import compat
+from recbole_prune.models import join_recbole
 
 torch.set_num_threads(1)
-compat.apply()  # tests import RecBole's modules, in any order
+compat.apply()  # tests import RecBole's modules and those that join them, in any order
+join_recbole()
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from recbole_prune.sparse.storage import choose_compact, compact_is_smaller
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs with the compiled loops and with torch's operations."""
     if request.param == "torch":
-        monkeypatch.setattr(row_kernels, "_compiled", lambda name: None)
+        monkeypatch.setattr(row_kernels, "available", lambda: False)
     else:
         pytest.importorskip("numba", reason="numba is not installed: only torch's operations are tested")
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from recbole.config import Config
 from recbole.model.general_recommender import BPR
 
-from recbole_prune.config import host, schema
+from recbole_prune.config import fingerprint, host, schema
 from recbole_prune.config.paths import property_file
 from recbole_prune.config.prune_config import PruneConfig, model_names
 from recbole_prune.errors import ConfigError
@@ -357,6 +358,32 @@ def test_plain_settings_rebuild_the_config(build, monkeypatch):
     for name in recbole.final_config_dict:
         if name not in schema.known_keys():
             assert recbole[name] == config[name] or name == "config_files", name
+
+
+def test_plain_settings_hold_in_any_working_directory(build):
+    """Every path that RecBole reads; what is no path, or empty, stays as it is."""
+    here = os.getcwd()
+    Path("dataset/shop").mkdir(parents=True)
+    assert build(dataset="shop").plain_settings()["data_path"] == f"{here}/dataset"
+    assert "data_path" not in build().plain_settings(), "RecBole finds the bundled data itself"
+    said = {
+        "data_path": "dataset/", "checkpoint_dir": "saved", "dataset_save_path": "/abs/set.pth", "pre_model_path": "",
+        "mf_pretrain_path": "../mf.pth", "dataloaders_save_path": None, "load_col": {"inter": ["user_id", "item_id"]},
+    }  # fmt: skip
+    plain = build(dataset="shop", model="NeuMF", **said).plain_settings()
+    assert {name: plain[name] for name in said} == {
+        **said, "data_path": f"{here}/dataset", "checkpoint_dir": f"{here}/saved",
+        "mf_pretrain_path": os.path.join(os.path.dirname(here), "mf.pth"),
+    }  # fmt: skip
+    assert build(dataset="shop", data_path=f"{here}/dataset").run_hash == build(dataset="shop").run_hash
+
+
+def test_paths_of_recbole_are_known():
+    """Settings whose names say that they are paths, in the property files of RecBole."""
+    read = set()
+    for file in (host.recbole_folder() / "properties").rglob("*.yaml"):
+        read |= set(re.findall(r"^(\w+(?:_path|_dir)|warm_up)\s*:", file.read_text(), re.MULTILINE))
+    assert read == fingerprint.PATHS
 
 
 def test_with_changes_is_a_copy(build):

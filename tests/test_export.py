@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from zoo import DATASET, config_for
 from recbole_prune.anatomy.caches import refresh
 from recbole_prune.artifact import export, read_artifact
 from recbole_prune.artifact.encoding import EncodedTensor, encode
-from recbole_prune.artifact.export import export_ticket
+from recbole_prune.artifact.export import export_ticket, seen_by_users
 from recbole_prune.bench.plain import PlainData
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.run.rebuild import load_ticket
+from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.probe import Probe, disagreement, effect, undisturbed
 from recbole_prune.serving import Recommender
 
@@ -38,6 +40,7 @@ class Built:
     def __init__(self, model: Any, dataset: str = "ml-100k", sparsity: float = 0.9, **settings: Any) -> None:
         name = model if isinstance(model, str) else "BPR"
         self.config = PruneConfig(model=name, dataset=dataset, config_dict={"gpu_id": "", **settings})
+        self.seen = seen_by_users(create_dataset(self.config), self.config)
         plain = PlainData(self.config)
         self.dataset = plain.dataset
         self.model = plain.build_model(None if isinstance(model, str) else model)
@@ -57,6 +60,7 @@ class Built:
             "masks": self.masks,
             "config": self.config,
             "dataset": self.dataset,
+            "seen": self.seen,
             "info": {**facts, "settings": self.config.plain_settings(), "valid": {"ndcg@10": float("nan")}},
         }
         return export_ticket(folder, **{**arguments, **changes})
@@ -267,6 +271,54 @@ def test_sasrec_comes_back_but_cannot_be_served(tmp_path: Path) -> None:
         assert {artifact.items[item] for item in artifact.seen.of(number)} == known
 
 
+@pytest.fixture
+def with_a_beginner(tiny_data: Path, tmp_path: Path) -> Path:
+    """The generated data and a user with a single interaction."""
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_data, folder)
+    for suffix in ("inter", "user"):
+        file = folder / DATASET / f"{DATASET}.{suffix}"
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join([*lines, "\t".join(["beginner", *lines[1].split("\t")[1:]])]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("model", slow_but(["SASRec"], ["BPR", "SASRec", "DIEN"]))
+def test_what_users_have_seen_is_what_the_data_says(model: str, with_a_beginner: Path, tmp_path: Path) -> None:
+    """For a user with one interaction too, of which a sequential model makes no sequence."""
+    changes = {"MAX_ITEM_LIST_LENGTH": 4, "user_inter_num_interval": None}
+    config = PruneConfig(model, DATASET, config_dict={**config_for(model, with_a_beginner), **changes})
+    workshop = Workshop(config)
+    tokens = {kind: list(workshop.dataset.field2id_token[f"{kind}_id"]) for kind in ("user", "item")}
+    found = {
+        user: {tokens["item"][item] for item in workshop.seen.of(number)}
+        for number, user in enumerate(tokens["user"])
+        if number
+    }
+    expected = interactions_of(config)
+    assert len(expected["beginner"]) == 1 and found == expected
+
+
+def test_what_users_have_seen_in_files_that_hold_sequences(tmp_path: Path) -> None:
+    folder = tmp_path / "sets" / "sequences"
+    folder.mkdir(parents=True)
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    for part, rows in {"train": ["a\tx y\tz", "b\tx\ty"], "valid": ["a\tx y z\tv"], "test": ["c\tw\tx"]}.items():
+        (folder / f"sequences.{part}.inter").write_text(head + "\n".join(rows) + "\n")
+    settings = {
+        "data_path": str(tmp_path / "sets"), "benchmark_filename": ["train", "valid", "test"], "gpu_id": "",
+        "alias_of_item_id": ["item_id_list"], "train_neg_sample_args": None, "load_col": {
+            "inter": ["user_id", "item_id_list", "item_id"]
+        },
+    }  # fmt: skip
+    config = PruneConfig("SASRec", "sequences", config_dict=settings)
+    dataset = create_dataset(config)
+    seen = seen_by_users(dataset, config)
+    users, items = (list(dataset.field2id_token[f"{kind}_id"]) for kind in ("user", "item"))
+    found = {users[user]: {items[item] for item in seen.of(user)} for user in range(1, len(users))}
+    assert found == {"a": set("xyzv"), "b": set("xy"), "c": set("wx")}
+
+
 @pytest.mark.parametrize("model", ["NeuMF", "KGIN", "KTUP", "DIN", "FM", "NNCF", "RippleNet"])
 def test_models_of_every_kind_come_back(model: str, tiny_data: Path, tmp_path: Path) -> None:
     """Scored by pairs, drawn at random in evaluation, with features, with samples drawn in the constructor."""
@@ -416,15 +468,42 @@ def test_load_ticket_finds_moved_data_and_refuses_other_data(small: Built, tiny_
     for file in (tiny_data / DATASET).iterdir():
         (moved / DATASET / file.name).write_bytes(file.read_bytes())
     reseal(tmp_path / "artifact", lambda document: document["settings"].update(data_path=str(tmp_path / "gone")))
-    with pytest.raises(ConfigError, match="gone"):
+    with pytest.raises(ConfigError, match=r"tiny is not in .*gone: name the folder that it lies in with data_path$"):
         load_ticket(tmp_path / "artifact")
-    loaded = load_ticket(tmp_path / "artifact", {"data_path": str(moved)})
+    loaded = load_ticket(tmp_path / "artifact", data_path=moved)
     assert disagreement(small.scores(loaded), small.scores()) == 0
 
     lines = (moved / DATASET / f"{DATASET}.inter").read_text().splitlines()
     (moved / DATASET / f"{DATASET}.inter").write_text("\n".join([lines[0], lines[-1], *lines[1:-1]]) + "\n")
     with pytest.raises(ArtifactError, match=r"dataset tiny is not the one of .*: user 1 is '\w+' instead of '\w+'"):
-        load_ticket(tmp_path / "artifact", {"data_path": str(moved)})
+        load_ticket(tmp_path / "artifact", data_path=moved)
+
+
+def test_load_ticket_works_from_another_folder(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the data lay in RecBole's default place."""
+    shutil.copytree(tiny_data, tmp_path / "work" / "dataset")
+    monkeypatch.chdir(tmp_path / "work")
+    settings = config_for("BPR", tiny_data)
+    for number, data_path in enumerate(["dataset", "./dataset/", None]):
+        settings.pop("data_path", None)
+        small = Built("BPR", DATASET, 0.5, **settings, **({"data_path": data_path} if data_path else {}))
+        small.export(tmp_path / f"artifact-{number}")
+        expected = small.scores()
+        monkeypatch.chdir(tmp_path)
+        assert disagreement(small.scores(load_ticket(f"artifact-{number}")), expected) == 0
+        monkeypatch.chdir(tmp_path / "work")
+
+
+def test_load_ticket_downloads_nothing(small: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset that RecBole knows is not fetched into a folder of the machine that the artifact comes from."""
+    small.export(tmp_path / "artifact")
+    monkeypatch.setattr("recbole.data.dataset.dataset.Dataset._download", lambda *args: pytest.fail("downloads"))
+    changes = {"data_path": str(tmp_path / "gone"), "dataset": "ml-1m"}
+    reseal(tmp_path / "artifact", lambda document: document["settings"].update(changes))
+    with pytest.raises(ConfigError, match=r"ml-1m is not in .*gone: name the folder that it lies in with data_path$"):
+        load_ticket(tmp_path / "artifact")
 
 
 def test_load_ticket_refuses_a_model_of_another_shape(small: Built, tmp_path: Path) -> None:

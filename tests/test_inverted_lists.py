@@ -82,7 +82,7 @@ def test_matrix_products_equal_the_full_sort(
 ) -> None:
     users, items, seen = case(seed, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_top_k_module, "available", lambda: compiled)
+        patch.setattr(dense_top_k_module, "pays", lambda seconds: compiled)
         patch.setattr(dense_top_k_module, "_SPARE", spare)
         found = dense_top_k(users, items, k, *pointers_of(seen), scale=scale)
     assert_equal(found, full_sort(users, items, k, seen, scale))

@@ -20,6 +20,7 @@ from recbole_prune.artifact.files import Seen
 from recbole_prune.commands import recommend as command
 from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.serving import Recommender, recommend
+from recbole_prune.sparse.compiling import available
 
 USERS, ITEMS, WIDTH = 30, 100, 8
 
@@ -88,17 +89,16 @@ def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
 def test_lists_equal_a_full_sort_with_and_without_numba(
     recommender: Recommender, users: list[int], k: int, exclude_seen: bool, with_numba: bool
 ) -> None:
-    if not with_numba:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recommend, "available", lambda: False)
-            recommender = Recommender(recommender._artifact)
-        assert recommender._scan is None
-    found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recommend, "pays", lambda seconds: with_numba)
+        found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
     assert found == [plain_ranking(recommender, user, k, exclude_seen) for user in users]
 
 
 @pytest.mark.parametrize("variant", [{"scale": -2.5}, {"item_rows": ITEMS + 7}, {"sparsity": 1.0}, {"values": "int8"}])
-def test_variants(tmp_path: Path, variant: dict) -> None:
+@pytest.mark.parametrize("pays", [True, False])
+def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: dict, pays: bool) -> None:
+    monkeypatch.setattr(recommend, "pays", lambda seconds: pays)
     recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact", **variant))
     found = recommender.recommend([f"u{user}" for user in range(1, USERS)], 20)
     scale = variant.get("scale", 1.0)
@@ -198,12 +198,43 @@ def test_without_a_working_numba_lists_are_the_same_and_the_user_is_told(
         (tmp_path / "stub" / "numba").mkdir(parents=True)
         (tmp_path / "stub" / "numba" / "__init__.py").write_text(f"raise ImportError({reason!r})\n")
     hidden = "" if reason else "sys.modules['numba'] = None; "
-    program = f"import sys; {hidden}from recbole_prune import cli; sys.exit(cli.main({command!r}))"
+    program = (
+        f"import sys; {hidden}from recbole_prune import cli; from recbole_prune.sparse import compiling; "
+        f"compiling._LOADING_SECONDS = 0; sys.exit(cli.main({command!r}))"
+    )
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'stub'}{os.pathsep}{root}"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
     assert [done.stderr.count(word) for word in words] == [1] * len(words), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_few_users_are_not_worth_loading_numba(tmp_path: Path) -> None:
+    """Loading it takes longer than all of their lists; a second process in a row gives the same ones."""
+    words = ["recommend", f"--artifact={make_artifact(tmp_path / 'artifact')}", "--users=u1,u2", "--k=5"]
+    program = f"import sys; from recbole_prune import cli; cli.main({words!r}); print('numba' in sys.modules)"
+    root = Path(__file__).resolve().parents[1]
+    results = [
+        subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert results[0].stdout == results[1].stdout and not results[0].stderr
+    lines = results[0].stdout.splitlines()
+    assert lines[-1] == "False" and len(lines) == 12
+
+
+def test_many_users_or_a_few_again_and_again_are_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work: list[float] = []
+    monkeypatch.setattr(recommend, "pays", lambda seconds: bool(work.append(seconds)))
+    recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact"))
+    for users in (["u1"], ["u1"], [f"u{number}" for number in range(1, USERS)]):
+        recommender.recommend(users, 3)
+    assert work[0] > work[1] and work[2] == pytest.approx(work[1] * (USERS - 1))  # the table is decoded only once
+    monkeypatch.setattr(recommend, "pays", lambda seconds: True)
+    recommender.recommend(["u1"], 3)
+    assert ("_lists" in vars(recommender)) == ("_item_table" not in vars(recommender)) == available()
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def export_ticket(
     masks: Mapping[str, torch.Tensor],
     config: Config,
     dataset: Dataset,
+    seen: Seen,
     info: Mapping[str, Any],
     values: str = "fp32",
     vectors: bool = False,
@@ -49,7 +50,8 @@ def export_ticket(
         model: trained RecBole model with its masks applied.
         masks: name of a weight -> boolean mask of its shape, True is live; other weights are stored whole.
         config: the RecBole Config that built the model.
-        dataset: the RecBole dataset with all interactions; they become what each user has consumed.
+        dataset: the RecBole dataset with all interactions.
+        seen: what each user has consumed (:func:`seen_by_users`).
         info: facts of the run, JSON only; must have ``model``, ``dataset`` and ``settings``, the latter as
             ``PruneConfig.plain_settings`` gives them.
         values: ``fp32``, ``fp16`` or ``int8``.
@@ -93,7 +95,7 @@ def export_ticket(
             vectors=extra,
             users=_tokens(dataset, dataset.uid_field),
             items=_tokens(dataset, dataset.iid_field),
-            seen=_seen(dataset, config),
+            seen=seen,
             tables=[name for name in tensors if name in {_owner(mask, shared) for mask in masks}],
             document={
                 **_plain(info),
@@ -238,20 +240,21 @@ def _tokens(dataset: Dataset, field: str | None) -> list[str]:
     return [str(token) for token in dataset.field2id_token[field]] if field else ["[PAD]"]
 
 
-def _seen(dataset: Dataset, config: Config) -> Seen:
-    """All interactions; of augmented sequences also what stands only in the item lists."""
+def seen_by_users(dataset: Dataset, config: Config) -> Seen:
+    """What each user has consumed, of a dataset that RecBole has read but not built yet.
+
+    Building turns the interactions of sequential models into sequences, in which users with only one are lost.
+    """
     feature = dataset.inter_feat
-    if not dataset.uid_field:
-        return Seen.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
+    if not dataset.uid_field or not dataset.iid_field:
+        nothing = np.zeros(0, np.int64)
+        return Seen.from_pairs(nothing, nothing, dataset.user_num if dataset.uid_field else 1)
     users, items = (_column(feature, field) for field in (dataset.uid_field, dataset.iid_field))
     list_field = f"{dataset.iid_field}{config['LIST_SUFFIX']}"
-    if list_field in feature:
-        lists = _column(feature, list_field)
-        if not config["benchmark_filename"]:
-            # RecBole's augmentation makes every item but a user's first a row of its own
-            lists = lists[:, :1]
-        users = np.concatenate([users, np.repeat(users, lists.shape[1])])
-        items = np.concatenate([items, lists.reshape(-1)])
+    if list_field in feature:  # the files hold sequences already (benchmark_filename)
+        lists = [np.asarray(sequence) for sequence in feature[list_field]]
+        users = np.concatenate([users, np.repeat(users, [len(sequence) for sequence in lists])])
+        items = np.concatenate([items, *lists])
     return Seen.from_pairs(users, items, dataset.user_num)
 
 

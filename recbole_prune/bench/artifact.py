@@ -58,6 +58,7 @@ def export(
         masks=dict(masks),
         config=ours.config,
         dataset=ours.workshop.dataset,
+        seen=ours.workshop.seen,
         info={
             "model": ours.config["model"],
             "dataset": ours.config["dataset"],

@@ -13,6 +13,7 @@ import yaml
 
 from recbole_prune.bench.plain import begin, reseed
 from recbole_prune.compat.places import trainers_write_to
+from recbole_prune.config.fingerprint import PATHS
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
@@ -129,4 +130,5 @@ def settings_of(config: PruneConfig) -> dict[str, Any]:
     """What the results say about the runs: the settings, and what decides the cost among RecBole's defaults."""
     costs = ("train_batch_size", "eval_batch_size", "learner", "embedding_size", "n_layers", "seed", "epochs")
     known = {name: config[name] for name in costs if config[name] is not None}
-    return {**known, **config.plain_settings(), "device": str(config["device"])}
+    said = {name: value for name, value in config.plain_settings().items() if name not in PATHS}
+    return {**known, **said, "device": str(config["device"])}

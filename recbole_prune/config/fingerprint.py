@@ -17,6 +17,11 @@ from recbole_prune.config.settings import Settings, defaults, is_used
 
 # settings of RecBole that say where a process runs; they do not belong to what is trained
 OF_THE_PROCESS = frozenset({"config_files", "config_file_list", "local_rank", "offset", "group_offset", "ip", "port"})
+# those that name a file or a folder
+PATHS = frozenset({
+    "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "pre_model_path", "pretrain_path",
+    "mf_pretrain_path", "mlp_pretrain_path", "warm_up",
+})  # fmt: skip
 WITHOUT_EFFECT = OF_THE_PROCESS | {
     "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress", "verbose",
     "saved", "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path",

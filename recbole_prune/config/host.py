@@ -22,7 +22,7 @@ _READS = re.compile(
     r"""|["'](\w+)["']\s+(?:not\s+)?in\s+(?:self\.)?config"""
     r"""|\bconfig\.(\w+)"""
 )
-_BUNDLED_DATASET = "ml-100k"
+BUNDLED_DATASET = "ml-100k"
 
 
 @lru_cache(maxsize=1)
@@ -53,7 +53,7 @@ def model_names() -> list[str]:
 def dataset_names() -> list[str]:
     """Sorted names of the datasets that RecBole brings along or can download."""
     urls = yaml.safe_load((recbole_folder() / "properties/dataset/url.yaml").read_text(encoding="utf-8"))
-    return sorted({_BUNDLED_DATASET, *urls})
+    return sorted({BUNDLED_DATASET, *urls})
 
 
 def is_known_setting(name: str, model: type | str | None = None) -> bool:

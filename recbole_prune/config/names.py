@@ -42,20 +42,24 @@ def check_model(name: str) -> None:
         raise ConfigError(f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}")
 
 
-def check_dataset(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a dataset that is not there and that RecBole cannot download.
+def check_dataset(name: str, settings: Mapping[str, Any], download: bool = True) -> None:
+    """Refuse a dataset that is not there and that RecBole cannot, or may not, download.
 
     Args:
         name: of the dataset.
         settings: ``data_path``, ``checkpoint_dir`` and ``dataset_save_path`` of the run, as far as they are set.
+        download: whether RecBole may.
     """
     folder = Path(str(settings.get("data_path") or "dataset/"), name)
-    if name in host.dataset_names() or folder.exists():
+    known = host.dataset_names() if download else [host.BUNDLED_DATASET]
+    if name in known or folder.exists():
         return
     # RecBole takes a saved dataset before it looks for the folder
     saved = list(Path(str(settings.get("checkpoint_dir") or "saved")).glob(f"{name}-*.pth"))
     if saved or settings.get("dataset_save_path"):
         return
+    if not download:
+        raise ConfigError(f"dataset {name} is not in {folder.parent}: name the folder that it lies in with data_path")
     beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
     near = schema.did_you_mean(schema.near_names(name, [*beside, *host.dataset_names()]))
     raise ConfigError(

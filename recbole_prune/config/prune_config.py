@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from typing import Any
@@ -11,7 +12,7 @@ from recbole.config import Config
 from recbole.evaluator import metric_types
 
 from recbole_prune import compat
-from recbole_prune.config import fingerprint, names, schema, values
+from recbole_prune.config import fingerprint, host, names, schema, values
 from recbole_prune.config.evaluation import check_evaluation
 from recbole_prune.config.files import read_settings
 from recbole_prune.config.host import dataset_names, model_names
@@ -66,14 +67,18 @@ class PruneConfig(Config):
         self._build(_Private(model=model, given=given, words=tuple(words)), model, dataset, config_file_list)
 
     @classmethod
-    def from_plain_settings(cls, plain: Mapping[str, Any]) -> PruneConfig:
+    def from_plain_settings(cls, plain: Mapping[str, Any], *, download: bool = True) -> PruneConfig:
         """Build the config that :meth:`plain_settings` describes.
+
+        Args:
+            plain: the settings.
+            download: whether RecBole may download a dataset that is not there.
 
         Raises:
             ConfigError: as for the constructor.
         """
         config = cls.__new__(cls)
-        config._build(_Private(given=dict(plain), replayed=True), None, None, None)
+        config._build(_Private(given=dict(plain), replayed=True, download=download), None, None, None)
         return config
 
     def _build(self, private: _Private, model: Any, dataset: Any, files: Any) -> None:
@@ -184,7 +189,7 @@ class PruneConfig(Config):
             self._warn(warning)
         merged.update(self._private.settings)
         self.external_config_dict.update({name: merged[name] for name in {*user, *recipe}})
-        names.check_dataset(self.dataset, merged)
+        names.check_dataset(self.dataset, merged, download=self._private.download)
         return merged
 
     # ---- what others read --------------------------------------------------------------------------------------------
@@ -226,8 +231,9 @@ class PruneConfig(Config):
     def plain_settings(self) -> dict[str, Any]:
         """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.
 
-        What the user and the recipe set, after checking, with model and dataset. Written to a yaml file and given as
-        its config file, they rebuild RecBole's own Config too.
+        What the user and the recipe set, after checking, with model, dataset and where that lies; paths are absolute,
+        so that they hold in any working directory. Written to a yaml file and given as its config file, they rebuild
+        RecBole's own Config too.
         """
         ours, base = self.settings, defaults(self.settings.pruner, self.settings.distiller)
         theirs = {
@@ -235,6 +241,9 @@ class PruneConfig(Config):
             for name, value in self.external_config_dict.items()
             if name not in ours and name not in fingerprint.OF_THE_PROCESS
         }
+        if self.dataset != host.BUNDLED_DATASET:
+            theirs.setdefault("data_path", self.internal_config_dict["data_path"])
+        theirs.update({name: os.path.abspath(theirs[name]) for name in fingerprint.PATHS if theirs.get(name)})
         methods = {kind: ours[kind] for kind in schema.METHOD_KINDS if ours[kind] is not None}
         changed = {name: ours[name] for name in ours if ours[name] != base[name] and name not in _ONE_SHOT}
         return {**theirs, "model": self.model, "dataset": self.dataset, **methods, **changed}
@@ -281,6 +290,7 @@ class _Private:
         given: the ``config_dict`` argument.
         words: the ``words`` argument.
         replayed: built from plain settings: no recipe, no warnings, values are taken as typed.
+        download: whether RecBole may download the dataset.
         command_line: settings of the command line, None before they are read.
         recipe: settings of the recipe.
         user: names that the user set anywhere.
@@ -291,12 +301,18 @@ class _Private:
     """
 
     def __init__(
-        self, given: dict[str, Any], model: Any = None, words: tuple[str, ...] = (), replayed: bool = False
+        self,
+        given: dict[str, Any],
+        model: Any = None,
+        words: tuple[str, ...] = (),
+        replayed: bool = False,
+        download: bool = True,
     ) -> None:
         self.model = model
         self.given = given
         self.words = words
         self.replayed = replayed
+        self.download = download
         self.command_line: dict[str, Any] | None = None
         self.recipe: dict[str, Any] = {}
         self.user: set[str] = set()

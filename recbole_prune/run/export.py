@@ -42,6 +42,7 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
         masks={} if chosen.mask_file is None else dict(experiment.masks_of(chosen)),
         config=config,
         dataset=experiment.workshop.dataset,
+        seen=experiment.workshop.seen,
         info=provenance.artifact_info(config, chosen, wanted),
         values=settings.export_values,
         vectors=settings.export_vectors,

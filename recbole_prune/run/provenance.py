@@ -55,7 +55,8 @@ def record(config: Any, folder: RunFolder) -> None:
         if before != data:
             raise StoreError(
                 f"the files of dataset {config['dataset']} changed since {folder.path} was begun: "
-                "put the old data back, or start over with --fresh=True (the folder is kept aside)"
+                "put the old data back, name its folder with --data_path, or start over with --fresh=True (this folder "
+                "is kept aside)"
             )
         return
     document = {

@@ -29,7 +29,9 @@ _SPARE = 1 << 20
 _SPARE_WEIGHTS = 1000
 
 
-def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) -> Any:
+def load_ticket(
+    folder: PathLike, config_dict: Mapping[str, Any] | None = None, *, data_path: PathLike | None = None
+) -> Any:
     """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
 
     The dataset is read and the model is built as in the run that made the artifact, under the same seed, since some
@@ -39,8 +41,8 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
 
     Args:
         folder: the artifact.
-        config_dict: settings that replace the stored ones, for example ``{"data_path": "data", "gpu_id": ""}``; they
-            are taken as they are.
+        config_dict: settings that replace the stored ones, for example ``{"gpu_id": ""}``; they are taken as they are.
+        data_path: the folder that the dataset's folder lies in; None: where the run found it.
 
     Returns:
         the model, on the device that RecBole's settings choose.
@@ -49,14 +51,15 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         ArtifactError: the artifact cannot be read, its settings are refused, or the dataset or the model no longer fit.
         ConfigError: RecBole refuses the settings, for example because the dataset is not there.
     """
-    return rebuild_model(read_artifact(folder), config_dict or {})
+    moved = {} if data_path is None else {"data_path": os.fspath(data_path)}
+    return rebuild_model(read_artifact(folder), {**(config_dict or {}), **moved})
 
 
 def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
     """What :func:`load_ticket` does once the artifact is read; ``changes`` replace settings."""
     with preserved_random_streams(), _in_one_line(artifact):
         settings, state = settings_of(artifact, changes), artifact.state()
-        config = PruneConfig.from_plain_settings(settings)
+        config = PruneConfig.from_plain_settings(settings, download=False)
         _check_data_folder(config, artifact)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
@@ -91,12 +94,12 @@ def _in_one_line(artifact: Artifact) -> Iterator[None]:
 
 
 def _check_data_folder(config: PruneConfig, artifact: Artifact) -> None:
-    """RecBole would download a dataset that is not there, and wait for ever for what is written into a pipe."""
+    """RecBole would wait for ever for what is written into a pipe."""
     folder = Path(config["data_path"])
     if not folder.is_dir():
         raise ArtifactError(
             f"{artifact.folder / TICKET}: settings.data_path: there is no folder {folder}; "
-            "give the right one with load_ticket(folder, {'data_path': ...})"
+            "give the right one with load_ticket(folder, data_path=...)"
         )
     for entry in os.scandir(folder):
         if entry.name.startswith(f"{config['dataset']}.") and not entry.is_file() and not entry.is_dir():
@@ -120,7 +123,7 @@ def _check_tokens(artifact: Artifact, dataset: Any) -> None:
         )
         raise ArtifactError(
             f"dataset {dataset.dataset_name} is not the one of {artifact.folder}: {detail}; "
-            "give the right folder with load_ticket(folder, {'data_path': ...})"
+            "give the right folder with load_ticket(folder, data_path=...)"
         )
 
 

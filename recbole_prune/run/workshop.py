@@ -12,6 +12,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
+from recbole_prune.artifact.export import seen_by_users
 from recbole_prune.config.evaluation import check_cutoffs
 from recbole_prune.data import random_streams
 from recbole_prune.data.batches import assemble_batches_fast, first_batch
@@ -44,6 +45,7 @@ class Workshop:
     Attributes:
         config: the checked settings.
         dataset: RecBole's dataset.
+        seen: what each user has consumed.
         loaders: its training, validation and test dataloaders.
         steps_per_epoch: batches of an epoch, as far as they are known before one.
     """
@@ -58,6 +60,7 @@ class Workshop:
             getLogger().info(self.dataset)
             if self.dataset.iid_field is not None:
                 check_cutoffs(config, self.dataset.item_num)
+            self.seen = seen_by_users(self.dataset, config)
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))

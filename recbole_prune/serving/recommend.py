@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from logging import getLogger
 
 import numpy as np
@@ -16,7 +16,7 @@ from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import TICKET
 from recbole_prune.errors import ArtifactError
-from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.compiling import available, pays
 from recbole_prune.sparse.dense_top_k import dense_top_k
 from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, InvertedLists, Rows, TopK
 
@@ -26,6 +26,9 @@ Recommendation = tuple[str, float]
 _MANY_TOKENS = 20_000
 # so many users are found in the file of tokens sooner than a table of all tokens is made
 _FEW_USERS = 1_000
+# what a scan saves against filling in a sparse table and against a user's matrix product, by entry of the item table
+_SECONDS_TO_FILL = 1e-8
+_SECONDS_TO_MULTIPLY = 3e-10
 
 
 def _tables_of(artifact: Artifact) -> tuple[EncodedTensor, EncodedTensor, float]:
@@ -53,6 +56,12 @@ def _rows_of(table: EncodedTensor) -> Rows:
         return Rows(pointers, columns.astype(np.int32), values.astype(np.float32))
 
 
+@cache
+def _say_slower() -> None:
+    # a warning is what Python shows on stderr where logging is not set up
+    getLogger(__name__).warning("numba is not available (extra fast): ranking by matrix products, slower")
+
+
 class Recommender:
     """Ranks all items for users by the dot product of their vectors; make it with :meth:`from_artifact`."""
 
@@ -60,26 +69,21 @@ class Recommender:
         self._artifact = artifact
         users, items, self._scale = _tables_of(artifact)
         count = len(artifact.items)
-        self._scan: tuple[Rows, InvertedLists] | None = None
+        self._width = items.columns
+        self._rows: tuple[Rows, Rows] | None = None
         self._tables: tuple[Array, Array] | None = None
-        sparse = items.kept <= DENSEST_SCAN * items.entries
-        if sparse and not available():
-            # a warning is what Python shows on stderr where logging is not set up
-            getLogger(__name__).warning("numba is not available (extra fast): ranking by matrix products, slower")
-        if sparse and available():
+        if items.kept <= DENSEST_SCAN * items.entries:
             # knowledge graph models keep further entities behind the items
-            own = _rows_of(items).some(np.arange(count))
-            rows = _rows_of(users)
-            self._refuse_overflow(rows.values, own.values, items.columns)
-            self._scan = rows, InvertedLists(own, items.columns)
+            self._rows = _rows_of(users), _rows_of(items).some(np.arange(count))
+            self._refuse_overflow(*(rows.values for rows in self._rows))
         else:
             self._tables = users.decode(), items.decode()[:count]
-            self._refuse_overflow(*self._tables, items.columns)
+            self._refuse_overflow(*self._tables)
 
-    def _refuse_overflow(self, users: Array, items: Array, width: int) -> None:
+    def _refuse_overflow(self, users: Array, items: Array) -> None:
         """Refuse values whose products leave the range of float32, where rankings are not defined."""
         largest = [max(float(table.max(initial=0)), -float(table.min(initial=0))) for table in (users, items)]
-        score = abs(self._scale) * width * largest[0] * largest[1]
+        score = abs(self._scale) * self._width * largest[0] * largest[1]
         if not score <= float(np.finfo(np.float32).max):
             raise ArtifactError(
                 f"{self._artifact.folder} cannot be ranked: with vectors up to {largest[0]:g} and {largest[1]:g} and "
@@ -111,6 +115,26 @@ class Recommender:
                 ids.setdefault(token, number)
         return ids
 
+    @cached_property
+    def _lists(self) -> InvertedLists:
+        assert self._rows is not None, "only sparse tables are scanned"
+        return InvertedLists(self._rows[1], self._width)
+
+    @cached_property
+    def _item_table(self) -> Array:
+        assert self._rows is not None, "other tables are dense"
+        return self._rows[1].dense(self._width)
+
+    def _scan_pays(self, users: int) -> bool:
+        """Whether scanning sparse tables takes less time, the loading of compiled loops included."""
+        entries = len(self._artifact.items) * self._width
+        filling = 0.0 if "_item_table" in vars(self) else _SECONDS_TO_FILL * entries
+        if not pays(filling + _SECONDS_TO_MULTIPLY * entries * users):
+            return False
+        if not available():
+            _say_slower()
+        return available()
+
     def recommend(
         self, users: Sequence[str], k: int = 10, exclude_seen: bool = True, threads: int = 0
     ) -> list[list[Recommendation]]:
@@ -139,8 +163,9 @@ class Recommender:
     def top_k(self, users: NDArray[np.int64], k: int = 10, exclude_seen: bool = True, threads: int = 0) -> TopK:
         """The k best items by internal ids, for many users at once.
 
-        Sparse tables are scanned by inverted lists where numba is installed, and stay compressed in memory; dense ones
-        are multiplied. The lists are the same (:mod:`recbole_prune.sparse.inverted_lists`).
+        For many users sparse tables are scanned by inverted lists where numba is installed, and stay compressed in
+        memory; for a few, and in dense tables, vectors are multiplied, which takes numpy alone. The lists are the same
+        (:mod:`recbole_prune.sparse.inverted_lists`).
 
         Args:
             users: internal user ids, shape ``[users]``.
@@ -161,12 +186,16 @@ class Recommender:
         counts = seen.indptr[users + 1].astype(np.int64) - starts if exclude_seen else np.zeros(len(users), np.int64)
         pointers = np.concatenate([[0], np.cumsum(counts)])
         items = seen.indices[np.arange(pointers[-1]) + np.repeat(starts - pointers[:-1], counts)].astype(np.int64)
-        if self._scan is not None:
-            rows, lists = self._scan
-            return lists.top_k(rows.some(users), size, pointers, items, scale=self._scale, threads=threads)
-        assert self._tables is not None, "there is a scan or there are tables"
-        user_table, item_table = self._tables
-        return dense_top_k(user_table[users], item_table, size, pointers, items, scale=self._scale, threads=threads)
+        if self._tables is not None:
+            vectors, table = self._tables[0][users], self._tables[1]
+        else:
+            assert self._rows is not None, "tables are sparse or dense"
+            rows = self._rows[0].some(users)
+            if self._scan_pays(len(users)):
+                vars(self).pop("_item_table", None)  # from now on it would only take memory
+                return self._lists.top_k(rows, size, pointers, items, scale=self._scale, threads=threads)
+            vectors, table = rows.dense(self._width), self._item_table
+        return dense_top_k(vectors, table, size, pointers, items, scale=self._scale, threads=threads)
 
     def _check_k(self, k: int) -> int:
         items = len(self._artifact.items) - 1

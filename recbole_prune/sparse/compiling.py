@@ -1,14 +1,20 @@
-"""Loops compiled by numba where it is installed and works."""
+"""Loops compiled by numba where it is installed and works, and whether to load it for a piece of work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
 from typing import Any, TypeVar, cast
 
+from recbole_prune.sparse.loop_cache import Dispatcher, keep_on_disk
+
 Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+# importing numba and reading a loop from the cache, on a slow core
+_LOADING_SECONDS = 1.0
+_forgone_seconds = 0.0
 
 
 @cache
@@ -26,22 +32,40 @@ def _njit() -> Callable[..., Any] | None:
 
 
 def available() -> bool:
-    """Whether numba is installed and works."""
+    """Whether numba is installed and works; the first call imports it."""
     return _njit() is not None
 
 
-def compile_loop(loop: Loop, **options: object) -> Loop | None:
-    """A loop compiled by numba; it releases the interpreter's lock. None where numba is not :func:`available`.
+def pays(seconds: float) -> bool:
+    """Whether compiled loops are worth their loading: they are loaded, or would have saved this process more by now.
+
+    Without them the same results come from numpy, so a program that asks for little never waits for numba, and one
+    that asks for little again and again loads it once.
 
     Args:
-        loop: a function of numpy arrays.
-        options: further ones of ``numba.njit``.
+        seconds: what the loops would save in the work at hand.
+    """
+    global _forgone_seconds
+    _forgone_seconds += seconds
+    return bool(_njit.cache_info().currsize) or _forgone_seconds > _LOADING_SECONDS
+
+
+def compile_loop(loop: Loop, *, alone: bool = True, fastmath: Collection[str] = ()) -> Loop:
+    """A loop compiled by numba where it is :func:`available`, else as it is, for which it is too slow.
+
+    It is compiled when it is first called, once for a machine (:mod:`recbole_prune.sparse.loop_cache`), and releases
+    the interpreter's lock.
+
+    Args:
+        loop: a function of numpy arrays and numbers. Other compiled loops that it calls must be globals of its module:
+            as arguments they are types of their own in every process, and nothing is found on the disk again.
+        alone: it is called from Python; otherwise only from other loops, with which it is kept.
+        fastmath: what the compiler may take liberties with, as ``numba.njit`` takes it.
     """
     njit = _njit()
     if njit is None:
-        return None
-    try:
-        compiled: Loop = njit(loop, nogil=True, cache=True, **options)
-    except RuntimeError:  # numba finds no folder for its cache
-        compiled = njit(loop, nogil=True, **options)
+        return loop
+    compiled: Loop = njit(loop, nogil=True, fastmath=set(fastmath))
+    if alone and compiled is not loop:  # NUMBA_DISABLE_JIT gives the loop back
+        keep_on_disk(cast("Dispatcher", compiled))
     return compiled

@@ -129,19 +129,18 @@ class InvertedLists:
             scale: constant factor of the scores.
             threads: 0: all usable cores.
         """
-        from recbole_prune.sparse.scan_kernel import compiled
+        from recbole_prune.sparse.scan_kernel import scan
 
         total = len(users.pointers) - 1
         found = TopK.empty(total, k)
-        kernel, add_list, insert = (compiled(name) for name in ("scan", "add_list", "insert"))
 
         def work(first: int) -> None:
             last = min(first + _USERS_AT_ONCE, total)
-            kernel(
+            scan(
                 users.pointers, users.columns, users.values, first, last,
                 self._starts, self._offsets, self._weights, self._ids, self._longest, self._largest, _ITEMS_AT_ONCE,
                 *self._items, seen_pointers, seen_items, float(scale),
-                found.items, found.scores, found.tied, add_list, insert,
+                found.items, found.scores, found.tied,
             )  # fmt: skip
 
         in_threads(work, range(0, total, _USERS_AT_ONCE), threads)
@@ -154,9 +153,9 @@ def largest(scores: NDArray[np.float32], k: int, threads: int = 0) -> tuple[NDAr
     Returns:
         columns and scores, each ``[rows, k]``; among equal scores those of smaller columns.
     """
-    from recbole_prune.sparse.scan_kernel import compiled
+    from recbole_prune.sparse import scan_kernel
 
-    rows, kernel = len(scores), compiled("largest")
+    rows, kernel = len(scores), scan_kernel.largest
     items, values = np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
     step = -(-rows // (threads or usable_cores()))
     in_threads(

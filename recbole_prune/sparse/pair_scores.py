@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.compiling import compile_loop
+from recbole_prune.sparse.compiling import available, compile_loop
 from recbole_prune.sparse.contexts import SavingContext
 
 Floats = NDArray[np.float32]
@@ -69,17 +69,14 @@ def _add_gradients(
 
 
 @cache
-def _loops() -> tuple[Callable[..., None], Callable[..., None]] | None:
+def _loops() -> tuple[Callable[..., None], Callable[..., None]]:
     # sums may be taken in another order, which is what lets the compiler use vector instructions
-    options = {"fastmath": {"reassoc", "contract", "nsz"}}
-    score, add_gradients = compile_loop(_score, **options), compile_loop(_add_gradients, **options)
-    return None if score is None or add_gradients is None else (score, add_gradients)
+    free = {"reassoc", "contract", "nsz"}
+    return compile_loop(_score, fastmath=free), compile_loop(_add_gradients, fastmath=free)
 
 
 def _run(number: int, *tensors: torch.Tensor) -> None:
-    loops = _loops()
-    assert loops is not None, "pair_scores has asked"
-    loops[number](*(tensor.detach().numpy() for tensor in tensors))
+    _loops()[number](*(tensor.detach().numpy() for tensor in tensors))
 
 
 class _PairScores(torch.autograd.Function):
@@ -114,7 +111,7 @@ def pair_scores(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -
         ``[batch, n]``.
     """
     in_loops = vectors.device.type == "cpu" and vectors.dtype == table.dtype == torch.float32
-    if in_loops and not _row_by_row and _loops() is not None:
+    if in_loops and not _row_by_row and available():
         scores: torch.Tensor = _PairScores.apply(vectors, table, ids)
         return scores
     return pair_scores_by_torch(vectors, table, ids)

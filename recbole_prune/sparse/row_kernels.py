@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.compiling import compile_loop
+from recbole_prune.sparse.compiling import available, compile_loop
 
 # The rows of a batch lie anywhere in memory. Reading the first entry of some of them in a loop of its own, without
 # branches, lets the processor wait for all at once; the loop over their entries waits for each in turn.
@@ -75,7 +75,7 @@ _LOOPS: dict[str, Callable[..., Any]] = {
 
 
 @cache
-def _compiled(name: str) -> Callable[..., Any] | None:
+def _compiled(name: str) -> Callable[..., Any]:
     return compile_loop(_LOOPS[name])
 
 
@@ -90,10 +90,10 @@ def kernel(name: str, *tensors: torch.Tensor) -> Callable[[], Any] | None:
     """
     if tensors[-1].device.type != "cpu" or tensors[-1].dtype not in (torch.float32, torch.float64):
         return None
-    loop = _compiled(name)
-    if loop is None:
+    if not available():
         return None
     arrays = [tensor.detach().numpy() for tensor in tensors]
     if len(arrays[2]) == 0:
         return None
+    loop = _compiled(name)
     return lambda: loop(*arrays)

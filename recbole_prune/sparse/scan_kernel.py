@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,52 @@ Single = NDArray[np.float32]
 Double = NDArray[np.float64]
 
 
-def _scan(
+@partial(compile_loop, alone=False)
+def _insert(items: NDArray[np.int64], scores: Single, listed: int, item: int, score: np.float32) -> int:
+    """Put an item into a list ordered by falling scores, then by ids; returns the new length."""
+    last = scores.size - 1
+    if listed == scores.size and (score < scores[last] or (score == scores[last] and item > items[last])):
+        return listed
+    place = min(listed, last)
+    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and items[place - 1] > item)):
+        items[place], scores[place] = items[place - 1], scores[place - 1]
+        place -= 1
+    items[place], scores[place] = item, score
+    return int(min(listed + 1, scores.size))
+
+
+@partial(compile_loop, alone=False)
+def _add_list(
+    accumulators: Single, offsets: NDArray[np.uint16], weights: Single, first: int, last: int, factor: np.float32
+) -> None:
+    """Add one coordinate's products to the scores of the items in its list.
+
+    Eight at a time, all loads before the stores: no item is twice in a list, which a compiler cannot know. That nearly
+    halves the time of the scan; unsigned positions spare the test for negative ones.
+    """
+    at, end, one, eight = np.uint64(first), np.uint64(last), np.uint64(1), np.uint64(8)
+    while at + eight <= end:
+        i0, i1, i2, i3 = offsets[at], offsets[at + one], offsets[at + np.uint64(2)], offsets[at + np.uint64(3)]
+        at4 = at + np.uint64(4)
+        i4, i5, i6, i7 = offsets[at4], offsets[at4 + one], offsets[at4 + np.uint64(2)], offsets[at4 + np.uint64(3)]
+        s0 = accumulators[i0] + factor * weights[at]
+        s1 = accumulators[i1] + factor * weights[at + one]
+        s2 = accumulators[i2] + factor * weights[at + np.uint64(2)]
+        s3 = accumulators[i3] + factor * weights[at + np.uint64(3)]
+        s4 = accumulators[i4] + factor * weights[at4]
+        s5 = accumulators[i5] + factor * weights[at4 + one]
+        s6 = accumulators[i6] + factor * weights[at4 + np.uint64(2)]
+        s7 = accumulators[i7] + factor * weights[at4 + np.uint64(3)]
+        accumulators[i0], accumulators[i1], accumulators[i2], accumulators[i3] = s0, s1, s2, s3
+        accumulators[i4], accumulators[i5], accumulators[i6], accumulators[i7] = s4, s5, s6, s7
+        at += eight
+    while at < end:
+        accumulators[offsets[at]] += factor * weights[at]
+        at += one
+
+
+@compile_loop
+def scan(
     user_pointers: Whole,
     user_columns: Whole,
     user_values: Single,
@@ -41,8 +84,6 @@ def _scan(
     found_items: NDArray[np.int64],
     found_scores: Single,
     tied: NDArray[np.bool_],
-    add_list: Callable[[Single, NDArray[np.uint16], Single, int, int, np.float32], None],
-    insert: Callable[[NDArray[np.int64], Single, int, int, np.float32], int],
 ) -> None:
     """The best items of the users ``first_user`` to ``last_user - 1``, written into the last three arrays.
 
@@ -83,7 +124,7 @@ def _scan(
             accumulators[:] = 0
             for at in range(begin, end):
                 column = user_columns[at]
-                add_list(
+                _add_list(
                     accumulators, offsets, weights, starts[number, column], starts[number, column + 1],
                     np.float32(vector[column]),
                 )  # fmt: skip
@@ -119,7 +160,7 @@ def _scan(
                     total = 0.0
                     for entry in range(item_pointers[item], item_pointers[item + 1]):
                         total += vector[item_columns[entry]] * np.float64(item_values[entry])
-                    listed = insert(list_items, list_scores, listed, item, np.float32(total))
+                    listed = _insert(list_items, list_scores, listed, item, np.float32(total))
         else:  # fewer than k scores are clearly above 0, the score of every item without an entry in the user's lists
             count = 0
             for number in range(blocks):
@@ -133,14 +174,15 @@ def _scan(
                             count += 1
                         totals[item] += vector[column] * np.float64(weights[entry])
             for at in range(count):
-                if left_out[candidates[at]] != user + 1:
-                    listed = insert(list_items, list_scores, listed, candidates[at], np.float32(totals[candidates[at]]))
+                item = candidates[at]
+                if left_out[item] != user + 1:
+                    listed = _insert(list_items, list_scores, listed, item, np.float32(totals[item]))
             for item in range(1, items):
                 last = list_scores[k]
                 if listed == k + 1 and (last > 0 or (last == 0 and list_items[k] < item)):
                     break
                 if left_out[item] != user + 1 and totalled[item] != user + 1:
-                    listed = insert(list_items, list_scores, listed, item, np.float32(0))
+                    listed = _insert(list_items, list_scores, listed, item, np.float32(0))
         for at in range(begin, end):
             vector[user_columns[at]] = 0
         for place in range(min(k, listed)):
@@ -149,49 +191,8 @@ def _scan(
                 tied[user] = True
 
 
-def _insert(items: NDArray[np.int64], scores: Single, listed: int, item: int, score: np.float32) -> int:
-    """Put an item into a list ordered by falling scores, then by ids; returns the new length."""
-    last = scores.size - 1
-    if listed == scores.size and (score < scores[last] or (score == scores[last] and item > items[last])):
-        return listed
-    place = min(listed, last)
-    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and items[place - 1] > item)):
-        items[place], scores[place] = items[place - 1], scores[place - 1]
-        place -= 1
-    items[place], scores[place] = item, score
-    return int(min(listed + 1, scores.size))
-
-
-def _add_list(
-    accumulators: Single, offsets: NDArray[np.uint16], weights: Single, first: int, last: int, factor: np.float32
-) -> None:
-    """Add one coordinate's products to the scores of the items in its list.
-
-    Eight at a time, all loads before the stores: no item is twice in a list, which a compiler cannot know. That nearly
-    halves the time of the scan; unsigned positions spare the test for negative ones.
-    """
-    at, end, one, eight = np.uint64(first), np.uint64(last), np.uint64(1), np.uint64(8)
-    while at + eight <= end:
-        i0, i1, i2, i3 = offsets[at], offsets[at + one], offsets[at + np.uint64(2)], offsets[at + np.uint64(3)]
-        at4 = at + np.uint64(4)
-        i4, i5, i6, i7 = offsets[at4], offsets[at4 + one], offsets[at4 + np.uint64(2)], offsets[at4 + np.uint64(3)]
-        s0 = accumulators[i0] + factor * weights[at]
-        s1 = accumulators[i1] + factor * weights[at + one]
-        s2 = accumulators[i2] + factor * weights[at + np.uint64(2)]
-        s3 = accumulators[i3] + factor * weights[at + np.uint64(3)]
-        s4 = accumulators[i4] + factor * weights[at4]
-        s5 = accumulators[i5] + factor * weights[at4 + one]
-        s6 = accumulators[i6] + factor * weights[at4 + np.uint64(2)]
-        s7 = accumulators[i7] + factor * weights[at4 + np.uint64(3)]
-        accumulators[i0], accumulators[i1], accumulators[i2], accumulators[i3] = s0, s1, s2, s3
-        accumulators[i4], accumulators[i5], accumulators[i6], accumulators[i7] = s4, s5, s6, s7
-        at += eight
-    while at < end:
-        accumulators[offsets[at]] += factor * weights[at]
-        at += one
-
-
-def _largest(scores: Single, first: int, last: int, found_items: NDArray[np.int64], found_scores: Single) -> None:
+@compile_loop
+def largest(scores: Single, first: int, last: int, found_items: NDArray[np.int64], found_scores: Single) -> None:
     """The k largest of each row of scores, largest first; among equal ones those first in the row."""
     k, columns = found_items.shape[1], scores.shape[1]
     for row in range(first, last):
@@ -214,22 +215,3 @@ def _largest(scores: Single, first: int, last: int, found_items: NDArray[np.int6
                         best[place], items[place] = best[place - 1], items[place - 1]
                         place -= 1
                     best[place], items[place] = score, start + member
-
-
-@cache
-def compiled(name: str) -> Callable[..., Any]:
-    """A loop of this module, compiled: ``scan``, ``add_list``, ``insert`` or ``largest``.
-
-    Raises:
-        ImportError: numba is not available.
-    """
-    loops: dict[str, Callable[..., Any]] = {
-        "scan": _scan,
-        "add_list": _add_list,
-        "insert": _insert,
-        "largest": _largest,
-    }
-    loop = compile_loop(loops[name])
-    if loop is None:
-        raise ImportError("numba is not available")
-    return loop
