@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
-
-from recbole.utils import init_logger
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
@@ -15,7 +11,8 @@ from recbole_prune.pruners import get_pruner
 from recbole_prune.run import provenance, siblings
 from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.export import choose_ticket, export_chosen
+from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
+from recbole_prune.run.log import log_of_run
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
@@ -24,7 +21,7 @@ from recbole_prune.run.workshop import Workshop
 
 
 def run(config: PruneConfig) -> RunResult:
-    """Run RecBole with a pruner. Nothing is printed but RecBole's log and progress bars.
+    """Run RecBole with a pruner. Nothing is printed; a log and a progress bar go to standard error.
 
     The same settings find the same folder: what is finished there is not trained again, a killed run continues.
 
@@ -35,8 +32,8 @@ def run(config: PruneConfig) -> RunResult:
     folder = RunFolder(run_path(config))
     folder.open(fresh=config.settings.fresh)
     try:
-        with _log_file(config, folder) as logger:
-            return _run(config, folder, logger)
+        with log_of_run(config, folder.path):
+            return _run(config, folder)
     finally:
         folder.close()
 
@@ -56,51 +53,39 @@ def notice_of(config: PruneConfig) -> str | None:
     return notice
 
 
-def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> RunResult:
+def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     notice = notice_of(config)
     if notice:
-        logger.warning(notice)
+        getLogger().warning(notice)
     provenance.record(config, folder)
     experiment = Experiment(Workshop(config), folder)
-    logger.info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
+    getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
     siblings.adopt_dense(experiment)
-    experiment.progress = Progress(len(pruner.counts()), enabled=bool(config["show_progress"]))
+    count = len(pruner.counts())
+    experiment.logger.info(
+        f"{method_name(config.settings.pruner, config.settings.distiller)} on {config['model']} / {config['dataset']}: "
+        f"{experiment.scope.prunable:,} prunable entries, {count} tickets, {len(experiment.tickets)} of them finished"
+    )
+    experiment.progress = Progress(count, enabled=bool(config["show_progress"]))
+    experiment.progress.begin_after(len(experiment.tickets))
     try:
         tickets = list(pruner.tickets())
     finally:
         experiment.progress.close()
     chosen, reason = choose_ticket(experiment, tickets)
+    artifact = export_chosen(experiment, tickets, folder.path / "artifact")
     result = RunResult(
         experiment,
         tickets,
         chosen,
         reason,
         notice,
-        artifact=str(export_chosen(experiment, tickets, folder.path / "artifact")),
-        macs=count_tickets(experiment, tickets),
+        artifact=str(artifact),
+        recommends=can_recommend(artifact),
+        costs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
     )
     folder.write_json("summary.json", summary_of(result))
     return result
-
-
-@contextmanager
-def _log_file(config: PruneConfig, folder: RunFolder) -> Iterator[logging.Logger]:
-    """RecBole's console and file logging, and ``log.txt`` of the run folder while the run lasts."""
-    init_logger(config)
-    logger = logging.getLogger()
-    handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for warning in config.warnings:  # given before this log was open
-        handler.handle(logger.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(level or logging.INFO, logging.INFO))
-    try:
-        yield logger
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()
