@@ -64,9 +64,10 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     pruner.check()
     siblings.adopt_dense(experiment)
     count = len(pruner.counts())
+    before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""
     experiment.logger.info(
         f"{method_name(config.settings.pruner, config.settings.distiller)} on {config['model']} / {config['dataset']}: "
-        f"{experiment.scope.prunable:,} prunable entries, {count} tickets, {len(experiment.tickets)} of them finished"
+        f"{experiment.scope.prunable:,} prunable entries, {count} tickets{before}"
     )
     experiment.progress = Progress(count, enabled=bool(config["show_progress"]))
     experiment.progress.begin_after(len(experiment.tickets))

@@ -70,7 +70,7 @@ class _Terminal(logging.StreamHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+        return f"{record.levelname.lower()}: {' '.join(text.split())}" if record.levelno >= logging.WARNING else text
 
 
 def _terminal(level: int) -> logging.Handler:
@@ -78,14 +78,24 @@ def _terminal(level: int) -> logging.Handler:
     terminal.setLevel(level)
     terminal.setFormatter(_Plain())
     if level > logging.DEBUG:
-        terminal.addFilter(_is_shown)
+        terminal.addFilter(_Selection())
     return terminal
 
 
-def _is_shown(record: logging.LogRecord) -> bool:
-    if record.levelno < logging.WARNING:
-        return record.name == "recbole_prune"
-    return not is_needless(record)
+class _Selection(logging.Filter):
+    """What this package says, and every warning once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return record.name == "recbole_prune"
+        if is_needless(record) or record.getMessage() in self._warned:
+            return False
+        self._warned.add(record.getMessage())
+        return True
 
 
 def _log_warning(

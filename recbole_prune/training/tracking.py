@@ -36,7 +36,9 @@ class _Nowhere:
 class _Series(SummaryWriter):
     """A writer whose hyperparameters stand in its own series; torch would add a series named by the time of day."""
 
-    def add_hparams(self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, Any], **_: object) -> None:
+    def add_hparams(
+        self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, Any], *_: object, **__: object
+    ) -> None:
         super().add_hparams(hparam_dict, metric_dict, run_name=".")
 
 
