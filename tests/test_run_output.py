@@ -20,6 +20,7 @@ from zoo import DATASET, config_for
 
 from recbole_prune import cli, run_recbole_prune
 from recbole_prune.compat import needless
+from recbole_prune.config.words import launch
 from recbole_prune.run.workshop import Workshop
 
 SETTINGS = {"pruner": "imp", "prune_rate": 0.5, "prune_rounds": 1, "epochs": 3, "stopping_step": 9}
@@ -163,6 +164,7 @@ def test_what_a_user_cannot_change_is_not_warned_about(monkeypatch: pytest.Monke
 # ---- the end
 
 
+@pytest.mark.slow
 def test_the_end_fits_the_terminal(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = []
     for columns in ("80", "300"):
@@ -192,6 +194,15 @@ def test_the_end_says_what_was_chosen_and_how_to_use_it(tiny_data: Path, capsys:
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 10
 
 
+@pytest.mark.slow
+def test_verbose_shows_every_metric_and_changes_no_run(tiny_data: Path) -> None:
+    assert "--verbose=True" in launch(["--verbose", "--model=BPR"]).words
+    short, long = run(tiny_data), run(tiny_data, verbose=True)
+    assert "valid recall@10" in long["table"] and "valid recall@10" not in short["table"]
+    assert long["folder"] == short["folder"]
+
+
+@pytest.mark.slow
 def test_bytes_are_those_of_the_artifact(tiny_data: Path) -> None:
     for values in ("fp32", "int8"):
         result = run(tiny_data, export_values=values)
@@ -205,8 +216,9 @@ def test_bytes_are_those_of_the_artifact(tiny_data: Path) -> None:
     ("changes", "advice"),
     [
         ({}, ["--prune_rate=0.25", "--prune_rewind=none", "--pruner=small_dense"]),
-        ({"pruner": "random", "prune_rate": None, "prune_rounds": None, "prune_target_sparsity": 0.4},
-         ["a lower --prune_target_sparsity", "--pruner=imp", "--pruner=small_dense"]),
+        pytest.param({"pruner": "random", "prune_rate": None, "prune_rounds": None, "prune_target_sparsity": 0.4},
+                     ["a lower --prune_target_sparsity", "--pruner=imp", "--pruner=small_dense"],
+                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_no_winner_is_answered_with_what_to_try(

@@ -98,6 +98,7 @@ def test_every_ticket_is_a_run_of_wandb(tiny_data: Path, monkeypatch: pytest.Mon
     assert [entry for entry in wandb.logged if entry[1] is not None] == [(n, e) for n in (1, 2) for e in range(3)]
 
 
+@pytest.mark.slow
 def test_a_run_of_wandb_that_the_user_began_stays_open(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = SimpleNamespace(summary={})
     wandb = Wandb(own)

@@ -62,7 +62,11 @@ def _outcome(result: RunResult) -> Iterator[str]:
     metric = result.experiment.config["valid_metric"].lower()
     usual = chosen if dense is None else dense
     parts = [("validation", chosen.valid, usual.valid), ("test", chosen.test, usual.test)]
-    said = [f"{name} {metric} {_change(now[metric], then[metric])}" for name, now, then in parts if metric in now]
+    said = [
+        f"{name} {metric} {_change(now[metric], then[metric])}"
+        for name, now, then in parts
+        if now.get(metric) is not None and then.get(metric) is not None
+    ]
     yield f"{' and '.join(said)}."
 
 

@@ -71,7 +71,8 @@ class Progress(Watcher):
         """A line for a ticket, and one step of the bar."""
         seconds = ticket.train_seconds + ticket.eval_seconds
         how = f"{seconds:.0f} s, best epoch {ticket.best_epoch} of {ticket.epochs}" if ticket.epochs else "not trained"
-        test = f", test {ticket.test[metric]:.4f}" if metric in ticket.test else ""
+        figure = ticket.test.get(metric)
+        test = "" if figure is None else f", test {figure:.4f}"
         name = _name(ticket.ticket, ticket.sparsity)
         self._logger.info(f"{name} done: {how}, {metric} {ticket.valid_score:.4f}{test}")
         self._bar.update(1)
