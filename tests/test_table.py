@@ -54,7 +54,14 @@ def test_every_ticket_has_a_row_with_its_numbers() -> None:
     assert rows["2*"][-3:] == ["7", "6", "metric"]
     assert rows["3"][1:3] == ["95.12 %", "48"] and rows["3"][-1] == "no"
     assert rows["3"][5] == "-", "not counted, not 0"
-    assert "valid, test: ndcg@10" in legend("NDCG@10")[0]
+    assert "valid, test: ndcg@10" in legend(tickets(), "NDCG@10")[0]
+
+
+def test_the_highest_winner_is_named() -> None:
+    assert legend(tickets(), "NDCG@10")[-1] == "highest winning sparsity: 10.00 %", "ticket 2 is as good, but later"
+    losers = [metric_ticket(0, 0.0, None, None), metric_ticket(1, 0.1, False, False)]
+    assert legend(losers, "NDCG@10")[-1] == "highest winning sparsity: none"
+    assert "highest" not in " ".join(legend(losers[:1], "NDCG@10"))
 
 
 def test_every_metric_is_shown_when_asked_for() -> None:
@@ -85,7 +92,7 @@ def test_columns_are_aligned_within_100() -> None:
     other = SiblingRow("small_dense", "hetcomp", {**large[0].to_record(), "bytes": 4 * 10**10})
     sizes = {10: 4 * 10**10, 11: 4 * 10**10}
     table = ticket_table(large, metric, chosen=large[1], bytes_of=sizes, others=[other])
-    assert max(map(len, [*table.splitlines(), *legend(metric)])) <= 100
+    assert max(map(len, [*table.splitlines(), *legend(large, metric)])) <= 100
 
 
 @pytest.mark.parametrize("rows", [[["1", "long cell"], ["22", "x"]], []])

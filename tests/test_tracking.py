@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +70,7 @@ class Wandb(SimpleNamespace):
     """What RecBole and this package use of the module, in memory."""
 
     def __init__(self, run: Any = None) -> None:
-        super().__init__(run=run, begun=[], logged=[])
+        super().__init__(run=run, begun=[], logged=[], __spec__=ModuleSpec("wandb", None))
 
     def init(self, **facts: Any) -> None:
         assert self.run is None, "one at a time"

@@ -13,7 +13,6 @@ from recbole_prune.config.settings import is_used
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.table import legend, ticket_table
 from recbole_prune.run.summary import RunResult
-from recbole_prune.run.verdict import highest_winning_sparsity
 
 
 def result_text(result: RunResult) -> str:
@@ -30,7 +29,7 @@ def result_text(result: RunResult) -> str:
     )
     seconds = macs_line(result.chosen, result.dense, result.costs[result.chosen.ticket]["macs"])
     notice = [f"NOTE {result.notice}"] if result.notice else []
-    notes = [*legend(metric, verbose), *_highest_winner(result)]
+    notes = legend(result.tickets, metric, verbose)
     said = [" ".join(_outcome(result)), seconds, *_advice(result), *notice]
     return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *_places(result)])
 
@@ -38,12 +37,6 @@ def result_text(result: RunResult) -> str:
 def _wrapped(text: str) -> str:
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _highest_winner(result: RunResult) -> Iterator[str]:
-    if len(result.tickets) > 1:
-        winner = highest_winning_sparsity(result.tickets)
-        yield f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}"
 
 
 def _outcome(result: RunResult) -> Iterator[str]:

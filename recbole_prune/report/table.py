@@ -7,6 +7,7 @@ from typing import Any
 
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
+from recbole_prune.run.verdict import highest_winning_sparsity
 
 _PARTS = ("valid", "test")
 
@@ -43,13 +44,17 @@ def ticket_table(
     return format_rows(header, rows)
 
 
-def legend(valid_metric: str, every_metric: bool = False) -> list[str]:
-    """What the columns mean."""
+def legend(tickets: Sequence[Ticket], valid_metric: str, every_metric: bool = False) -> list[str]:
+    """What the columns mean, and how far down the tickets win."""
     metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows every metric); "
-    return [
+    lines = [
         f"{metric}bytes: weights in an artifact",
         "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
     ]
+    if len(tickets) > 1:
+        winner = highest_winning_sparsity(tickets)
+        lines.append(f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}")
+    return lines
 
 
 def _row(label: str, record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
