@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_prune.errors import PruneError
 from recbole_prune.run.costs import Record
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.siblings import SiblingRow
@@ -25,6 +26,7 @@ class RunResult:
         artifact: folder of the artifact.
         macs: multiply-accumulates by ticket.
         siblings: pruned tickets of other runs over the same training settings.
+        failure: why the artifact or the summary could not be written, None if both are there.
     """
 
     experiment: Experiment
@@ -35,11 +37,17 @@ class RunResult:
     artifact: str
     macs: dict[int, Record]
     siblings: Sequence[SiblingRow] = ()
+    failure: PruneError | None = None
 
     @property
     def dense(self) -> Ticket | None:
         """Ticket 0, None where the run has none."""
         return next((ticket for ticket in self.tickets if ticket.ticket == 0), None)
+
+    def raise_failure(self) -> None:
+        """Raise ``failure``, if there is one."""
+        if self.failure is not None:
+            raise self.failure
 
     def to_dict(self) -> dict[str, Any]:
         """The result in RecBole's way: see :func:`recbole_prune.run_recbole_prune`."""
