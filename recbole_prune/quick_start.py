@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from recbole.utils import init_logger
-
+from recbole_prune.compat.places import log_to_console
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.run import provenance, siblings
 from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import choose_ticket, export_chosen
+from recbole_prune.run.log_file import LogFile
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
@@ -28,6 +30,9 @@ def run(config: PruneConfig) -> RunResult:
 
     The same settings find the same folder: what is finished there is not trained again, a killed run continues.
 
+    Returns:
+        what was found; its ``failure`` is set where the artifact or the summary could not be written.
+
     Raises:
         PruneError: nothing to prune, a damaged or busy folder; the message says what to do.
     """
@@ -37,6 +42,9 @@ def run(config: PruneConfig) -> RunResult:
     try:
         with _log_file(config, folder) as logger:
             return _run(config, folder, logger)
+    except OSError:  # of a library that writes there
+        folder.check_present()
+        raise
     finally:
         folder.close()
 
@@ -78,21 +86,24 @@ def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> RunR
         chosen,
         reason,
         notice,
-        artifact=str(export_chosen(experiment, tickets, folder.path / "artifact")),
+        artifact=str(folder.path / "artifact"),
         macs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
     )
-    folder.write_json("summary.json", summary_of(result))
+    try:
+        export_chosen(experiment, tickets, folder.path / "artifact")
+        folder.write_json("summary.json", summary_of(result))
+    except PruneError as error:  # what was trained and found is not lost by that
+        return replace(result, failure=error)
     return result
 
 
 @contextmanager
 def _log_file(config: PruneConfig, folder: RunFolder) -> Iterator[logging.Logger]:
-    """RecBole's console and file logging, and ``log.txt`` of the run folder while the run lasts."""
-    init_logger(config)
+    """RecBole's console logging, and ``log.txt`` of the run folder while the run lasts."""
+    log_to_console(config)
     logger = logging.getLogger()
-    handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = LogFile(folder.path / "log.txt")
     for warning in config.warnings:  # given before this log was open
         handler.handle(logger.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
     level = logger.level

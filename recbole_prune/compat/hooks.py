@@ -119,6 +119,17 @@ def stand_in(modules: dict[str, ModuleType]) -> Iterator[None]:
                     sys.modules[name] = module
 
 
+@contextmanager
+def replaced(module: ModuleType, **members: object) -> Iterator[None]:
+    """Let names of a module stand for other objects for the length of the context."""
+    before = {name: getattr(module, name) for name in members}
+    vars(module).update(members)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
 def make_module(name: str, **members: object) -> ModuleType:
     """A module object with the given members and a valid ``__spec__``."""
     module = ModuleType(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from logging import getLogger
 from math import isfinite
+from pathlib import Path
 
 from recbole.utils import calculate_valid_score
 
@@ -144,7 +145,7 @@ class TicketTraining(Files):
             ConfigError: the dense training stopped before that epoch.
         """
         digest = self.dense.method.get("rewind_sha256") if self.dense is not None else None
-        if digest is None or not (self.folder.path / REWIND).exists():
+        if digest is None:
             epochs = self.dense.epochs if self.dense is not None else 0
             raise ConfigError(
                 f"prune_rewind_epoch={self.settings.prune_rewind_epoch}: the dense training stopped after "
@@ -162,6 +163,10 @@ class TicketTraining(Files):
     def load_checkpoint(self) -> bytes:
         """The ticket's checkpoint, hash-checked."""
         return self.folder.read(self.checkpoint_file, self.checkpoint_sha256)
+
+    def series_folder(self) -> Path | None:
+        """One TensorBoard series for each ticket."""
+        return self.folder.subfolder(f"tensorboard/ticket-{self.plan.ticket:03d}") if self.plan.train else None
 
     def before_epoch(self, epoch: int, trainer: Training) -> None:
         """Write the state to rewind to, and resume points."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
@@ -62,7 +63,8 @@ class MaskAwareTrainer(_Trainer):
         self._watch = states.AttributeWatch(model)
         if session.parts:
             model.added_losses = self._losses_of_parts
-        super().__init__(config, model)
+        with trainers_write_to(session.files.series_folder()):
+            super().__init__(config, model)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
         ]
