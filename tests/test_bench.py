@@ -18,12 +18,13 @@ import yaml
 from recbole.config import Config
 from torch import nn
 
-from recbole_prune import cli
+from recbole_prune import cli, signals
 from recbole_prune.bench import memory
 from recbole_prune.bench.generate import draw_pairs
 from recbole_prune.bench.measuring import Candidate, agreement, first_batches, take_turns
 from recbole_prune.bench.plain import PlainData
 from recbole_prune.bench.results import FASTER, PART, Results, quantity, read_document, table_of
+from recbole_prune.bench.runs import scratch_folder
 from recbole_prune.bench.search import add_ours
 from recbole_prune.bench.table import markdown, markdown_of_files
 from recbole_prune.commands import bench as command
@@ -313,6 +314,27 @@ def test_killed_process_is_a_result_and_a_failed_one_an_error(
     else:
         with pytest.raises(ConfigError, match=message):
             memory._run_process({"name": "plain"}, tmp_path / "found.json")
+
+
+def test_an_interrupted_process_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an exception, or by a signal, whose handler calls what is registered."""
+    process = MagicMock()
+    process.communicate.side_effect = lambda text: signals._actions[-1]()
+    monkeypatch.setattr(memory.subprocess, "Popen", lambda *args, **kwargs: process)
+    with pytest.raises(ConfigError):
+        memory._run_process({"name": "plain"}, tmp_path / "found.json")
+    assert process.kill.call_count == 1
+    process.communicate.side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        memory._run_process({"name": "plain"}, tmp_path / "found.json")
+    assert process.kill.call_count == 2
+
+
+def test_a_signal_leaves_no_temporary_folder() -> None:
+    with scratch_folder() as scratch:
+        (scratch / "file").touch()
+        signals._actions[-1]()
+        assert not scratch.exists()
 
 
 def test_running_out_of_memory_is_recognised() -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ def test_asked_to_write_there_it_says_so(words: list[str], capsys: pytest.Captur
     assert cli.main([word for word in words if not word.startswith("--output_dir")]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("recbole-prune: cannot write /proc/pruned/")
+
+
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "work").mkdir()
+    os.chdir(tmp_path / "work")
+    (tmp_path / "work").rmdir()
+    assert cli.main(["export", "--run=folder"]) == 2
+    assert capsys.readouterr().err == "recbole-prune: the working directory does not exist any more\n"
 
 
 # ---- a run folder that is gone
@@ -144,6 +152,28 @@ def read_only_disk() -> Iterator[None]:
         patch.setattr(tempfile, "mkstemp", refuse)
         patch.setattr(os, "unlink", refuse)
         yield
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_during_a_run(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as filled, monkeypatch.context() as patch:
+        train_epoch = MaskAwareTrainer._train_epoch
+
+        def filling(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.session.name == "ticket 1":
+                filled.enter_context(full_disk())
+            return train_epoch(self, *args, **kwargs)
+
+        patch.setattr(MaskAwareTrainer, "_train_epoch", filling)
+        assert cli.main(words) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.splitlines()[-1].startswith("recbole-prune: ")
+    assert "File too large" in errors.splitlines()[-1]
+    assert "Traceback" not in errors and "Logging error" not in errors
+    assert cli.main(words) == 0
+    assert len(table(capsys.readouterr().out)) >= 3
 
 
 def table(output: str) -> list[str]:

@@ -59,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_broken_output()
         if isinstance(error, BrokenPipeError):
             return _BROKEN_PIPE
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        print(f"recbole-prune: {place}{error.strerror or error}", file=sys.stderr)
+        print(f"recbole-prune: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interruption()}", file=sys.stderr)
@@ -80,6 +79,16 @@ def _run(words: list[str]) -> int:
         print(command.usage())
         return 0
     return int(command.main(joined(words)))
+
+
+def _sentence(error: OSError) -> str:
+    if isinstance(error.filename, (str, bytes)):
+        return f"{os.fsdecode(error.filename)}: {error.strerror or error}"
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory does not exist any more"
+    return error.strerror or str(error)
 
 
 @contextmanager
