@@ -96,7 +96,10 @@ def test_two_ways_to_write_an_option() -> None:
     "words",
     [
         "models --kind=tree",
-        "--model=BPR --dataset=tiny --data_path=DATA --pruner=imp --prune_rounds=2 --gpu_id= --dry_run=True",
+        pytest.param(
+            "--model=BPR --dataset=tiny --data_path=DATA --pruner=imp --prune_rounds=2 --gpu_id= --dry_run=True",
+            marks=pytest.mark.slow,
+        ),
         "run --data_path=DATA --dataset=tiny --model=nosuch",
         "compare --data_path=DATA --dataset=tiny --pruners=ipm",
         "bench train --data_path=DATA --dataset=tiny --model=nosuch --repeats=2",
