@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.run import provenance, siblings
 from recbole_prune.run.costs import count_tickets
@@ -25,6 +27,9 @@ def run(config: PruneConfig) -> RunResult:
 
     The same settings find the same folder: what is finished there is not trained again, a killed run continues.
 
+    Returns:
+        what was found; its ``failure`` is set where the artifact or the summary could not be written.
+
     Raises:
         PruneError: nothing to prune, a damaged or busy folder; the message says what to do.
     """
@@ -34,6 +39,9 @@ def run(config: PruneConfig) -> RunResult:
     try:
         with log_of_run(config, folder.path):
             return _run(config, folder)
+    except OSError:  # of a library that writes there
+        folder.check_present()
+        raise
     finally:
         folder.close()
 
@@ -76,7 +84,7 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     finally:
         experiment.progress.close()
     chosen, reason = choose_ticket(experiment, tickets)
-    artifact = export_chosen(experiment, tickets, folder.path / "artifact")
+    artifact = folder.path / "artifact"
     result = RunResult(
         experiment,
         tickets,
@@ -84,9 +92,12 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
         reason,
         notice,
         artifact=str(artifact),
-        recommends=can_recommend(artifact),
         costs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
     )
-    folder.write_json("summary.json", summary_of(result))
+    try:
+        result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
+        folder.write_json("summary.json", summary_of(result))
+    except PruneError as error:  # what was trained and found is not lost by that
+        return replace(result, failure=error)
     return result

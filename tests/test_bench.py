@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,16 +18,17 @@ import yaml
 from recbole.config import Config
 from torch import nn
 
-from recbole_prune import cli
+from recbole_prune import cli, signals
 from recbole_prune.bench import memory
 from recbole_prune.bench.generate import draw_pairs
 from recbole_prune.bench.measuring import Candidate, agreement, first_batches, take_turns
-from recbole_prune.bench.options import parse
 from recbole_prune.bench.plain import PlainData
 from recbole_prune.bench.results import FASTER, PART, Results, quantity, read_document, table_of
+from recbole_prune.bench.runs import scratch_folder
 from recbole_prune.bench.search import add_ours
 from recbole_prune.bench.table import markdown, markdown_of_files
 from recbole_prune.commands import bench as command
+from recbole_prune.config.options import refuse_near, split
 from recbole_prune.errors import ConfigError
 
 
@@ -142,7 +144,7 @@ def test_interruption_keeps_what_was_measured(
         (["train", "--sparsities=0,1"], r"--sparsities=0,1 is not allowed: .* takes numbers from 0 to below 1"),
         (["train", "--sparsities=0.5,0.5"], "is not allowed"),
         (["eval", "--repeats=0"], r"--repeats= takes a whole number from 1"),
-        (["eval", "--repeats"], r"--repeats is not allowed"),
+        (["eval", "--repeats"], r"--repeats without a value is not allowed"),
         (["memory", "--skip_plain=maybe"], "True or False"),
         (["artifact", "--values=fp32,fp64"], "some of fp32,fp16,int8"),
         (["generate", "--users=3", "--items=4", "--interactions=2"], "--to= is missing"),
@@ -163,7 +165,7 @@ def test_wrong_words_give_one_message(words: list[str], message: str, capsys: py
 def test_settings_pass_through_the_options() -> None:
     known = command.BENCHMARKS["train"].options
     words = ["-m", "BPR", "--repeats=7", "--learning_rate=0.1", "--prune_storage=compact", "--topk=[20]"]
-    options, rest = parse("train", known, words)
+    options, rest = split("bench train", known, words, refuse_near)
     assert options["repeats"] == 7 and options["sparsities"] == [0.0, 0.9] and options["to"] is None
     assert rest == ["-m", "BPR", "--learning_rate=0.1", "--prune_storage=compact", "--topk=[20]"]
 
@@ -305,13 +307,34 @@ def test_peak_covers_what_is_held() -> None:
 def test_killed_process_is_a_result_and_a_failed_one_an_error(
     status: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.CompletedProcess([], status)
-    monkeypatch.setattr(memory.subprocess, "run", lambda *args, **kwargs: done)
+    process = MagicMock(returncode=status)
+    monkeypatch.setattr(memory.subprocess, "Popen", lambda *args, **kwargs: process)
     if status == -9:
         assert message in memory._run_process({"name": "plain"}, tmp_path / "found.json")["failed"]
     else:
         with pytest.raises(ConfigError, match=message):
             memory._run_process({"name": "plain"}, tmp_path / "found.json")
+
+
+def test_an_interrupted_process_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an exception, or by a signal, whose handler calls what is registered."""
+    process = MagicMock()
+    process.communicate.side_effect = lambda text: signals._actions[-1]()
+    monkeypatch.setattr(memory.subprocess, "Popen", lambda *args, **kwargs: process)
+    with pytest.raises(ConfigError):
+        memory._run_process({"name": "plain"}, tmp_path / "found.json")
+    assert process.kill.call_count == 1
+    process.communicate.side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        memory._run_process({"name": "plain"}, tmp_path / "found.json")
+    assert process.kill.call_count == 2
+
+
+def test_a_signal_leaves_no_temporary_folder() -> None:
+    with scratch_folder() as scratch:
+        (scratch / "file").touch()
+        signals._actions[-1]()
+        assert not scratch.exists()
 
 
 def test_running_out_of_memory_is_recognised() -> None:

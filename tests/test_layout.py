@@ -16,14 +16,15 @@ import recbole_prune
 PACKAGE = Path(recbole_prune.__file__).parent
 # a room or a file of the top level may import what stands before it, never what stands after it
 ORDER = (
-    "errors compat sparse anatomy masking data scoring models config artifact serving metering training run pruners "
-    "report quick_start bench commands cli"
+    "errors signals compat sparse anatomy masking data scoring models config artifact serving metering training run "
+    "pruners report quick_start bench commands cli"
 ).split()
 FACADE = "__init__"  # imports on first use
 WITHOUT_TORCH = [
     "anatomy.prunable",
     "artifact",
     "commands.models",
+    "config.options",
     "config.schema",
     "config.settings",
     "config.words",
@@ -31,6 +32,7 @@ WITHOUT_TORCH = [
     "masking.schedule",
     "serving",
     "sparse.dense_top_k",
+    "signals",
     "sparse.inverted_lists",
 ]
 

@@ -158,7 +158,7 @@ def test_added_losses_are_added_once_and_logged_by_name(tiny_data: Path, caplog:
     batch = next(iter(bench.train))
     own = float(bench.plain_model().calculate_loss(batch))
     assert float(model.calculate_loss(batch)) == pytest.approx(own + float(part.losses(model, batch)["head"]))
-    trainer._added = {}
+    trainer._added, trainer.tensorboard = {}, MagicMock()
     trainer._train_epoch(bench.train, 0)
     [line] = [record.message for record in caplog.records if "added losses" in record.message]
     assert line.startswith("epoch 0 added losses: head ")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recbole.trainer import trainer as recbole_trainer
 from torch import nn
 from training_bench import keys
 
@@ -27,11 +25,6 @@ from recbole_prune.training.trainer import mask_aware_trainer
 
 WEIGHTS = torch.tensor([0.9, -0.2, 0.05, 0, 0, 0.4, -0.7, 0, 0, 0.1])
 LIVE = [0, 1, 2, 5, 6, 9]
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
 
 
 def vector_mask() -> torch.Tensor:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from marks import slow_but
-from recbole.trainer import trainer as recbole_trainer
 from training_bench import Bench, MemoryFiles, keys, leaks, scramble_random_streams
 
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.training import codec
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
-
 
 VARIANTS = {
     "dsl": {},

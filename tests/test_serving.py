@@ -18,7 +18,7 @@ from recbole_prune.artifact import write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.commands import recommend as command
-from recbole_prune.errors import ArtifactError
+from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.serving import Recommender, recommend
 
 USERS, ITEMS, WIDTH = 30, 100, 8
@@ -176,7 +176,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [(entry["item"], entry["score"]) for entry in document[0]["items"]] == expected[0][:2]
     command.main([f"--artifact={folder}", "--users=196", f"--k={ITEMS - 1}", "--exclude_seen=False"])
     assert len(capsys.readouterr().out.splitlines()) == ITEMS
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match="--users= is missing"):
         command.main([f"--artifact={folder}"])
 
 

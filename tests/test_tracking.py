@@ -93,9 +93,8 @@ def test_every_ticket_is_a_run_of_wandb(tiny_data: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     folder = run(tiny_data, log_wandb=True, wandb_project="mine")
     assert [facts["name"] for facts in wandb.begun] == NAMES and wandb.run is None
-    assert {(facts["project"], facts["group"], facts["dir"]) for facts in wandb.begun} == {
-        ("mine", folder.name, str(folder))
-    }
+    assert {(facts["project"], facts["group"]) for facts in wandb.begun} == {("mine", folder.name)}
+    assert all(folder in Path(facts["dir"]).parents for facts in wandb.begun)
     assert [entry for entry in wandb.logged if entry[1] is not None] == [(n, e) for n in (1, 2) for e in range(3)]
 
 

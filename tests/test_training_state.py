@@ -6,13 +6,11 @@ import copy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from marks import slow_but
-from recbole.trainer import trainer as recbole_trainer
 from training_bench import Bench, MemoryFiles, leaks, scramble_random_streams
 
 from recbole_prune.data import random_streams
@@ -33,11 +31,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "KGAT": {},  # an attention matrix, a second dataloader
     "SASRec": {},
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
 
 
 def bench_of(model: str, data: Path, **settings: Any) -> Bench:

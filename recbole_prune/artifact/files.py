@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.artifact.fields import parse
 from recbole_prune.errors import ArtifactError
+from recbole_prune.signals import on_abort
 
 FORMAT = "recbole_prune ticket"
 FORMAT_VERSION = 1
@@ -225,18 +227,17 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], check: Callable[[Pa
         if old.exists() and not folder.exists():
             old.rename(folder)  # a process that died between the two renames below left it there
         _refuse_foreign_content(folder)
-        temporary.mkdir()
-        for name, data in files.items():
-            _write_synced(temporary / name, data)
-        check(temporary)
-        _sync_folder(temporary)
-        _exchange(temporary, folder, old)
+        with on_abort(partial(shutil.rmtree, temporary, ignore_errors=True)):
+            temporary.mkdir()
+            for name, data in files.items():
+                _write_synced(temporary / name, data)
+            check(temporary)
+            _sync_folder(temporary)
+            _exchange(temporary, folder, old)
     except OSError as error:
         reason = error.strerror or str(error)
         kept = "; the artifact that was there is unchanged" if folder.exists() else ""
         raise ArtifactError(f"artifact {folder} was not written: {reason}{kept}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _kept_aside(folder: Path) -> Path:
@@ -275,14 +276,10 @@ def _sync_folder(folder: Path) -> None:
 def _exchange(new: Path, folder: Path, old: Path) -> None:
     """Put ``new`` in the place of ``folder``, whose former content is deleted last."""
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    try:
+    with on_abort(lambda: old.exists() and not folder.exists() and old.rename(folder)):
+        if folder.exists():
+            folder.rename(old)
         new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
     try:
         _sync_folder(folder.parent)
     except OSError:

@@ -25,6 +25,7 @@ from recbole_prune.bench.results import Results, quantity
 from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.signals import on_abort
 from recbole_prune.training.state import optimizers_of
 
 _STATUS = Path("/proc/self/status")
@@ -66,21 +67,23 @@ def _run_process(job: dict[str, Any], file: Path) -> dict[str, Any]:
     file.unlink(missing_ok=True)
     warnings = [f"-W{option}" for option in sys.warnoptions]
     # what a killed process leaves lies in our own temporary folder
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *warnings, "-m", "recbole_prune.bench.memory"],
-        input=json.dumps({**job, "file": str(file)}),
+        stdin=subprocess.PIPE,
         text=True,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(file.parent)},
     )
+    with process, on_abort(process.kill):
+        process.communicate(json.dumps({**job, "file": str(file)}))
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if "refused" in found:
             raise ConfigError(found["refused"])
         return found
-    if done.returncode == -signal.SIGKILL:
+    if process.returncode == -signal.SIGKILL:
         return {"failed": "killed by the system, as happens when memory runs out"}
-    raise ConfigError(f"bench memory: the process of {job['name']} failed with status {done.returncode}, see above")
+    raise ConfigError(f"bench memory: the process of {job['name']} failed with status {process.returncode}, see above")
 
 
 # ---- in the process of a candidate -----------------------------------------------------------------------------------

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from recbole.trainer import trainer as trainer_module
-from torch.utils.tensorboard import SummaryWriter
 
 from recbole_prune.bench.plain import begin, reseed
+from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
@@ -30,19 +29,16 @@ from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Plan
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.run.workshop import Workshop
+from recbole_prune.signals import on_abort
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A temporary folder that also takes the TensorBoard files of every trainer built meanwhile."""
-    original = trainer_module.get_tensorboard
-    with tempfile.TemporaryDirectory(prefix="recbole-prune-bench-") as folder:
-        trainer_module.get_tensorboard = lambda logger: SummaryWriter(str(Path(folder, "tensorboard")))
-        try:
-            yield Path(folder)
-        finally:
-            trainer_module.get_tensorboard = original
+    scratch = tempfile.TemporaryDirectory(prefix="recbole-prune-bench-")
+    with on_abort(scratch.cleanup), scratch as folder, trainers_write_to(Path(folder, "tensorboard")):
+        yield Path(folder)
 
 
 def our_config(words: list[str], scratch: Path, **defaults: Any) -> PruneConfig:

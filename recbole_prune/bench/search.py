@@ -21,8 +21,10 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         results.settings = settings_of(config)
         begun = has_begun(quick_start.run_path(config))
         start = perf_counter()
-        found = quick_start.run(config).to_dict()
+        result = quick_start.run(config)
         seconds = perf_counter() - start
+        result.raise_failure()
+        found = result.to_dict()
         add_ours(found["tickets"], seconds, begun and not config.settings.fresh, results)
         results.notes.append(f"run folder: {found['folder']}")
         results.save()

@@ -1,17 +1,24 @@
 """The subcommands of ``recbole-prune``: parse words, call, print.
 
 The only room that reads ``sys.argv`` and prints; what it prints comes from ``report/``. Each module has
-``main(words) -> exit status`` and ``usage() -> text``, which ``--help`` prints.
+``main(words) -> exit status``, where every option has the form ``--key=value``, and ``usage() -> text`` for ``--help``.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from logging import getLogger
 
 import recbole_prune
-from recbole_prune.errors import PruneError
+from recbole_prune.config.near import did_you_mean, near_names
+from recbole_prune.config.options import joined
+from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.signals import interruption
 
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
        recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
@@ -22,12 +29,12 @@ USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp
        recbole-prune doctor
 
 Every RecBole setting works as with run_recbole.py: --model (-m), --dataset (-d), --config_files="a.yaml b.yaml",
-and any --key=value.
+and any --key=value. Every option can also be written --key value.
 """
 
 # imported when called, so that recommend loads neither torch nor RecBole
 COMMANDS = ("run", "export", "recommend", "compare", "bench", "models", "doctor")
-_TAKE_NAMES = ("bench", "models")  # the others take options only
+_BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,25 +44,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name, by default those of this process.
 
     Returns:
-        exit status: 0, 2 for an error, 130 after Ctrl-C.
+        exit status: 0, 2 for an error, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-V", "--version"):
-        print(f"recbole-prune {recbole_prune.__version__}" if words else USAGE.rstrip())
-        return 0
-    name = words.pop(0) if words[0] in COMMANDS else "run"
-    if name not in _TAKE_NAMES and words and not words[0].startswith("-"):
-        print(f"recbole-prune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
     try:
-        command = import_module(f"recbole_prune.commands.{name}")
-        if "-h" in words or "--help" in words:
-            print(command.usage())
-            return 0
-        return int(command.main(words))
+        with _disk_errors_of_threads_logged():
+            status = _run(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except PruneError as error:
         print(f"recbole-prune: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        _close_broken_output()
+        if isinstance(error, BrokenPipeError):
+            return _BROKEN_PIPE
+        print(f"recbole-prune: {_sentence(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\nrecbole-prune: interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(f"\n{interruption()}", file=sys.stderr)
         return 130
+
+
+def _run(words: list[str]) -> int:
+    if not words or {"-V", "--version"} & set(words):
+        print(f"recbole-prune {recbole_prune.__version__}" if words else USAGE.rstrip())
+        return 0
+    name = "run" if words[0].startswith("-") else words.pop(0)
+    if name not in COMMANDS:
+        near = did_you_mean(near_names(name, COMMANDS)[:1])
+        raise ConfigError(f"unknown command {name!r}{near}; there are {', '.join(COMMANDS)}")
+    command = import_module(f"recbole_prune.commands.{name}")
+    if {"-h", "--help"} & set(words):
+        print(command.usage())
+        return 0
+    return int(command.main(joined(words)))
+
+
+def _sentence(error: OSError) -> str:
+    if isinstance(error.filename, (str, bytes)):
+        return f"{os.fsdecode(error.filename)}: {error.strerror or error}"
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory does not exist any more"
+    return error.strerror or str(error)
+
+
+@contextmanager
+def _disk_errors_of_threads_logged() -> Iterator[None]:
+    """No traceback of a thread (TensorBoard's) that cannot write: who waits for it gets the error too."""
+    hook = threading.excepthook
+
+    def log(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_value is None or not isinstance(ended.exc_value, OSError):
+            hook(ended)
+        else:
+            getLogger().debug("a thread ended", exc_info=ended.exc_value)
+
+    threading.excepthook = log
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+def _close_broken_output() -> None:
+    """Drop what cannot be printed, which Python would try again, and complain about, at its exit."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from recbole_prune.bench import options as own
-from recbole_prune.bench.options import Option
-from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config import options as words_of
+from recbole_prune.config.near import did_you_mean, near_names
+from recbole_prune.config.options import Option
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError, printable
+from recbole_prune.signals import on_abort
 
 USAGE = """usage: recbole-prune bench NAME [--own_option=value ...] [--model=BPR --dataset=ml-100k --key=value ...]
        recbole-prune bench table FILE.json ...
@@ -73,7 +73,7 @@ BENCHMARKS = {
             # no default: with --artifact it must not be given
             "sparsities": replace(own.SPARSITIES, default=None, meaning="sparsities to measure (default 0.0,0.9)"),
             "k": own.number(20, "length of a list"),
-            "artifact": Option(Path, None, "a folder", "an artifact to read instead of training one"),
+            "artifact": Option(own.path, None, "a folder", "an artifact to read instead of training one"),
         },
     ),
     "memory": Benchmark(
@@ -85,7 +85,9 @@ BENCHMARKS = {
             "sparsities": own.SPARSITIES,
             **_COMMON,
             "batches": own.BATCHES,
-            "skip_plain": Option(own.yes_or_no, False, "True or False", "leave plain RecBole out, where it cannot run"),
+            "skip_plain": Option(
+                words_of.yes_or_no, False, "True or False", "leave plain RecBole out where it cannot run"
+            ),
         },
     ),
     "artifact": Benchmark(
@@ -124,7 +126,7 @@ def main(argv: list[str]) -> int:
     """Run one benchmark, or ``table`` or ``generate``.
 
     Returns:
-        exit status: 0, 130 after Ctrl-C.
+        exit status 0.
 
     Raises:
         PruneError: a wrong option, or what the runs refuse.
@@ -136,14 +138,13 @@ def main(argv: list[str]) -> int:
     if name == "table":
         from recbole_prune.bench.table import markdown_of_files
 
+        words_of.refuse_options("bench table", {}, rest)
         print("\n".join(map(printable, markdown_of_files(rest).split("\n"))))
         return 0
     if name == "generate":
         from recbole_prune.bench.generate import generate
 
-        options, strangers = own.parse(name, _GENERATE, rest)
-        if strangers:
-            raise ConfigError(f"bench generate: {strangers[0]!r} is no option; there are --{'=, --'.join(_GENERATE)}=")
+        options, _ = words_of.split("bench generate", _GENERATE, rest, words_of.refuse_all)
         print(generate(**options))
         return 0
     if name not in BENCHMARKS:
@@ -151,7 +152,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"bench: {name!r} is unknown{did_you_mean(near_names(name, known))}; there are {', '.join(known)}"
         )
-    options, words = own.parse(name, BENCHMARKS[name].options, rest)
+    options, words = words_of.split(f"bench {name}", BENCHMARKS[name].options, rest, words_of.refuse_near)
     if not options.get("artifact"):  # which goes without settings, and is asked for by name
         launch(words)  # a misspelt word is better known before RecBole is imported
     return measure(name, options, words, argv)
@@ -174,18 +175,18 @@ def measure(name: str, options: dict[str, Any], words: list[str], command: list[
         name, benchmark.units, benchmark.references, options["to"], command=command, speedups=benchmark.speedups
     )
     results.save()  # a file that cannot be written is better known before the work
-    run: Callable[..., None] = import_module(f"recbole_prune.bench.{benchmark.module}").run
-    try:
-        run(options, words, results)
-        results.complete = True
-        return 0
-    except KeyboardInterrupt:
-        print("\nrecbole-prune: interrupted; what was measured so far is kept", file=sys.stderr)
-        return 130
-    finally:
+
+    def keep() -> None:
         results.save()
         if results.has_samples:
             print(results.text())
+
+    run: Callable[..., None] = import_module(f"recbole_prune.bench.{benchmark.module}").run
+    with on_abort(keep):
+        run(options, words, results)
+    results.complete = True
+    keep()
+    return 0
 
 
 def set_threads(threads: int | None) -> None:
@@ -202,8 +203,8 @@ def usage() -> str:
     """Every benchmark with its options."""
     lines = [USAGE]
     for name, benchmark in BENCHMARKS.items():
-        lines += [f"  {name}: {benchmark.meaning}", *own.describe(benchmark.options)]
+        lines += [f"  {name}: {benchmark.meaning}", *words_of.describe(benchmark.options)]
     lines += ["  generate: write a generated dataset (uniform users, Zipf items) in RecBole's files"]
-    lines += own.describe(_GENERATE)
+    lines += words_of.describe(_GENERATE)
     lines += ["  table: print the JSON files of --to as a table in Markdown"]
     return "\n".join(lines)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_prune.config.schema import did_you_mean, method_names, near_names
+from recbole_prune.config.near import did_you_mean, near_names
+from recbole_prune.config.options import Option, describe, refuse_near, split
+from recbole_prune.config.schema import method_names
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
 
@@ -14,23 +17,20 @@ if TYPE_CHECKING:
     from recbole_prune.run.ticket import Ticket
 
 
-_OPTIONS = {"pruners": "static,dsl", "sparsities": "0.5,0.75,0.9", "seeds": "2020,2021,2022", "to": ""}
 _SET_BY = {"pruner": "pruners", "prune_target_sparsity": "sparsities", "seed": "seeds"}
 
 
-def main(argv: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Run every combination, each in its own run folder, and print the table.
 
     A run that is finished is read from its folder, so the same command continues where it was interrupted. With
     ``dry_run`` the plans of the first seed are printed and nothing is trained.
     """
-    own, rest = _split(argv)
-    pruners = own["pruners"].split(",")
-    sparsities = [_number("sparsities", word, float) for word in own["sparsities"].split(",")]
-    seeds = [_number("seeds", word, int) for word in own["seeds"].split(",")]
-    _check(pruners, sparsities)
-    if own["to"] and Path(own["to"]).is_dir():
-        raise ConfigError(f"compare: --to={own['to']} is a folder, it must be a file to write")
+    own, rest = split("compare", _OPTIONS, words, refuse_near)
+    for taken, option in _SET_BY.items():
+        if any(word.startswith(f"--{taken}=") for word in rest):
+            raise ConfigError(f"compare: --{taken} is set for each run, use --{option}=A,B instead")
+    _check_pruners(own["pruners"])
     asked = launch(rest)
     from recbole_prune import quick_start
     from recbole_prune.config.prune_config import PruneConfig
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> int:
     from recbole_prune.run.store import write_atomic
 
     records: list[dict[str, Any]] = []
-    for seed in seeds:
-        for sparsity in sparsities:
-            for pruner in pruners:
+    for seed in own["seeds"]:
+        for sparsity in own["sparsities"]:
+            for pruner in own["pruners"]:
                 changes = {"pruner": pruner, "prune_target_sparsity": sparsity, "seed": seed}
                 config = PruneConfig(asked.model, asked.dataset, asked.files, changes, asked.words)
                 if config.settings.dry_run:
@@ -54,11 +54,12 @@ def main(argv: list[str]) -> int:
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": folder})
                 score = f"validation {result.chosen.valid_score:.4f}"
                 print(f"seed {seed}, sparsity {100 * sparsity:g} %, {pruner}: {score}, in {folder}", flush=True)
+                result.raise_failure()
         if not records:  # a dry run: other seeds have the same plans
             return 0
         print(f"\n{compare_table(records)}\n", flush=True)
     if own["to"]:
-        write_atomic(Path(own["to"]), json.dumps(records, indent=1).encode())
+        write_atomic(own["to"], json.dumps(records, indent=1).encode())
     return 0
 
 
@@ -66,31 +67,28 @@ def _facts(ticket: Ticket) -> dict[str, Any]:
     return {name: getattr(ticket, name) for name in ("sparsity", "valid_score", "test", "train_seconds", "best_epoch")}
 
 
-def _split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Own options, and those that go to RecBole."""
-    own, rest = dict(_OPTIONS), []
-    for word in argv:
-        name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("--") and equals and name in own:
-            own[name] = value
-        else:
-            rest.append(word)
-    for taken in _SET_BY:
-        if any(word.startswith(f"--{taken}=") for word in rest):
-            raise ConfigError(f"compare: --{taken} is set for each run, use --{_SET_BY[taken]}=A,B instead")
-    return own, rest
+def _pruners(text: str) -> list[str]:
+    return text.split(",")
 
 
-def _number(option: str, word: str, kind: type) -> Any:
-    try:
-        return kind(word)
-    except ValueError:
-        raise ConfigError(
-            f"compare: --{option}={word} is not allowed, it must be {kind.__name__}s with commas"
-        ) from None
+def _sparsities(text: str) -> list[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if not all(0 < number < 1 for number in numbers):
+        raise ValueError(text)
+    return numbers
 
 
-def _check(pruners: list[str], sparsities: list[float]) -> None:
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _file(text: str) -> Path:
+    if not text or Path(text).is_dir():
+        raise ValueError(text)
+    return Path(text)
+
+
+def _check_pruners(pruners: list[str]) -> None:
     known = [name for name in method_names("pruner") if name != "none"]
     for pruner in pruners:
         if pruner not in known:
@@ -98,17 +96,26 @@ def _check(pruners: list[str], sparsities: list[float]) -> None:
                 f"compare: --pruners={pruner} is unknown{did_you_mean(near_names(pruner, known))}; there are "
                 f"{', '.join(known)} (the dense model comes with each)"
             )
-    for sparsity in sparsities:
-        if not 0 < sparsity < 1:
-            raise ConfigError(f"compare: --sparsities={sparsity} is not allowed, each must be between 0 and 1")
 
 
 def usage() -> str:
     """What the command takes."""
-    shown = " ".join(f"--{name}={value or 'FILE'}" for name, value in _OPTIONS.items())
-    return (
-        "usage: recbole-prune compare [--pruners=A,B] [--sparsities=X,Y] [--seeds=1,2] [--to=FILE.json]\n"
-        "       [--key=value ...]\n\n"
-        "Runs every pruner at every sparsity under every seed, each in its own run folder, and prints mean and\n"
-        f"spread. Other settings as for a run. Defaults: {shown}"
-    )
+    lines = [
+        "usage: recbole-prune compare [--pruners=A,B] [--sparsities=X,Y] [--seeds=1,2] [--to=FILE.json]",
+        "       [--key=value ...]",
+        "",
+        "Runs every pruner at every sparsity under every seed, each in its own run folder, and prints mean and",
+        "spread. Other settings as for a run.",
+        "",
+    ]
+    return "\n".join([*lines, *describe(_OPTIONS, indent=2)])
+
+
+_OPTIONS = {
+    "pruners": Option(_pruners, ["static", "dsl"], "names of pruners with commas", "pruners to run"),
+    "sparsities": Option(
+        _sparsities, [0.5, 0.75, 0.9], "floats with commas, each between 0 and 1", "target sparsities"
+    ),
+    "seeds": Option(_seeds, [2020, 2021, 2022], "ints with commas", "seeds"),
+    "to": Option(_file, None, "a file to write, no folder", "write what the table is made of as JSON"),
+}

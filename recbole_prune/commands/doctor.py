@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import recbole_prune
-from recbole_prune.errors import ConfigError
+from recbole_prune.config.options import refuse_all
 
 USAGE = "usage: recbole-prune doctor"
 
@@ -198,8 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         ConfigError: an argument is unknown.
     """
-    if argv:
-        raise ConfigError(f"doctor takes no arguments, found {' '.join(argv)!r}; {USAGE}")
+    refuse_all("doctor", {}, argv or [])
     sections = examine()
     print(_render(sections))
     return 2 if any(finding.problem for findings in sections.values() for finding in findings) else 0

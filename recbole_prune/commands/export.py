@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.options import Option, describe, refuse_all, some_text, split
 from recbole_prune.errors import ConfigError
 
+_RUN = Option(some_text, None, "a folder", "folder of a run", required=True)
+_TO = Option(some_text, None, "a folder", "where to write the artifact; default: artifact/ in the run folder")
+# read by the config, which says what is allowed
 _OPTIONS = {
-    "run": "folder of a run",
-    "to": "where to write the artifact; default: artifact/ in the run folder",
-    "export_ticket": "number of the ticket; default: as the run chooses",
-    "export_values": "fp32, fp16 or int8",
-    "export_vectors": "True also stores propagated vectors, so that recommending needs no RecBole",
+    "run": _RUN,
+    "to": _TO,
+    "export_ticket": Option(str, None, "", "number of the ticket; default: as the run chooses"),
+    "export_values": Option(str, None, "", "fp32, fp16 or int8; default: as in the run"),
+    "export_vectors": Option(str, None, "", "True also stores propagated vectors: recommending then needs no RecBole"),
 }
 
 
-def main(argv: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Parse ``--run=FOLDER`` and the export keys, write the artifact, print where it is."""
-    options = _parse(argv)
-    named = options.pop("run")
+    options, _ = split("export", _OPTIONS, words, refuse_all)
+    named, to = options.pop("run"), options.pop("to")
+    options = {name: text for name, text in options.items() if text is not None}
     path = Path(named).absolute()
     if not (path / "config.yaml").is_file():
         raise ConfigError(
             f"export: --run={named} is no folder of a run: there is no {path / 'config.yaml'}; "
             "a run prints its folder, pruned/<dataset>/<model>/<pruner>-<hash>"
         )
-    to = options.pop("to", None)
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.run import provenance
     from recbole_prune.run.experiment import Experiment
@@ -51,22 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> dict[str, str]:
-    options = {}
-    for word in argv:
-        name, equals, value = word.lstrip("-").partition("=")
-        if not word.startswith("--") or not equals or name not in _OPTIONS:
-            hint = did_you_mean(near_names(name, _OPTIONS))
-            raise ConfigError(
-                f"export: {word!r} is no option{hint}; there are {', '.join(f'--{o}=' for o in _OPTIONS)}"
-            )
-        options[name] = value
-    if "run" not in options:
-        raise ConfigError("export: name the run folder with --run=FOLDER")
-    return options
-
-
 def usage() -> str:
     """What the command takes."""
     lines = ["usage: recbole-prune export --run=FOLDER [--option=value ...]", ""]
-    return "\n".join([*lines, *(f"  --{name}=  {meaning}" for name, meaning in _OPTIONS.items())])
+    return "\n".join([*lines, *describe(_OPTIONS, indent=2)])

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 from recbole_prune.anatomy.prunable import PrunableModel, read_models
-from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.near import did_you_mean, near_names
+from recbole_prune.config.options import Option, refuse_options, some_text, split
 from recbole_prune.errors import ConfigError
 
 USAGE = """usage: recbole-prune models [NAME ...] [--kind=KIND]
@@ -20,6 +21,7 @@ is left alone. Tensors that receive no gradient (LR owns a table that it never u
 KINDS = ["general", "sequential", "context", "knowledge", "traditional", "tree"]
 WIDTH = 100
 _INDENT = 14
+_OPTIONS = {"kind": Option(some_text, None, f"one of {', '.join(KINDS)}", "only models of this kind")}
 
 
 def main(words: Sequence[str]) -> int:
@@ -63,17 +65,11 @@ def _entry(model: PrunableModel) -> list[str]:
 
 
 def _chosen(words: Sequence[str]) -> list[PrunableModel]:
+    options, names = split("models", _OPTIONS, words, refuse_options)
     models = read_models()
-    names: list[str] = []
-    kinds: list[str] = []
-    for word in words:
-        if word.startswith("--kind="):
-            kinds.append(_known(word[7:], KINDS, "kind"))
-        elif word.startswith("-"):
-            raise ConfigError(f"models: {word!r} is no option; there are --kind= and --help, and names of models")
-        else:
-            names.append(_known(word, [model.name for model in models], "model"))
-    return [model for model in models if not words or model.name in names or model.kind in kinds]
+    kind = options["kind"] and _known(options["kind"], KINDS, "kind")
+    chosen = {_known(name, [model.name for model in models], "model") for name in names}
+    return [model for model in models if not words or model.name in chosen or model.kind == kind]
 
 
 def _known(word: str, names: list[str], what: str) -> str:

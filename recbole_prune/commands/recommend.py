@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from recbole_prune.errors import ConfigError, printable
+from recbole_prune.config.options import Option, describe, refuse_all, some_text, split, yes_or_no
+from recbole_prune.errors import printable
 from recbole_prune.serving.recommend import Recommendation, Recommender
 
 
-def main(argv: list[str]) -> int:
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _users(text: str) -> list[str]:
+    users = text.split(",")
+    if "" in users:
+        raise ValueError(text)
+    return users
+
+
+def _format(text: str) -> Callable[[Sequence[str], Sequence[Sequence[Recommendation]]], str]:
+    return {"table": _as_table, "json": _as_json}[text]
+
+
+def main(words: Sequence[str]) -> int:
     """``recbole-prune recommend``: print recommendations as a table or as JSON.
 
     Raises:
-        ConfigError: there is an empty token among the users.
+        ConfigError: an option is unknown, missing or not allowed.
         ArtifactError: as :meth:`Recommender.from_artifact` and :meth:`Recommender.recommend`.
     """
-    options = _parser().parse_args(argv)
-    users = options.users.split(",")
-    if "" in users:
-        raise ConfigError(f"recommend: --users={options.users} has an empty token: write --users=196,186")
-    recommender = Recommender.from_artifact(options.artifact)
-    lists = recommender.recommend(users, options.k, options.exclude_seen == "True", options.threads)
-    text = _as_json(users, lists) if options.format == "json" else _as_table(users, lists)
+    options, _ = split("recommend", _OPTIONS, words, refuse_all)
+    users = options["users"]
+    recommender = Recommender.from_artifact(options["artifact"])
+    lists = recommender.recommend(users, options["k"], options["exclude_seen"], options["threads"])
+    text = (options["format"] or _as_table)(users, lists)
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
@@ -33,20 +49,8 @@ def main(argv: list[str]) -> int:
 
 def usage() -> str:
     """What the command takes."""
-    return _parser().format_help().rstrip()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="recbole-prune recommend", allow_abbrev=False)
-    parser.add_argument("--artifact", required=True, help="folder that a run or recbole-prune export has written")
-    parser.add_argument("--users", required=True, help="user tokens with commas between them")
-    parser.add_argument("--k", type=int, default=10, help="items for each user (default 10)")
-    parser.add_argument("--exclude_seen", choices=["True", "False"], default="True", help="leave out consumed items")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads for sparse tables (default 0: all usable cores)"
-    )
-    parser.add_argument("--format", choices=["table", "json"], default="table")
-    return parser
+    lines = ["usage: recbole-prune recommend --artifact=FOLDER --users=196,186 [--k=10] [--option=value ...]", ""]
+    return "\n".join([*lines, *describe(_OPTIONS, indent=2)])
 
 
 def _as_json(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -> str:
@@ -68,3 +72,13 @@ def _as_table(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -
         "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2]), row[3].rjust(widths[3])])
         for row in rows
     )
+
+
+_OPTIONS = {
+    "artifact": Option(some_text, None, "a folder", "folder that a run or recbole-prune export has written", True),
+    "users": Option(_users, None, "tokens, such as 196,186, none of them empty", "user tokens with commas", True),
+    "k": Option(int, 10, "a whole number", "items for each user"),
+    "exclude_seen": Option(yes_or_no, True, "True or False", "leave out consumed items"),
+    "threads": Option(_not_negative, 0, "a whole number from 0", "threads for sparse tables; 0: all usable cores"),
+    "format": Option(_format, None, "table or json", "table or json; default: table"),
+}

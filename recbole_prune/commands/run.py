@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
+
+if TYPE_CHECKING:
+    from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.run.summary import RunResult
 
 
 def main(words: Sequence[str]) -> int:
@@ -16,7 +20,13 @@ def main(words: Sequence[str]) -> int:
     asked = launch(words)
     from recbole_prune.config.prune_config import PruneConfig
 
-    print(_run(PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words))[0])
+    config = PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words)
+    if config.settings.dry_run:
+        print(_plan(config))
+        return 0
+    result, text = _run(config)
+    print(text, flush=True)
+    result.raise_failure()
     return 0
 
 
@@ -53,19 +63,24 @@ def run_recbole_prune(
         config_dict = {**(config_dict or {}), "saved": False}
     program, *words = sys.argv or [""]
     notebook = "ipykernel_launcher" in program
-    return _run(PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words))[1]
-
-
-def _run(config: Any) -> tuple[str, dict[str, Any]]:
-    """What a person sees of a run, and what a program gets."""
+    config = PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words)
     if config.settings.dry_run:
-        from recbole_prune.report.dry_run import describe_plan
+        return {"plan": _plan(config)}
+    result, text = _run(config)
+    result.raise_failure()
+    return {**result.to_dict(), "table": text}
 
-        plan = describe_plan(config)
-        return plan, {"plan": plan}
+
+def _plan(config: PruneConfig) -> str:
+    from recbole_prune.report.dry_run import describe_plan
+
+    return describe_plan(config)
+
+
+def _run(config: PruneConfig) -> tuple[RunResult, str]:
+    """What a run found, and the text of it."""
     from recbole_prune import quick_start
     from recbole_prune.report.closing import result_text
 
     result = quick_start.run(config)
-    text = result_text(result)
-    return text, {**result.to_dict(), "table": text}
+    return result, result_text(result)

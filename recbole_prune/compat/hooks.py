@@ -121,7 +121,7 @@ def stand_in(modules: dict[str, ModuleType]) -> Iterator[None]:
 
 @contextmanager
 def replaced(module: ModuleType, **members: object) -> Iterator[None]:
-    """Give ``module`` other members of these names for the length of the context only."""
+    """Let names of a module stand for other objects for the length of the context."""
     before = {name: getattr(module, name) for name in members}
     vars(module).update(members)
     try:

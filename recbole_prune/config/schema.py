@@ -5,9 +5,8 @@ Nothing here imports RecBole or torch.
 
 from __future__ import annotations
 
-import difflib
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from recbole_prune.config.grammar import Key, parse
+from recbole_prune.config.near import did_you_mean, near_names, plain
 from recbole_prune.config.paths import properties_dir, property_file, property_names
 from recbole_prune.errors import ConfigError
 
@@ -70,7 +70,7 @@ def check(name: str, value: Any) -> Any:
 
 def in_name_space(name: str) -> bool:
     """Whether the name can only be meant for this package."""
-    return name in known_keys() or _plain(name).startswith(PREFIXES)
+    return name in known_keys() or plain(name).startswith(PREFIXES)
 
 
 def suggest(name: str) -> list[str]:
@@ -78,26 +78,11 @@ def suggest(name: str) -> list[str]:
     return near_names(name, known_keys(), cutoff=0.8)
 
 
-def near_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """Names that look like the given one, best first; case, ``-`` and ``_`` are taken as equal."""
-    plain = {_plain(other): other for other in names}
-    return [plain[match] for match in difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=cutoff)]
-
-
-def did_you_mean(names: list[str]) -> str:
-    """Return "; did you mean a or b?", or "" for no names."""
-    return f"; did you mean {' or '.join(names)}?" if names else ""
-
-
 def unknown_key(name: str) -> str:
     """Message for a name in our name space, or near one of our keys, that is not a key."""
-    begun = [key for key in known_keys() if len(name) > 7 and key.startswith(_plain(name))]
+    begun = [key for key in known_keys() if len(name) > 7 and key.startswith(plain(name))]
     hint = did_you_mean([f"--{near}" for near in (begun or near_names(name, known_keys(), cutoff=0.75))[:1]])
     return f"{name} is not a setting of recbole_prune{hint or ' (--help lists them)'}"
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
 
 
 def help_text() -> str:

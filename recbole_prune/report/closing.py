@@ -96,6 +96,8 @@ def _places(result: RunResult) -> Iterator[str]:
     """Where things are, and the command that uses them, each on a line of its own."""
     artifact = _from_here(Path(result.artifact))
     yield f"run folder: {_from_here(result.experiment.folder.path)}"
+    if result.failure is not None:
+        return
     yield f"artifact:   {artifact}"
     users = _some_users(result)
     if result.recommends and users:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from recbole_prune.compat.needless import is_needless
+from recbole_prune.run.log_file import LogFile
 
 if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
@@ -30,8 +31,7 @@ def log_of_run(config: PruneConfig, folder: Path) -> Iterator[None]:
     """
     root, level = logging.getLogger(), _level(config["state"])
     with ExitStack() as undo:
-        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
+        file = LogFile(folder / "log.txt")
         undo.callback(file.close)
         for warning in config.warnings:  # given before this log was open
             file.handle(root.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))

@@ -31,9 +31,10 @@ def versions() -> dict[str, str]:
 
 
 def data_digest(folder: Path, dataset: str) -> str:
-    """sha256 over the atomic files of a dataset, by name and content."""
+    """sha256 over the atomic files of a dataset, by name and content. Folders, pipes and dangling links are none."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob(f"{dataset}.*")):
+    entries = folder.iterdir() if folder.is_dir() else ()
+    for file in sorted(entry for entry in entries if entry.name.startswith(f"{dataset}.") and entry.is_file()):
         digest.update(file.name.encode() + b"\0")
         with open(file, "rb") as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):

@@ -22,7 +22,7 @@ def _others(folder: Path) -> Iterator[Path]:
     """Run folders beside ``folder`` that were begun with the same training settings, data and versions."""
     own = read_record(folder)
     for other in sorted(folder.parent.iterdir()):
-        if other == folder or not (other / "config.yaml").exists() or ".old-" in other.name:
+        if other == folder or not (other / "config.yaml").is_file() or ".old-" in other.name:
             continue
         try:
             record = read_record(other)

@@ -14,10 +14,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recbole_prune.errors import StoreError
+from recbole_prune.signals import on_abort
 
 JOURNAL = "tickets.jsonl"
 SCOPE = "scope.json"
@@ -70,17 +72,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
+        with on_abort(partial(Path(temporary).unlink, missing_ok=True)):
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_UMASK)
             os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
         _sync_folder(path.parent)
 
 
@@ -123,8 +121,9 @@ class RunFolder:
         self._sweep()
 
     def _acquire(self) -> None:
-        with _explained(self.path / ".lock"):
-            handle = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until close()
+        handle = self._open_lock()
+        if handle is None:
+            return
         try:
             import fcntl
 
@@ -137,6 +136,35 @@ class RunFolder:
                 raise StoreError(f"another process is working in {self.path}; wait for it or stop it") from None
         self._lock = handle
 
+    def _open_lock(self) -> Any:
+        """The lock's file, to be read only on a disk that takes no writes; None where such a folder has none."""
+        path = self.path / ".lock"
+        with _explained(path):
+            try:
+                return open(path, "a+")
+            except OSError:
+                if not (self.path / JOURNAL).exists():
+                    raise
+                return open(path) if path.exists() else None
+
+    def check_present(self) -> None:
+        """Refuse to go on in a folder that is no longer the one that was opened.
+
+        Raises:
+            StoreError: it was deleted, moved or replaced.
+        """
+        if self._lock is None:
+            return
+        try:
+            present = os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno()))
+        except OSError:
+            present = False
+        if not present:
+            raise StoreError(
+                f"{self.path} was deleted or moved while this run was working in it: put it back to continue there; "
+                "without it the same command starts anew"
+            )
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
@@ -146,18 +174,38 @@ class RunFolder:
     def _sweep(self) -> None:
         """Remove temporary files, and half-written artifacts, that a killed process left."""
         for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink()
+            with suppress(OSError):  # a disk that takes no writes still shows a finished run
+                leftover.unlink()
         for leftover in self.path.glob(".artifact.tmp-*"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def write(self, name: str, data: bytes) -> str:
-        """Write a file of the folder; returns its sha256."""
+        """Write a file of the folder; returns its sha256.
+
+        Raises:
+            StoreError: it cannot be written, or the folder is gone.
+        """
+        self.check_present()
         write_atomic(self.path / name, data)
         return sha256(data)
 
     def write_json(self, name: str, record: Any) -> str:
-        """Write indented JSON."""
-        return self.write(name, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        """Write indented JSON, unless the file holds just that."""
+        data = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        path = self.path / name
+        return sha256(data) if path.is_file() and path.read_bytes() == data else self.write(name, data)
+
+    def subfolder(self, name: str) -> Path:
+        """A folder in it for files that others write.
+
+        Raises:
+            StoreError: it cannot be made, or the run folder is gone.
+        """
+        self.check_present()
+        path = self.path / name
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def write_sealed(self, name: str, record: dict[str, Any]) -> None:
         """Write a record as JSON that carries its own sha256."""
@@ -169,6 +217,7 @@ class RunFolder:
         Raises:
             StoreError: the file is missing or differs from what was written.
         """
+        self.check_present()
         path = self.path / name
         try:
             record = _unseal(path.read_bytes().rstrip(b"\n"))
@@ -184,6 +233,7 @@ class RunFolder:
         Raises:
             StoreError: the file is missing or differs from what was written.
         """
+        self.check_present()
         path = self.path / name
         try:
             data = path.read_bytes()
@@ -214,6 +264,7 @@ class RunFolder:
 
     def append_ticket(self, record: dict[str, Any]) -> None:
         """Add a line to the journal, sealed with its own sha256."""
+        self.check_present()
         path = self.path / JOURNAL
         before = path.read_bytes() if path.exists() else b""
         if before and not before.endswith(b"\n"):
@@ -236,6 +287,7 @@ class RunFolder:
         Raises:
             StoreError: it is damaged.
         """
+        self.check_present()
         path = self.path / RESUME / "point.json"
         if not path.exists():
             return None

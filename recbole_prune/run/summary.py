@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_prune.errors import PruneError
 from recbole_prune.run.costs import Record
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.siblings import SiblingRow
@@ -26,6 +27,7 @@ class RunResult:
         recommends: whether ``recbole-prune recommend`` takes it.
         costs: by ticket, as :func:`recbole_prune.run.costs.count_tickets` gives them.
         siblings: pruned tickets of other runs over the same training settings.
+        failure: why the artifact or the summary could not be written, None if both are there.
     """
 
     experiment: Experiment
@@ -34,14 +36,20 @@ class RunResult:
     reason: str
     notice: str | None
     artifact: str
-    recommends: bool
     costs: dict[int, Record]
     siblings: Sequence[SiblingRow] = ()
+    recommends: bool = False
+    failure: PruneError | None = None
 
     @property
     def dense(self) -> Ticket | None:
         """Ticket 0, None where the run has none."""
         return next((ticket for ticket in self.tickets if ticket.ticket == 0), None)
+
+    def raise_failure(self) -> None:
+        """Raise ``failure``, if there is one."""
+        if self.failure is not None:
+            raise self.failure
 
     def to_dict(self) -> dict[str, Any]:
         """The result in RecBole's way: see :func:`recbole_prune.run_recbole_prune`."""

@@ -89,7 +89,8 @@ class TicketTraining(Files):
         valid = None
         if plan.train:
             self._connect_state()
-        with tracked(trainer, self.folder.path, f"ticket-{plan.ticket:03d}-sparsity-{sparsity:.4f}"):
+        series = f"ticket-{plan.ticket:03d}-sparsity-{sparsity:.4f}"
+        with tracked(trainer, self.folder.subfolder("tensorboard") / series, self.folder.path.name):
             if plan.train:
                 _, valid = trainer.fit(workshop.train_data, workshop.select_data, saved=True, show_progress=False)
             if valid is None:  # a pretraining stage, no validation data, or nothing to train
@@ -147,7 +148,7 @@ class TicketTraining(Files):
             ConfigError: the dense training stopped before that epoch.
         """
         digest = self.dense.method.get("rewind_sha256") if self.dense is not None else None
-        if digest is None or not (self.folder.path / REWIND).exists():
+        if digest is None:
             epochs = self.dense.epochs if self.dense is not None else 0
             raise ConfigError(
                 f"prune_rewind_epoch={self.settings.prune_rewind_epoch}: the dense training stopped after "

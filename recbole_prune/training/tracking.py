@@ -10,27 +10,13 @@ from typing import TYPE_CHECKING, Any
 from recbole.trainer import trainer as recbole_trainer
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_prune.compat.hooks import replaced
+from recbole_prune.compat.places import Nowhere
 from recbole_prune.config.fingerprint import to_json
 from recbole_prune.data.random_streams import preserved_random_streams
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from recbole.config import Config
     from recbole.trainer import Trainer
-
-
-class _Nowhere:
-    """Takes what RecBole's trainers send to TensorBoard and W&B, and keeps nothing."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def _take(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    add_scalar = add_hparams = log_metrics = log_eval_metrics = _take
 
 
 class _Series(SummaryWriter):
@@ -42,41 +28,36 @@ class _Series(SummaryWriter):
         super().add_hparams(hparam_dict, metric_dict, run_name=".")
 
 
-def untracked() -> AbstractContextManager[None]:
-    """RecBole's trainers that are built meanwhile write to neither, and make no folder for it."""
-    return replaced(recbole_trainer, get_tensorboard=_Nowhere, WandbLogger=_Nowhere)
-
-
 @contextmanager
-def tracked(trainer: Trainer, folder: Path, name: str) -> Iterator[None]:
-    """What the trainer trains meanwhile is the series ``name``; afterwards its files and threads are closed.
+def tracked(trainer: Trainer, folder: Path, group: str) -> Iterator[None]:
+    """What the trainer trains meanwhile is a series of its own; afterwards its files and threads are closed.
 
     A training that continues replaces what an earlier process wrote of the epochs that it repeats.
 
     Args:
-        trainer: one that was built :func:`untracked`; its ``start_epoch`` is known.
-        folder: of the run. TensorBoard finds the series of all tickets in ``folder/tensorboard``.
-        name: of the series.
+        trainer: one that was built without any series; its ``start_epoch`` is known.
+        folder: for TensorBoard; its name is the name of the series.
+        group: what W&B shows the series together with.
     """
     with ExitStack() as open_series:
-        series = _Series(str(folder / "tensorboard" / name), purge_step=trainer.start_epoch)
+        series = _Series(str(folder), purge_step=trainer.start_epoch)
         open_series.callback(series.close)
         trainer.tensorboard = series
         if trainer.config["log_wandb"]:
-            _begin_wandb(trainer.config, folder, name, open_series)
+            _begin_wandb(trainer.config, folder, group, open_series)
             trainer.wandblogger = recbole_trainer.WandbLogger(trainer.config)
         try:
             yield
         finally:
-            trainer.tensorboard = trainer.wandblogger = _Nowhere()
+            trainer.tensorboard = trainer.wandblogger = Nowhere()
 
 
-def _begin_wandb(config: Config, folder: Path, name: str, open_series: ExitStack) -> None:
+def _begin_wandb(config: Config, folder: Path, group: str, open_series: ExitStack) -> None:
     """A W&B run for the ticket, in the group of the run folder; a run that the user has begun takes all tickets."""
     import wandb
 
     if wandb.run is None:
         settings = to_json(config.final_config_dict)
         with preserved_random_streams():
-            wandb.init(project=config["wandb_project"], config=settings, name=name, group=folder.name, dir=str(folder))
+            wandb.init(project=config["wandb_project"], config=settings, name=folder.name, group=group, dir=str(folder))
         open_series.callback(wandb.finish)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
@@ -21,7 +22,6 @@ from recbole_prune.training import state as states
 from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
 from recbole_prune.training.parts import State
 from recbole_prune.training.session import Session
-from recbole_prune.training.tracking import untracked
 
 if TYPE_CHECKING:  # any trainer class of RecBole, see mask_aware_trainer
     from recbole.config import Config
@@ -63,7 +63,7 @@ class MaskAwareTrainer(_Trainer):
         self._watch = states.AttributeWatch(model)
         if session.parts:
             model.added_losses = self._losses_of_parts
-        with untracked():
+        with trainers_write_to(None):
             super().__init__(config, model)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()

@@ -1,0 +1,44 @@
+"""``log.txt`` of a run folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from recbole.utils.logger import RemoveColorFilter
+
+
+class LogFile(logging.FileHandler):
+    """Takes every record until the disk takes no more: then it says so once, and the run goes on without it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.addFilter(RemoveColorFilter())
+        self._given_up = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if self._given_up:
+            return
+        try:
+            super().emit(record)
+        except OSError:  # the file cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it
+        """Give up on an error of the disk; report others as logging does."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._given_up = True
+        logging.getLogger().warning(f"{self.baseFilename} cannot be written: {error.strerror or error}")
+
+    def close(self) -> None:
+        """Close the file, whatever of it is on the disk."""
+        try:
+            super().close()
+        except OSError:
+            self._given_up = True
