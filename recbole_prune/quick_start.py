@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 
-from recbole_prune.compat.places import log_to_console
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import PruneError
@@ -16,8 +13,8 @@ from recbole_prune.pruners import get_pruner
 from recbole_prune.run import provenance, siblings
 from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.export import choose_ticket, export_chosen
-from recbole_prune.run.log_file import LogFile
+from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
+from recbole_prune.run.log import log_of_run
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
@@ -26,7 +23,7 @@ from recbole_prune.run.workshop import Workshop
 
 
 def run(config: PruneConfig) -> RunResult:
-    """Run RecBole with a pruner. Nothing is printed but RecBole's log and progress bars.
+    """Run RecBole with a pruner. Nothing is printed; a log and a progress bar go to standard error.
 
     The same settings find the same folder: what is finished there is not trained again, a killed run continues.
 
@@ -40,8 +37,8 @@ def run(config: PruneConfig) -> RunResult:
     folder = RunFolder(run_path(config))
     folder.open(fresh=config.settings.fresh)
     try:
-        with _log_file(config, folder) as logger:
-            return _run(config, folder, logger)
+        with log_of_run(config, folder.path):
+            return _run(config, folder)
     except OSError:  # of a library that writes there
         folder.check_present()
         raise
@@ -64,54 +61,43 @@ def notice_of(config: PruneConfig) -> str | None:
     return notice
 
 
-def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> RunResult:
+def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     notice = notice_of(config)
     if notice:
-        logger.warning(notice)
+        getLogger().warning(notice)
     provenance.record(config, folder)
     experiment = Experiment(Workshop(config), folder)
-    logger.info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
+    getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
     siblings.adopt_dense(experiment)
-    experiment.progress = Progress(len(pruner.counts()), enabled=bool(config["show_progress"]))
+    count = len(pruner.counts())
+    before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""
+    experiment.logger.info(
+        f"{method_name(config.settings.pruner, config.settings.distiller)} on {config['model']} / {config['dataset']}: "
+        f"{experiment.scope.prunable:,} prunable entries, {count} tickets{before}"
+    )
+    experiment.progress = Progress(count, enabled=bool(config["show_progress"]))
+    experiment.progress.begin_after(len(experiment.tickets))
     try:
         tickets = list(pruner.tickets())
     finally:
         experiment.progress.close()
     chosen, reason = choose_ticket(experiment, tickets)
+    artifact = folder.path / "artifact"
     result = RunResult(
         experiment,
         tickets,
         chosen,
         reason,
         notice,
-        artifact=str(folder.path / "artifact"),
-        macs=count_tickets(experiment, tickets),
+        artifact=str(artifact),
+        costs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
     )
     try:
-        export_chosen(experiment, tickets, folder.path / "artifact")
+        result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
         folder.write_json("summary.json", summary_of(result))
     except PruneError as error:  # what was trained and found is not lost by that
         return replace(result, failure=error)
     return result
-
-
-@contextmanager
-def _log_file(config: PruneConfig, folder: RunFolder) -> Iterator[logging.Logger]:
-    """RecBole's console logging, and ``log.txt`` of the run folder while the run lasts."""
-    log_to_console(config)
-    logger = logging.getLogger()
-    handler = LogFile(folder.path / "log.txt")
-    for warning in config.warnings:  # given before this log was open
-        handler.handle(logger.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(level or logging.INFO, logging.INFO))
-    try:
-        yield logger
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()

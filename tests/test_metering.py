@@ -470,8 +470,8 @@ def test_a_run_reports_every_ticket(tiny_data: Path, monkeypatch: pytest.MonkeyP
     assert len({macs["dense"] for macs in counted}) == 1
     assert counted[0]["exact"] == counted[0]["density_scaled"] == counted[0]["dense"]
     assert counted[0]["exact"] > counted[1]["exact"] > counted[2]["exact"] > 0
-    line = next(line for line in result["table"].splitlines() if "MACs" in line)
-    assert f"{counted[summary['chosen']]['exact']:,} exact" in line and " s" in line
+    words = " ".join(result["table"].split())
+    assert f"{counted[summary['chosen']]['exact']:,} exact" in words.partition("MACs")[2]
     result, again = run("BPR", tiny_data, **settings)
     assert again == summary
     with monkeypatch.context() as patch:
@@ -498,7 +498,7 @@ def test_runs_with_other_batches(model: str, settings: dict[str, Any], trains: b
     dense, pruned = (ticket["macs"] for ticket in summary["tickets"])
     assert 0 < pruned["inference"]["exact"] < dense["inference"]["exact"]
     assert (pruned["training"] is not None) == trains
-    assert ("a training step" in result["table"]) == trains
+    assert ("a training step" in " ".join(result["table"].split())) == trains
 
 
 def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
@@ -530,4 +530,4 @@ def test_a_model_that_cannot_be_counted_does_not_fail_the_run(tiny_data: Path, m
     monkeypatch.setattr("recbole_prune.scoring.probe.Probe.scores", lambda *_: np.zeros((1, 1)))
     result, summary = run("BPR", tiny_data, pruner="imp", prune_rounds=1)
     assert [t["macs"] for t in summary["tickets"]] == [{"not_counted": ["RuntimeError: no rows"]}] * 2
-    assert "MACs not counted: RuntimeError: no rows" in result["table"]
+    assert "MACs not counted: RuntimeError: no rows" in " ".join(result["table"].split())

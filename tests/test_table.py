@@ -1,19 +1,19 @@
-"""The table at the end of a run says what was found, aligned and complete."""
+"""The table at the end of a run says what was found, aligned, complete and no wider than a terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from test_verdict import ticket
 
-from recbole_prune.report.table import format_rows, shown_metrics, ticket_table
+from recbole_prune.report.table import format_rows, legend, ticket_table
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 
 VALID = {"recall@10": 0.1234567, "ndcg@10": 0.2}
 TEST = {"recall@10": 0.1, "ndcg@10": 0.25}
+BYTES = {0: 4000, 1: 3700, 2: 3000, 3: None}
 
 
 def metric_ticket(number: int, sparsity: float, wins_metric: Any, wins: Any, **changes: Any) -> Ticket:
@@ -29,6 +29,11 @@ def tickets() -> list[Ticket]:
     ]
 
 
+def table_of(chosen: int = 2, **changes: Any) -> str:
+    found = tickets()
+    return ticket_table(found, "NDCG@10", chosen=found[chosen], bytes_of=BYTES, **changes)
+
+
 def rows_of(table: str) -> tuple[list[str], dict[str, list[str]]]:
     """Header cells and the cells of each row by its first cell, columns cut where the ruler is."""
     lines = table.splitlines()
@@ -42,79 +47,52 @@ def rows_of(table: str) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def test_every_ticket_has_a_row_with_its_numbers() -> None:
-    all_tickets = tickets()
-    header, rows = rows_of(ticket_table(all_tickets, "NDCG@10", chosen=all_tickets[2], reason="because"))
-    assert header == [
-        "ticket",
-        "sparsity",
-        "kept",
-        "valid ndcg@10",
-        "valid recall@10",
-        "test ndcg@10",
-        "test recall@10",
-        "epochs",
-        "best",
-        "wins",
-    ]
-    assert rows["0"] == ["0", "0.00 %", "1000", "0.2000", "0.1235", "0.2500", "0.1000", "30", "20", "dense"]
+    header, rows = rows_of(table_of())
+    assert header == ["ticket", "sparsity", "kept", "valid", "test", "bytes", "epochs", "best", "wins"]
+    assert rows["0"] == ["0", "0.00 %", "1000", "0.2000", "0.2500", "4000", "30", "20", "dense"]
     assert rows["1"][-1] == "yes" and rows["1"][1:3] == ["10.00 %", "900"]
     assert rows["2*"][-3:] == ["7", "6", "metric"]
     assert rows["3"][1:3] == ["95.12 %", "48"] and rows["3"][-1] == "no"
+    assert rows["3"][5] == "-", "not counted, not 0"
+    assert "valid, test: ndcg@10" in legend(tickets(), "NDCG@10")[0]
 
 
-def test_choice_highest_winner_and_folder_are_named() -> None:
-    all_tickets = tickets()
-    table = ticket_table(
-        all_tickets, "NDCG@10", chosen=all_tickets[2], reason="the sparsest", folder=Path("pruned/ml/BPR/imp-1a")
-    )
-    lines = table.splitlines()
-    assert "* chosen: ticket 2, the sparsest" in lines
-    assert "highest winning sparsity: 10.00 %" in lines  # ticket 2 is as good, but in more epochs
-    assert f"folder: {Path('pruned/ml/BPR/imp-1a')}" in lines
-    assert table.count("2*") == 1 and table.count("*") == 2
-
-
-def test_no_winner_is_said() -> None:
+def test_the_highest_winner_is_named() -> None:
+    assert legend(tickets(), "NDCG@10")[-1] == "highest winning sparsity: 10.00 %", "ticket 2 is as good, but later"
     losers = [metric_ticket(0, 0.0, None, None), metric_ticket(1, 0.1, False, False)]
-    table = ticket_table(losers, "NDCG@10", chosen=losers[1], reason="closest")
-    assert "highest winning sparsity: none" in table and "folder" not in table
+    assert legend(losers, "NDCG@10")[-1] == "highest winning sparsity: none"
+    assert "highest" not in " ".join(legend(losers[:1], "NDCG@10"))
 
 
-def test_a_dense_run_has_no_winning_sparsity() -> None:
-    dense = tickets()[:1]
-    table = ticket_table(dense, "NDCG@10", chosen=dense[0], reason="nothing was pruned")
-    assert "highest winning sparsity" not in table and "0*" in table
+def test_every_metric_is_shown_when_asked_for() -> None:
+    header, rows = rows_of(table_of(every_metric=True))
+    assert header[3:7] == ["valid ndcg@10", "valid recall@10", "test ndcg@10", "test recall@10"]
+    assert rows["1"][3:7] == ["0.2000", "0.1235", "0.2500", "0.1000"]
 
 
 def test_baselines_follow_in_order_of_sparsity() -> None:
-    all_tickets = tickets()
     summary = {"sparsity": 0.3, "kept": 700, "valid": VALID, "test": TEST, "wins": False, "wins_metric": True}
     others = [
         SiblingRow("small_dense", None, {**summary, "sparsity": 0.5, "valid": {"ndcg@10": 0.1}, "test": {}}),
-        SiblingRow("random", None, {**summary, "epochs": 4, "best_epoch": 3}),
+        SiblingRow("random", None, {**summary, "epochs": 4, "best_epoch": 3, "bytes": 2800}),
         SiblingRow("omp", None, summary),
     ]
-    table = ticket_table(all_tickets, "NDCG@10", chosen=all_tickets[1], reason="", others=others)
-    _, rows = rows_of(table)
+    _, rows = rows_of(table_of(others=others))
     assert [name for name in rows if name in ("small_dense", "random", "omp")] == ["omp", "random", "small_dense"]
-    assert rows["random"][-3:] == ["4", "3", "metric"]
-    assert rows["omp"][-3:] == ["-", "-", "metric"]
-    assert rows["small_dense"][3:7] == ["0.1000", "-", "-", "-"]  # not measured, not 0
+    assert rows["random"][-4:] == ["2800", "4", "3", "metric"]
+    assert rows["omp"][-4:] == ["-", "-", "-", "metric"]
+    assert rows["small_dense"][3:5] == ["0.1000", "-"]  # not measured, not 0
 
 
-def test_columns_are_aligned() -> None:
-    all_tickets = tickets()
-    lines = ticket_table(all_tickets, "NDCG@10", chosen=all_tickets[1], reason="").splitlines()
-    block = lines[1 : 3 + len(all_tickets)]
-    assert len({len(line) for line in block}) == 1
-
-
-def test_the_validation_metric_comes_first_and_a_terminal_is_not_flooded() -> None:
-    names = [f"{metric}@{k}" for metric in ("recall", "mrr", "ndcg") for k in (5, 10, 20)]
-    shown = shown_metrics(names, "NDCG@20")
-    assert shown[0] == "ndcg@20" and len(shown) == 6 and len(set(shown)) == 6
-    assert shown[1:] == names[:5]
-    assert shown_metrics(["auc", "logloss"], "AUC") == ["auc", "logloss"]
+def test_columns_are_aligned_within_100() -> None:
+    assert len({len(line) for line in table_of().splitlines()[: 2 + len(tickets())]}) == 1
+    metric = "itemcoverage@100"
+    numbers = {"valid": {metric: 12345.6789}, "test": {metric: 12345.6789}, "kept": 10**10, "epochs": 10000}
+    large = [ticket(number, 0.5, **numbers, best_epoch=10000) for number in (10, 11)]
+    other = SiblingRow("small_dense", "hetcomp", {**large[0].to_record(), "bytes": 4 * 10**10})
+    sizes = {10: 4 * 10**10, 11: 4 * 10**10}
+    table = ticket_table(large, metric, chosen=large[1], bytes_of=sizes, others=[other])
+    assert max(map(len, [*table.splitlines(), *legend(large, metric)])) <= 100
 
 
 @pytest.mark.parametrize("rows", [[["1", "long cell"], ["22", "x"]], []])

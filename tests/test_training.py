@@ -22,7 +22,7 @@ from recbole_prune.masking.scope import Scope, Target
 from recbole_prune.training.l2 import BatchL2, batch_l2
 from recbole_prune.training.learning_rate import LearningRate, learning_rate_factor
 from recbole_prune.training.model import mask_aware
-from recbole_prune.training.session import Session
+from recbole_prune.training.session import Session, Watcher
 from recbole_prune.training.trainer import mask_aware_trainer
 
 LEARNERS = {"adam": 0.01, "adamw": 0.01, "sgd": 0.5, "adagrad": 0.05, "rmsprop": 0.01}
@@ -447,14 +447,33 @@ def test_best_epoch_history_and_checkpoint_belong_together(bpr: Bench) -> None:
     bench = with_settings(bpr, epochs=6, eval_step=2, learning_rate=0.05)
     files = MemoryFiles()
     reports = []
-    trainer = bench.trainer(bench.model(bench.masks()), files, report=lambda t: reports.append(t.epochs_done))
+
+    class Reports(Watcher):
+        def epoch_begins(self, trainer: Any) -> None:
+            reports.append(("epoch", trainer.epoch, trainer.epochs_done))
+
+        def batch_done(self) -> None:
+            reports.append("batch")
+
+        def evaluation_begins(self, what: str) -> None:
+            reports.append(what)
+
+        def validated(self, trainer: Any) -> None:
+            reports.append(trainer.history[-1])
+
+    trainer = bench.trainer(bench.model(bench.masks()), files, watcher=Reports())
     score, result = bench.fit(trainer)
     assert [epoch for epoch, _ in trainer.history] == [2, 4, 6] and trainer.epochs_done == 6
     assert (trainer.best_epoch, score) in trainer.history and score == max(s for _, s in trainer.history)
     assert torch.load(BytesIO(files.checkpoint), weights_only=False)["epoch"] == trainer.best_epoch - 1
     trainer.load_best()
     assert trainer.evaluate(bench.valid, load_best_model=False) == result
-    assert reports == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    batches = ["batch"] * len(bench.train)
+    expected = []
+    for epoch in range(6):
+        expected += [("epoch", epoch, epoch), *batches]
+        expected += ["validation", trainer.history[epoch // 2]] if epoch % 2 else []
+    assert reports == expected
     assert trainer.train_seconds > 0 and trainer.eval_seconds > 0
 
 
@@ -473,12 +492,17 @@ def test_a_loss_that_becomes_nan_names_ticket_epoch_and_remedy(bpr: Bench) -> No
 def test_learning_rate_follows_its_schedule(bpr: Bench, schedule: str, fixed: bool) -> None:
     bench = with_settings(bpr, epochs=5, learning_rate=0.02)
     rates: list[float] = []
+
+    class Rates(Watcher):
+        def epoch_begins(self, trainer: Any) -> None:
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+
     trainer = bench.trainer(
         bench.model(),
-        report=lambda t: rates.append(t.optimizer.param_groups[0]["lr"]),
+        watcher=Rates(),
         learning_rate=LearningRate(schedule, warmup=2, at_end=fixed),
     )
     bench.fit(trainer)
     epochs = [4] * 5 if fixed else range(5)
     expected = [0.02 * learning_rate_factor(schedule, epoch, 5, 2) for epoch in epochs]
-    assert rates[::2] == pytest.approx(expected)  # reported after each epoch and after each validation
+    assert rates == pytest.approx(expected)

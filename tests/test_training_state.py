@@ -99,7 +99,7 @@ def test_a_state_is_independent_of_what_trains_on(tiny_data: Path) -> None:
     """The bytes of epoch 1 hold the values of epoch 1, not views of tensors that went on changing."""
     bench = bench_of("BPR", tiny_data)
     masks = bench.masks()
-    trainer = bench.trainer(bench.model(masks), report=lambda t: None)
+    trainer = bench.trainer(bench.model(masks))
     weights: dict[int, torch.Tensor] = {}
     before_epoch = trainer.files.before_epoch
 

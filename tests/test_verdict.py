@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.errors import ConfigError
-from recbole_prune.report.table import ticket_table
+from recbole_prune.report.table import legend, ticket_table
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import choose, highest_winning_sparsity, judge
 
@@ -153,9 +153,9 @@ def test_winning_means_one_thing(wins: tuple[bool, ...], chosen: int, words: str
     tickets = [DENSE, *candidates, ticket(4, 0.8, 0.49), ticket(5, 0.9, 0.1)]
     found, reason = choose(tickets, bigger=True)
     assert (found.ticket, highest_winning_sparsity(tickets)) == (chosen, highest) and words in reason
-    table = ticket_table(tickets, "NDCG@10", chosen=found, reason=reason)
+    table = ticket_table(tickets, "NDCG@10", chosen=found, bytes_of={})
     said = "none" if highest is None else f"{100 * highest:.2f} %"
-    assert f"highest winning sparsity: {said}" in table
+    assert f"highest winning sparsity: {said}" in legend(tickets, "NDCG@10")
     assert [line.split()[-1] for line in table.splitlines() if line.split()[-1:] == ["yes"]] == ["yes"] * sum(wins)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,22 +156,42 @@ def _encode_weights(
         raise ArtifactError(f"mask {unknown[0]!r} fits no weight of {type(model).__name__}; it has {', '.join(state)}")
     if not state:
         raise ArtifactError(f"{type(model).__name__} has no weights to export")
-    owners: dict[object, str] = {}
     tensors: dict[str, EncodedTensor] = {}
-    shared: dict[str, str] = {}
+    owners = _owners(state, masks)
+    for name in [name for name, owner in owners.items() if owner == name]:
+        live = masks[name].cpu().numpy() if name in masks else None
+        try:
+            tensors[name] = encode(to_numpy(state[name]), live, values)
+        except (ArtifactError, ValueError) as error:
+            raise ArtifactError(f"{name} cannot be exported: {error}") from error
+    return tensors, {name: owner for name, owner in owners.items() if owner != name}
+
+
+def _owners(state: Mapping[str, torch.Tensor], masks: Collection[str]) -> dict[str, str]:
+    """For each name the one under which its tensor is stored: the first that has a mask, else the first."""
+    first: dict[object, str] = {}
+    owners = {}
     for name in sorted(state, key=lambda name: name not in masks):
         tensor = state[name].detach()
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype) if tensor.numel() else name
-        owner = owners.setdefault(place, name)
-        if owner != name:
-            shared[name] = owner
-            continue
-        live = masks[name].cpu().numpy() if name in masks else None
-        try:
-            tensors[name] = encode(to_numpy(tensor), live, values)
-        except (ArtifactError, ValueError) as error:
-            raise ArtifactError(f"{name} cannot be exported: {error}") from error
-    return tensors, shared
+        owners[name] = first.setdefault(place, name)
+    return owners
+
+
+def weight_bytes(model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str) -> int:
+    """Bytes of all weights in an artifact of the model under masks, as far as no live value is exactly 0.
+
+    Args:
+        model: trained or not, only shapes matter.
+        masks, values: as for :func:`export_ticket`.
+    """
+    state = model.state_dict()
+    total = 0
+    for name in set(_owners(state, masks).values()):
+        tensor = to_numpy(state[name].detach())
+        live = masks[name].cpu().numpy() if name in masks else np.ones(tensor.shape, dtype=bool)
+        total += encode(live.astype(tensor.dtype), live, values).nbytes
+    return total
 
 
 def _owner(name: str, shared: Mapping[str, str]) -> str:

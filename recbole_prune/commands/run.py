@@ -46,8 +46,8 @@ def run_recbole_prune(
 
     As there, ``--key=value`` among the words of the running program (``sys.argv``) goes before ``config_dict``, and
     that before the files. The same settings find the same folder: what is finished there is not trained again, a
-    killed run continues. Nothing is printed but RecBole's log and progress bars. ``saved`` is there because RecBole has
-    it and can only be True: a run keeps its tickets.
+    killed run continues. Nothing is printed; log lines and a progress bar go to standard error. ``saved`` is there
+    because RecBole has it and can only be True: a run keeps its tickets.
 
     Returns:
         ``folder``, ``tickets`` (list of records), ``chosen`` (record), ``artifact`` (path), ``table`` (text) and, as in
@@ -80,7 +80,7 @@ def _plan(config: PruneConfig) -> str:
 def _run(config: PruneConfig) -> tuple[RunResult, str]:
     """What a run found, and the text of it."""
     from recbole_prune import quick_start
-    from recbole_prune.report.table import result_text
+    from recbole_prune.report.closing import result_text
 
     result = quick_start.run(config)
     return result, result_text(result)

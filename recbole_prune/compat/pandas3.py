@@ -35,9 +35,6 @@ def fill_missing_values(report: hooks.Report) -> None:
         return
     hooks.after_import(_DATASET, "pandas fillna", _replace_fill_nan)
     # _load_feat still fills in place, to no effect: read_csv has filled the columns already
-    if hasattr(pd.errors, "ChainedAssignmentError"):
-        category = pd.errors.ChainedAssignmentError
-        warnings.filterwarnings("ignore", category=category, module=_DATASET.replace(".", r"\."))
     report(True, f"pandas {pd.__version__} does not fill a column in place")
 
 

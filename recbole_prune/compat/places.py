@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from recbole_prune.compat import hooks
 
-if TYPE_CHECKING:
-    from recbole.config import Config
 
+class Nowhere:
+    """What RecBole's trainers call of a TensorBoard writer and of W&B, writing nothing."""
 
-class NoSeries:
-    """What RecBole's trainers call of a TensorBoard writer, writing nothing."""
+    def __init__(self, *args: object) -> None:
+        pass
 
-    def add_scalar(self, *args: object, **kwargs: object) -> None:
-        """Drop a value."""
+    def _drop(self, *args: object, **kwargs: object) -> None:
+        pass
 
-    def add_hparams(self, *args: object, **kwargs: object) -> None:
-        """Drop settings."""
-
-    def close(self) -> None:
-        """End nothing."""
+    add_scalar = add_hparams = log_metrics = log_eval_metrics = _drop
 
 
 @contextmanager
@@ -32,22 +26,15 @@ def trainers_write_to(series: Path | None) -> Iterator[None]:
     """Trainers that are built meanwhile make no folder for checkpoints, which the run folder takes.
 
     Args:
-        series: folder of their TensorBoard series; None: they write none.
+        series: folder of their TensorBoard series; None: they write none, and nothing to W&B either.
     """
     from recbole.trainer import trainer
     from torch.utils.tensorboard import SummaryWriter
 
-    def writer(logger: logging.Logger) -> SummaryWriter | NoSeries:
-        return NoSeries() if series is None else SummaryWriter(str(series))
-
-    with hooks.replaced(trainer, get_tensorboard=writer, ensure_dir=lambda folder: None):
+    members: dict[str, object] = {"ensure_dir": lambda folder: None}
+    if series is None:
+        members.update(get_tensorboard=Nowhere, WandbLogger=Nowhere)
+    else:
+        members["get_tensorboard"] = lambda logger: SummaryWriter(str(series))
+    with hooks.replaced(trainer, **members):
         yield
-
-
-def log_to_console(config: Config) -> None:
-    """RecBole's ``init_logger`` without its file: levels, colours and format of the console are RecBole's."""
-    from recbole.utils import logger
-
-    no_file = hooks.Overlay(logging, FileHandler=lambda path: logging.NullHandler())
-    with hooks.replaced(logger, logging=no_file, ensure_dir=lambda folder: None):
-        logger.init_logger(config)

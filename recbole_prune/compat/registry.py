@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple, Optional
 
-from recbole_prune.compat import hooks, models, numerics, optional_packages, pandas3, torch_load
+from recbole_prune.compat import hooks, models, needless, numerics, optional_packages, pandas3, torch_load
 
 Install = Callable[[hooks.Report], Optional[Callable[[], bool]]]
 
@@ -115,6 +115,11 @@ _DEFINITIONS = (
         "XGBoost and LightGBM defaults",
         cause="their property files are named in lower case, Config looks for the class name",
         install=models.load_tree_defaults,
+    ),
+    _Definition(
+        "needless warnings",
+        cause="torch, pandas and numpy warn about what RecBole's own lines call and how, which its user cannot change",
+        install=needless.ignore_needless_warnings,
     ),
 )
 

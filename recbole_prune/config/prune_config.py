@@ -25,7 +25,7 @@ from recbole_prune.models import join_recbole
 __all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
 
 # our settings that ask for something once and are no part of what a config describes
-_ONE_SHOT = ("fresh", "dry_run")
+_ONE_SHOT = ("fresh", "dry_run", "verbose")
 # what RecBole's launchers read and its Config passes over
 _OF_LAUNCHERS = {"config_files", "config_file_list", "params_file", "model_list"}
 

@@ -52,6 +52,7 @@ def launch(words: Sequence[str]) -> Launch:
     parser.add_argument("--dataset", "-d", action="append")
     for name in (*_FILES, *_PROCESSES):
         parser.add_argument(f"--{name}", action="append")
+    words = ["--verbose=True" if word == "--verbose" else word for word in words]
     known, rest = parser.parse_known_args(list(words))
     launcher: dict[str, str] = {}
     for name, given in vars(known).items():

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recbole_prune.artifact.encoding import encode
-from recbole_prune.artifact.export import explain_scoring
+from recbole_prune.artifact.export import explain_scoring, weight_bytes
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
@@ -53,13 +52,8 @@ def describe_plan(config: Any) -> str:
 
 def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> Iterator[int]:
     """Bytes of all weights in the artifact for each count: targets under a random mask, everything else dense."""
-    scope, values = experiment.scope, experiment.settings.export_values
-    weights = {name: parameter.detach().cpu().numpy() for name, parameter in model.named_parameters()}
-    names = {target.name for target in scope}
-    rest = sum(encode(weight, values=values).nbytes for name, weight in weights.items() if name not in names)
-    order = uniform(scope, experiment.config["seed"])
-    masks = MaskSet.dense(scope)
+    order = uniform(experiment.scope, experiment.config["seed"])
+    masks = MaskSet.dense(experiment.scope)
     for kept in counts:
         masks = select(order, masks, kept)
-        live = {name: mask.numpy() for name, mask in masks.items()}
-        yield rest + sum(encode(weights[name] * live[name], live[name], values).nbytes for name in live)
+        yield weight_bytes(model, dict(masks), experiment.settings.export_values)

@@ -1,43 +1,15 @@
-"""The table at the end of a run."""
+"""The table at the end of a run, no wider than 100 columns unless every metric is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_prune.report.costs import macs_line
 from recbole_prune.run.siblings import SiblingRow
-from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
 
-_MOST_METRICS = 6
-
-
-def result_text(result: RunResult) -> str:
-    """What a run ends by saying: the table, what it cost, and what its protocol leaks."""
-    experiment = result.experiment
-    text = [
-        ticket_table(
-            result.tickets,
-            experiment.config["valid_metric"],
-            chosen=result.chosen,
-            reason=result.reason,
-            others=result.siblings,
-            folder=experiment.folder.path,
-        ),
-        macs_line(result.chosen, result.dense, result.macs[result.chosen.ticket]),
-    ]
-    if result.notice:
-        text.append(f"\nNOTE {result.notice}")
-    return "\n".join(text)
-
-
-def shown_metrics(metrics: Sequence[str], valid_metric: str) -> list[str]:
-    """The validation metric first, then the others as far as a terminal is wide."""
-    first = valid_metric.lower()
-    return [first, *[name for name in metrics if name != first]][:_MOST_METRICS]
+_PARTS = ("valid", "test")
 
 
 def ticket_table(
@@ -45,45 +17,56 @@ def ticket_table(
     valid_metric: str,
     *,
     chosen: Ticket,
-    reason: str,
+    bytes_of: Mapping[int, int | None],
     others: Sequence[SiblingRow] = (),
-    folder: Path | None = None,
+    every_metric: bool = False,
 ) -> str:
-    """One row per ticket, the baselines that were run at about the same sparsities, the choice and the folder.
+    """One row per ticket, then the baselines that were run over the same settings.
 
     Args:
         tickets: ticket 0 first.
         valid_metric: RecBole's setting, for example ``MRR@10``.
-        chosen: the exported ticket and ``reason`` why.
+        chosen: the exported ticket.
+        bytes_of: bytes of a ticket's weights in an artifact, by its number; None where they could not be counted.
         others: pruned tickets of other runs over the same settings.
-        folder: where everything lies.
+        every_metric: show all metrics instead of the validation metric alone.
     """
-    names = shown_metrics(list(tickets[0].valid), valid_metric)
-    header = ["ticket", "sparsity", "kept", *[f"valid {n}" for n in names], *[f"test {n}" for n in names]]
-    header += ["epochs", "best", "wins"]
-    rows = [_row(str(t.ticket) + ("*" if t is chosen else ""), t.to_record(), names) for t in tickets]
+    metric = valid_metric.lower()
+    names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
+    shown = [f"{part} {name}" for part in _PARTS for name in names] if every_metric else list(_PARTS)
+    header = ["ticket", "sparsity", "kept", *shown, "bytes", "epochs", "best", "wins"]
+    rows = []
+    for ticket in tickets:
+        label = f"{ticket.ticket}*" if ticket is chosen else str(ticket.ticket)
+        rows.append(_row(label, {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}, names))
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
         rows.append(_row(other.method, other.ticket, names))
-    lines = ["", format_rows(header, rows)]
-    lines.append("wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse")
-    lines.append(f"* chosen: ticket {chosen.ticket}, {reason}")
-    winner = highest_winning_sparsity(tickets)
+    return format_rows(header, rows)
+
+
+def legend(tickets: Sequence[Ticket], valid_metric: str, every_metric: bool = False) -> list[str]:
+    """What the columns mean, and how far down the tickets win."""
+    metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows every metric); "
+    lines = [
+        f"{metric}bytes: weights in an artifact",
+        "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
+    ]
     if len(tickets) > 1:
+        winner = highest_winning_sparsity(tickets)
         lines.append(f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}")
-    if folder is not None:
-        lines.append(f"folder: {folder}")
-    return "\n".join(lines)
+    return lines
 
 
-def _row(label: str, record: dict[str, Any], names: list[str]) -> list[str]:
+def _row(label: str, record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     cells = [label, f"{100 * record['sparsity']:.2f} %", str(record["kept"])]
-    for part in ("valid", "test"):
+    for part in _PARTS:
         cells += [f"{record[part][name]:.4f}" if name in record[part] else "-" for name in names]
-    cells += [str(record.get("epochs", "-")), str(record.get("best_epoch", "-"))]
+    size = record.get("bytes")
+    cells += ["-" if size is None else str(size), str(record.get("epochs", "-")), str(record.get("best_epoch", "-"))]
     return [*cells, _verdict(record)]
 
 
-def _verdict(record: dict[str, Any]) -> str:
+def _verdict(record: Mapping[str, Any]) -> str:
     if record["wins"] is None:
         return "dense" if record["ticket"] == 0 else "-"
     return "yes" if record["wins"] else ("metric" if record["wins_metric"] else "no")

@@ -1,60 +1,73 @@
-"""Multiply-accumulates of the tickets of a run, for its summary."""
+"""Multiply-accumulates and bytes of the tickets of a run, for its summary."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from recbole_prune.artifact.export import weight_bytes
 from recbole_prune.data.batches import first_batch
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.metering.macs import measure_macs
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.ticket import Ticket
 
+if TYPE_CHECKING:
+    import torch
+
+    from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.training.model import MaskAware
+
 Record = dict[str, Any]  # JSON
 
 
 def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int, Record]:
-    """What each ticket multiplies, as ``MacsReport.to_dict`` says it.
+    """What each ticket costs: ``macs`` as ``MacsReport.to_dict`` says it, ``bytes`` of its weights in an artifact.
 
     Only shapes and masks matter, so tickets of one shape are counted on one newly built model; what the folder's
     summary has is not counted again. Nothing fails and no random stream moves: a ticket that cannot be counted has
-    ``not_counted`` with the reason and nothing else.
+    ``not_counted`` with the reason for its ``macs``, or None for its ``bytes``.
     """
     models: dict[str, Any] = {}
-    records = _records_in(experiment.folder.path / "summary.json")
+    values = experiment.settings.export_values
+    records = _records_in(experiment.folder.path / "summary.json", values)
     with preserved_random_streams():
         for ticket in tickets:
             if ticket.ticket in records:
                 continue
-            changes = ticket.method.get("changes", {})
+            changes = ticket.changes
             shape = json.dumps(changes, sort_keys=True)
+            record = records[ticket.ticket] = {"macs": {}, "bytes": None}
             try:
                 if shape not in models:
                     models.clear()  # one at a time
                     models[shape] = experiment.workshop.config_with(changes), experiment.workshop.build_model(changes)
                 config, model = models[shape]
-                records[ticket.ticket] = _count(experiment, ticket, config, model)
+                masks = {} if ticket.mask_file is None else experiment.masks_of(ticket)
+                record["bytes"] = weight_bytes(model, masks, values)
+                record["macs"] = _count(experiment, ticket, config, model, masks)
             except Exception as error:  # a figure beside the result is no reason to lose the result
                 experiment.logger.debug("cause", exc_info=True)
-                records[ticket.ticket] = {"not_counted": [f"{type(error).__name__}: {error}"]}
+                record["macs"] = {"not_counted": [f"{type(error).__name__}: {error}"]}
     return records
 
 
-def _records_in(summary: Path) -> dict[int, Record]:
+def _records_in(summary: Path, values: str) -> dict[int, Record]:
     """What an earlier process counted of the same journal, so that a finished run is shown at once."""
     try:
-        tickets = json.loads(summary.read_bytes())["tickets"]
-        return {ticket["ticket"]: ticket["macs"] for ticket in tickets if "inference" in ticket["macs"]}
+        found = json.loads(summary.read_bytes())
+        counted = [ticket for ticket in found["tickets"] if "inference" in ticket["macs"] and found["values"] == values]
+        return {ticket["ticket"]: {"macs": ticket["macs"], "bytes": ticket["bytes"]} for ticket in counted}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _count(experiment: Experiment, ticket: Ticket, config: Any, model: Any) -> Record:
+def _count(
+    experiment: Experiment, ticket: Ticket, config: PruneConfig, model: MaskAware, masks: Mapping[str, torch.Tensor]
+) -> Record:
     batch = first_batch(experiment.workshop.train_data, model)
-    masks = {} if ticket.mask_file is None else experiment.masks_of(ticket)
     report = measure_macs(model, config, experiment.workshop.dataset, batch, masks)
     return report.to_dict(_steps_between_dense_gradients(experiment, ticket))
 

@@ -53,7 +53,7 @@ class Experiment:
         self.folder = folder
         self.progress = progress or Progress(enabled=False)
         self.meter = meter or Meter()
-        self.logger = getLogger()
+        self.logger = getLogger("recbole_prune")
         self.tickets: dict[int, Ticket] = {}
         self._weights: tuple[int, Weights] | None = None
         self._evaluator: MaskAwareTrainer | None = None
@@ -131,7 +131,7 @@ class Experiment:
                 meter=self.meter,
             )
             self.tickets[number] = training.run()
-        self.progress.ticket_done(self.tickets[number])
+            self.progress.ticket_done(self.tickets[number], self.config["valid_metric"].lower())
         return self.tickets[number]
 
     def dense(self) -> Ticket:

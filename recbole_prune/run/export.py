@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,3 +49,9 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
         vectors=settings.export_vectors,
     )
     return folder
+
+
+def can_recommend(artifact: Path) -> bool:
+    """Whether ``recbole-prune recommend`` works on an artifact that was just written: it stores what it multiplies."""
+    document = json.loads((artifact / "ticket.json").read_text(encoding="utf-8"))
+    return document.get("serving") is not None

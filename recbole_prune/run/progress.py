@@ -1,36 +1,90 @@
-"""A progress bar over tickets that names the epoch and score inside the current one."""
+"""What a run shows while it trains: a line per validation and per ticket, and below them one bar on a terminal."""
 
 from __future__ import annotations
 
+from logging import getLogger
 from typing import Any
 
 from tqdm import tqdm
 
+from recbole_prune.run.ticket import Ticket
+from recbole_prune.training.parts import Training
+from recbole_prune.training.session import Watcher
 
-class Progress:
-    """Bar over the tickets of a run; RecBole's own bars show the batches of an epoch and an evaluation."""
+_BAR = "tickets {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
+
+
+class Progress(Watcher):
+    """Watches the trainings of a run. The bar is drawn on standard error where that is a terminal.
+
+    Args:
+        total: tickets, as far as it is known.
+        enabled: False draws no bar anywhere; lines are a matter of the log.
+    """
 
     def __init__(self, total: int | None = None, enabled: bool = True) -> None:
-        self._bar: Any = tqdm(total=total, desc="Tickets", unit="ticket", ncols=100, disable=not enabled)
-        self._done: set[int] = set()
-        self._label = ""
+        # without smoothing the time that is left follows from all tickets; miniters=0 lets a batch move the clock
+        self._bar: Any = tqdm(
+            total=total,
+            bar_format=_BAR,
+            disable=None if enabled else True,
+            dynamic_ncols=True,
+            leave=False,
+            smoothing=0,
+            miniters=0,
+        )
+        self._logger = getLogger("recbole_prune")
+        self._label = self._epoch = ""
+        self._batch = self._batches = 0
 
-    def ticket_started(self, number: int, sparsity: float) -> None:
-        """Announce a ticket."""
-        self._label = f"ticket {number} ({100 * sparsity:.1f} %)"
-        self._bar.set_postfix_str(self._label)
+    def begin_after(self, finished: int) -> None:
+        """Count tickets that an earlier process trained; they say nothing about the time that is left."""
+        self._bar.initial = self._bar.n = finished
 
-    def epoch_done(self, trainer: Any) -> None:
-        """Show the epoch and the last validation score of the ticket in work."""
-        score = f", score {trainer.history[-1][1]:.4f}" if trainer.history else ""
-        self._bar.set_postfix_str(f"{self._label} epoch {trainer.epochs_done}/{trainer.epochs}{score}")
+    def ticket_begins(self, number: int, sparsity: float, batches: int) -> None:
+        """Announce a ticket whose epochs have about so many batches."""
+        self._label, self._batches = _name(number, sparsity), batches
+        self._show(self._label)
 
-    def ticket_done(self, ticket: Any) -> None:
-        """Move the bar by one finished ticket, once."""
-        if ticket.ticket not in self._done:
-            self._done.add(ticket.ticket)
-            self._bar.update(1)
+    def epoch_begins(self, trainer: Training) -> None:
+        """Count batches anew."""
+        self._batch, self._epoch = 0, f"{self._label} epoch {trainer.epoch + 1}/{trainer.epochs}"
+
+    def batch_done(self) -> None:
+        """Count a step of an optimizer; some trainers take several in a batch."""
+        self._batch += 1
+        of_all = f"/{self._batches}" if self._batch <= self._batches else ""
+        self._show(f"{self._epoch} batch {self._batch}{of_all}")
+
+    def evaluation_begins(self, what: str) -> None:
+        """Say what is evaluated."""
+        self._show(f"{self._label} {what}")
+
+    def validated(self, trainer: Training) -> None:
+        """A line for the validation that was just done."""
+        epoch, score = trainer.history[-1]
+        best = (max if trainer.valid_metric_bigger else min)(value for _, value in trainer.history)
+        mark = ", the best so far" if score == best else ""
+        self._logger.info(f"{self._label}: epoch {epoch}, valid {trainer.valid_metric} {score:.4f}{mark}")
+
+    def ticket_done(self, ticket: Ticket, metric: str) -> None:
+        """A line for a ticket, and one step of the bar."""
+        seconds = ticket.train_seconds + ticket.eval_seconds
+        how = f"{seconds:.0f} s, best epoch {ticket.best_epoch} of {ticket.epochs}" if ticket.epochs else "not trained"
+        figure = ticket.test.get(metric)
+        test = "" if figure is None else f", test {figure:.4f}"
+        name = _name(ticket.ticket, ticket.sparsity)
+        self._logger.info(f"{name} done: {how}, {metric} {ticket.valid_score:.4f}{test}")
+        self._bar.update(1)
 
     def close(self) -> None:
-        """End the bar."""
+        """Remove the bar."""
         self._bar.close()
+
+    def _show(self, text: str) -> None:
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(0)
+
+
+def _name(number: int, sparsity: float) -> str:
+    return f"ticket {number} ({100 * sparsity:.2f} %)"

@@ -24,7 +24,8 @@ class RunResult:
         chosen: the exported one and ``reason`` why.
         notice: what the protocol leaks, None if nothing.
         artifact: folder of the artifact.
-        macs: multiply-accumulates by ticket.
+        recommends: whether ``recbole-prune recommend`` takes it.
+        costs: by ticket, as :func:`recbole_prune.run.costs.count_tickets` gives them.
         siblings: pruned tickets of other runs over the same training settings.
         failure: why the artifact or the summary could not be written, None if both are there.
     """
@@ -35,8 +36,9 @@ class RunResult:
     reason: str
     notice: str | None
     artifact: str
-    macs: dict[int, Record]
+    costs: dict[int, Record]
     siblings: Sequence[SiblingRow] = ()
+    recommends: bool = False
     failure: PruneError | None = None
 
     @property
@@ -75,16 +77,17 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "valid_metric": config["valid_metric"],
         "selected_on": config.settings.prune_select,
         "notice": result.notice,
+        "values": config.settings.export_values,
         "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
         "chosen": result.chosen.ticket,
         "reason": result.reason,
         "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
-        "tickets": [_ticket_summary(ticket, result.macs[ticket.ticket]) for ticket in result.tickets],
+        "tickets": [_ticket_summary(ticket, result.costs[ticket.ticket]) for ticket in result.tickets],
     }
 
 
-def _ticket_summary(ticket: Ticket, macs: Record) -> dict[str, Any]:
+def _ticket_summary(ticket: Ticket, costs: Record) -> dict[str, Any]:
     fields = (
         "ticket", "sparsity", "kept", "valid", "test", "wins_metric", "wins", "relative_epochs", "train_seconds",
     )  # fmt: skip
-    return {**{name: getattr(ticket, name) for name in fields}, "macs": macs}
+    return {**{name: getattr(ticket, name) for name in fields}, **costs}

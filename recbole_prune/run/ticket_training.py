@@ -24,6 +24,7 @@ from recbole_prune.training.learning_rate import LearningRate
 from recbole_prune.training.model import MaskAware
 from recbole_prune.training.parts import State, Training
 from recbole_prune.training.session import Files, Session
+from recbole_prune.training.tracking import tracked
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 
@@ -36,7 +37,7 @@ class TicketTraining(Files):
         plan: masks, starting weights and what trains along.
         scope: the targets.
         dense: ticket 0 once there is one: the verdict compares with it, late rewinding starts from its state.
-        progress: told about epochs.
+        progress: shows how the training goes on.
         meter: measures epochs, validations and the test.
 
     Attributes:
@@ -85,18 +86,21 @@ class TicketTraining(Files):
         kept = plan.masks.kept if plan.masks is not None else int(plan.kept or 0)
         sparsity = 1 - kept / self.scope.prunable
         getLogger().info(f"ticket {plan.ticket}: sparsity {sparsity:.4f}, {kept} entries kept")
-        self.progress.ticket_started(plan.ticket, sparsity)
-        show = workshop.config["show_progress"]
+        self.progress.ticket_begins(plan.ticket, sparsity, workshop.steps_per_epoch)
         valid = None
         if plan.train:
             self._connect_state()
-            _, valid = trainer.fit(workshop.train_data, workshop.select_data, saved=True, show_progress=show)
-        if valid is None:  # a pretraining stage, no validation data, or nothing to train
-            if not trainer.best_epoch:
-                trainer._save_checkpoint(trainer.epochs_done - 1)
-            valid = trainer.evaluate(workshop.select_data, load_best_model=True)
-        with self.meter.window("recommend"):
-            test = trainer.evaluate(workshop.test_data, load_best_model=True, show_progress=show)
+        series = f"ticket-{plan.ticket:03d}-sparsity-{sparsity:.4f}"
+        with tracked(trainer, self.folder.subfolder("tensorboard") / series, self.folder.path.name):
+            if plan.train:
+                _, valid = trainer.fit(workshop.train_data, workshop.select_data, saved=True, show_progress=False)
+            if valid is None:  # a pretraining stage, no validation data, or nothing to train
+                if not trainer.best_epoch:
+                    trainer._save_checkpoint(trainer.epochs_done - 1)
+                valid = trainer.evaluate(workshop.select_data, load_best_model=True)
+            self.progress.evaluation_begins("test")
+            with self.meter.window("recommend"):
+                test = trainer.evaluate(workshop.test_data, load_best_model=True)
         return self._finish(self._finite(valid), self._finite(test))
 
     def _build_trainer(self) -> MaskAwareTrainer:
@@ -114,7 +118,7 @@ class TicketTraining(Files):
                 at_end=plan.rewind == "none" and plan.ticket > 0,
             ),
             fused=settings.prune_fused,
-            report=self.progress.epoch_done,
+            watcher=self.progress,
             meter=self.meter,
         )
         trainer = self.workshop.trainer(model, session, plan.changes)
@@ -190,7 +194,7 @@ class TicketTraining(Files):
         found = self.folder.load_resume(plan.ticket)
         if found is not None:
             point, data = found
-            getLogger().info(f"ticket {plan.ticket} continues at epoch {point['epoch']}")
+            getLogger("recbole_prune").info(f"ticket {plan.ticket} continues after epoch {point['epoch']}")
             session.start = codec.decode(data)
             self.trainer.start_epoch = point["epoch"]
             self.checkpoint_sha256 = point["checkpoint_sha256"]

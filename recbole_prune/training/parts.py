@@ -23,14 +23,20 @@ class Training(Protocol):
     Attributes:
         model: the mask-aware model.
         epochs: epochs of the whole training.
+        epoch: the one in work, 0 for the first.
         epochs_done: epochs trained.
         history: (epochs trained, validation score) of every validation.
+        valid_metric: what the score is, for example ``mrr@10``.
+        valid_metric_bigger: whether a higher one is better.
     """
 
     model: MaskAware
     epochs: int
+    epoch: int
     epochs_done: int
     history: list[tuple[int, float]]
+    valid_metric: str
+    valid_metric_bigger: bool
 
     def resume_state(self) -> State:
         """Everything that the epochs to come depend on."""

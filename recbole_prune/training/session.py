@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,22 @@ class Files:
         """Called before every epoch but one that starts from a state: the moment for resume points."""
 
 
+class Watcher:
+    """Told how a training goes on; here nobody watches."""
+
+    def epoch_begins(self, trainer: Training) -> None:
+        """Before the first batch of ``trainer.epoch``."""
+
+    def batch_done(self) -> None:
+        """After a step of an optimizer."""
+
+    def evaluation_begins(self, what: str) -> None:
+        """Before a validation or a test, which ``what`` names."""
+
+    def validated(self, trainer: Training) -> None:
+        """After a validation; ``trainer.history`` has its score."""
+
+
 @dataclass
 class Session:
     """What one training needs from outside of RecBole's trainer.
@@ -49,7 +65,7 @@ class Session:
             data order and counters of a :meth:`Training.rewind_state`.
         learning_rate: factor on the learning rate, epoch by epoch.
         fused: use the fused form of the optimizer.
-        report: called after each epoch and validation.
+        watcher: told about epochs, batches and validations.
         meter: measures epochs and validations.
     """
 
@@ -60,7 +76,7 @@ class Session:
     start: State | None = None
     learning_rate: LearningRate = field(default_factory=LearningRate)
     fused: bool = True
-    report: Callable[[Training], None] = field(default=lambda trainer: None)
+    watcher: Watcher = field(default_factory=Watcher)
     meter: Meter = field(default_factory=Meter)
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class MaskAwareTrainer(_Trainer):
         self._watch = states.AttributeWatch(model)
         if session.parts:
             model.added_losses = self._losses_of_parts
-        with trainers_write_to(session.files.series_folder()):
+        with trainers_write_to(None):
             super().__init__(config, model)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
@@ -91,6 +91,7 @@ class MaskAwareTrainer(_Trainer):
                     part.step_left_out()
                 else:
                     part.after_step(self)
+            self.session.watcher.batch_done()
             return result
 
         optimizer.step = step_and_mask  # type: ignore[method-assign]
@@ -131,6 +132,7 @@ class MaskAwareTrainer(_Trainer):
                 part.begin(self)
             self._began = True
         self.epoch = epoch_idx
+        session.watcher.epoch_begins(self)
         start = perf_counter()
         with session.meter.window("train"):
             losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
@@ -139,7 +141,6 @@ class MaskAwareTrainer(_Trainer):
         for part in session.parts:
             part.end_epoch(self)
         self._log_added_losses(epoch_idx)
-        session.report(self)
         return losses
 
     def _log_added_losses(self, epoch: int) -> None:
@@ -152,12 +153,13 @@ class MaskAwareTrainer(_Trainer):
         self._added = {}
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        self.session.watcher.evaluation_begins("validation")
         start = perf_counter()
         with self.session.meter.window("validate"):
             score, result = super()._valid_epoch(*args, **kwargs)
         self.eval_seconds += perf_counter() - start
         self.history.append((self.epochs_done, float(score)))
-        self.session.report(self)
+        self.session.watcher.validated(self)
         return score, result
 
     def _check_nan(self, loss: torch.Tensor) -> None:

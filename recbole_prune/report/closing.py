@@ -1,0 +1,121 @@
+"""How a run ends: the table, and in words what was chosen, what it saves, where it is and what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from recbole_prune.config.settings import is_used
+from recbole_prune.report.costs import macs_line
+from recbole_prune.report.table import legend, ticket_table
+from recbole_prune.run.summary import RunResult
+
+
+def result_text(result: RunResult) -> str:
+    """Table and closing words; lines fit a terminal and 100 columns, but for paths and ``verbose`` tables."""
+    config = result.experiment.config
+    metric, verbose = config["valid_metric"], config.settings.verbose
+    table = ticket_table(
+        result.tickets,
+        metric,
+        chosen=result.chosen,
+        bytes_of={number: costs["bytes"] for number, costs in result.costs.items()},
+        others=result.siblings,
+        every_metric=verbose,
+    )
+    seconds = macs_line(result.chosen, result.dense, result.costs[result.chosen.ticket]["macs"])
+    notice = [f"NOTE {result.notice}"] if result.notice else []
+    notes = legend(result.tickets, metric, verbose)
+    said = [" ".join(_outcome(result)), seconds, *_advice(result), *notice]
+    return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *_places(result)])
+
+
+def _wrapped(text: str) -> str:
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _outcome(result: RunResult) -> Iterator[str]:
+    """Choice, entries, bytes and metrics, each beside the dense model's."""
+    chosen, dense = result.chosen, None if result.dense is result.chosen else result.dense
+    yield f"Chosen is ticket {chosen.ticket}: {result.reason}."
+    yield f"It keeps {chosen.kept:,} of {chosen.prunable:,} prunable entries ({100 * chosen.sparsity:.2f} % sparse)"
+    size = result.costs[chosen.ticket]["bytes"]
+    before = None if dense is None else result.costs[dense.ticket]["bytes"]
+    if size is None:
+        yield "and its bytes could not be counted;"
+    elif before is None:
+        yield f"in {size:,} bytes of weights;"
+    else:
+        yield f"in {size:,} bytes of weights, {100 * size / before:.0f} % of the dense model's {before:,};"
+    metric = result.experiment.config["valid_metric"].lower()
+    usual = chosen if dense is None else dense
+    parts = [("validation", chosen.valid, usual.valid), ("test", chosen.test, usual.test)]
+    said = [
+        f"{name} {metric} {_change(now[metric], then[metric])}"
+        for name, now, then in parts
+        if now.get(metric) is not None and then.get(metric) is not None
+    ]
+    yield f"{' and '.join(said)}."
+
+
+def _change(value: float, dense: float) -> str:
+    """A metric and how far it is from the dense model's."""
+    if value == dense:
+        return f"{value:.4f}"
+    percent = f" ({100 * (value - dense) / dense:+.1f} %)" if dense else ""
+    return f"{dense:.4f} -> {value:.4f}{percent}"
+
+
+def _advice(result: RunResult) -> Iterator[str]:
+    """What to try where no pruned ticket is as good as the dense model."""
+    pruned = [ticket for ticket in result.tickets if ticket.ticket > 0]
+    if not pruned or any(ticket.wins_metric or ticket.wins_metric is None for ticket in pruned):
+        return
+    settings = result.experiment.settings
+    least = min(ticket.sparsity for ticket in pruned)
+    tries = []
+    if settings.prune_target_sparsity is not None:
+        tries.append(f"less than {100 * least:.0f} % with a lower --prune_target_sparsity")
+    elif is_used("prune_rate", settings):
+        tries.append(f"smaller steps with --prune_rate={settings.prune_rate / 2:g}")
+    if settings.pruner != "imp":
+        tries.append("--pruner=imp, which prunes what training has found to be small")
+    elif settings.prune_rewind == "init":
+        tries.append("--prune_rewind=none, which goes on from the trained weights")
+    if settings.pruner != "small_dense":
+        tries.append("--pruner=small_dense, a narrower dense model of equal bytes")
+    yield f"No ticket is as good as the dense model on validation. Try {'; or '.join(tries)}."
+
+
+def _places(result: RunResult) -> Iterator[str]:
+    """Where things are, and the command that uses them, each on a line of its own."""
+    artifact = _from_here(Path(result.artifact))
+    yield f"run folder: {_from_here(result.experiment.folder.path)}"
+    if result.failure is not None:
+        return
+    yield f"artifact:   {artifact}"
+    users = _some_users(result)
+    if result.recommends and users:
+        yield f"recommend:  recbole-prune recommend {shlex.quote(f'--artifact={artifact}')} --users={','.join(users)}"
+    else:
+        yield f"load:       recbole_prune.load_ticket({artifact!r})"
+
+
+def _from_here(path: Path) -> str:
+    """A path as one would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
+def _some_users(result: RunResult) -> list[str]:
+    """The first two users whose tokens need no quotes."""
+    dataset = result.experiment.workshop.dataset
+    if not dataset.uid_field:
+        return []
+    tokens = map(str, dataset.field2id_token[dataset.uid_field][1:50])
+    return [token for token in tokens if token == shlex.quote(token) and "," not in token][:2]

@@ -1,0 +1,105 @@
+"""Where a run's log goes: all of it into the run folder, what a person wants to see onto the terminal too."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from recbole_prune.compat.needless import is_needless
+from recbole_prune.run.log_file import LogFile
+
+if TYPE_CHECKING:
+    from recbole_prune.config.prune_config import PruneConfig
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@contextmanager
+def log_of_run(config: PruneConfig, folder: Path) -> Iterator[None]:
+    """Write ``log.txt`` while the run lasts, and on standard error what this package says and every warning.
+
+    RecBole's ``state`` is the least level that is shown; ``state=DEBUG`` shows all that the file gets. Where the root
+    logger has handlers already, showing is left to them.
+    """
+    root, level = logging.getLogger(), _level(config["state"])
+    with ExitStack() as undo:
+        file = LogFile(folder / "log.txt")
+        undo.callback(file.close)
+        for warning in config.warnings:  # given before this log was open
+            file.handle(root.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
+        handlers: list[logging.Handler] = [file] if root.handlers else [file, _terminal(level)]
+        for handler in handlers:
+            root.addHandler(handler)
+            undo.callback(root.removeHandler, handler)
+        undo.callback(root.setLevel, root.level)
+        root.setLevel(min(root.level or logging.INFO, level, logging.INFO))
+        undo.callback(setattr, warnings, "showwarning", warnings.showwarning)
+        warnings.showwarning = _log_warning
+        yield
+
+
+def _level(state: object) -> int:
+    """The level that RecBole's ``state`` names, as RecBole reads it."""
+    level = getattr(logging, str(state).upper(), None)
+    return level if isinstance(level, int) else logging.INFO
+
+
+class _Plain(logging.Formatter):
+    """Without the colours in RecBole's messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOURS.sub("", super().format(record))
+
+
+class _Terminal(logging.StreamHandler):
+    """Standard error, above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:
+            self.handleError(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {' '.join(text.split())}" if record.levelno >= logging.WARNING else text
+
+
+def _terminal(level: int) -> logging.Handler:
+    terminal = _Terminal(sys.stderr)
+    terminal.setLevel(level)
+    terminal.setFormatter(_Plain())
+    if level > logging.DEBUG:
+        terminal.addFilter(_Selection())
+    return terminal
+
+
+class _Selection(logging.Filter):
+    """What this package says, and every warning once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return record.name == "recbole_prune"
+        if is_needless(record) or record.getMessage() in self._warned:
+            return False
+        self._warned.add(record.getMessage())
+        return True
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    """Python's warnings in one line of the log; as they come they would tear the bar."""
+    logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
