@@ -17,7 +17,7 @@ from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import choose_ticket, export_chosen
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
 from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
@@ -60,8 +60,10 @@ def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> RunR
     notice = notice_of(config)
     if notice:
         logger.warning(notice)
-    provenance.record(config, folder)
-    experiment = Experiment(Workshop(config), folder)
+    data = provenance.require_same_data(config, folder)
+    workshop = Workshop(config)  # reads and checks the data, before what is written binds the folder to it
+    provenance.record(config, folder, data)
+    experiment = Experiment(workshop, folder)
     logger.info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
@@ -71,6 +73,7 @@ def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> RunR
         tickets = list(pruner.tickets())
     finally:
         experiment.progress.close()
+    folder.drop_resume()  # a process may have been killed between the last line of the journal and this
     chosen, reason = choose_ticket(experiment, tickets)
     result = RunResult(
         experiment,
@@ -78,7 +81,7 @@ def _run(config: PruneConfig, folder: RunFolder, logger: logging.Logger) -> RunR
         chosen,
         reason,
         notice,
-        artifact=str(export_chosen(experiment, tickets, folder.path / "artifact")),
+        artifact=str(export_chosen(experiment, tickets, folder.path / ARTIFACT)),
         macs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
     )

@@ -18,7 +18,7 @@ from training_bench import without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import RESUME, RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 KILLS = 20
@@ -109,6 +109,11 @@ class Killed(BaseException):
     """Stands for SIGKILL inside one process: nothing in the package may catch it."""
 
 
+def kill(*_: Any, **__: Any) -> None:
+    """Take the place of a function in which the process is killed."""
+    raise Killed
+
+
 @pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
 @pytest.mark.parametrize(
     ("model", "changes"),
@@ -159,6 +164,19 @@ def test_stopped_in_every_epoch_ends_equal(
             continue
     assert len(stopped) >= 3
     assert outcome(Path(whole["folder"])) == outcome(Path(resumed["folder"]))
+
+
+def test_killed_after_the_last_line_of_the_journal_leaves_no_resume_point(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of("BPR", tiny_data, epochs=2, pruner="none", eval_step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "drop_resume", kill)
+        with pytest.raises(Killed):
+            run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
+    [left] = Path("pruned").glob(f"*/*/*/{RESUME}")
+    result = run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
+    assert Path(result["folder"]) == left.parent.absolute() and not left.exists()
 
 
 def test_finished_run_trains_nothing(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
