@@ -59,7 +59,7 @@ def killed_after_ticket_0(model: str, data: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Journal lines without clocks, bytes of masks and of the last checkpoint."""
+    """Journal lines without clocks, bytes of masks and of the last checkpoint (an adopted one has other settings)."""
     records = [without_clocks(record) for record in RunFolder(folder).tickets()]
     for record in records:
         record.pop("adopted_from", None)
