@@ -16,7 +16,7 @@ from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
 from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
@@ -65,8 +65,10 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     notice = notice_of(config)
     if notice:
         getLogger().warning(notice)
-    provenance.record(config, folder)
-    experiment = Experiment(Workshop(config), folder)
+    data = provenance.require_same_data(config, folder)
+    workshop = Workshop(config)  # reads and checks the data, before what is written binds the folder to it
+    provenance.record(config, folder, data)
+    experiment = Experiment(workshop, folder)
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
@@ -83,8 +85,9 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
         tickets = list(pruner.tickets())
     finally:
         experiment.progress.close()
+    folder.drop_resume()  # a process may have been killed between the last line of the journal and this
     chosen, reason = choose_ticket(experiment, tickets)
-    artifact = folder.path / "artifact"
+    artifact = folder.path / ARTIFACT
     result = RunResult(
         experiment,
         tickets,

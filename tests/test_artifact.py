@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_prune.artifact import Artifact, files, read_artifact, write_artifact
+from recbole_prune.artifact import Artifact, files, read_artifact, replacing, write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
@@ -248,14 +248,14 @@ def test_a_full_disk_leaves_what_was_there(
 def test_a_folder_that_cannot_be_synced_after_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "artifact"
     write(folder)
-    sync = files._sync_folder
+    sync = replacing._sync_folder
 
     def failing(path: Path) -> None:
         if path == tmp_path:
             raise OSError(errno.EIO, "Input/output error")
         sync(path)
 
-    monkeypatch.setattr(files, "_sync_folder", failing)
+    monkeypatch.setattr(replacing, "_sync_folder", failing)
     state = write(folder, seed=1)
     assert np.array_equal(read_artifact(folder).tensor("user.weight"), state["user.weight"])
     # whether the exchange outlives a power cut is not known, so the old artifact is kept until the next export
@@ -306,6 +306,48 @@ def test_an_artifact_set_aside_by_a_killed_process_comes_back(tmp_path: Path) ->
     folder.rename(tmp_path / ".artifact.old")
     write(folder, seed=1)
     assert snapshot(folder) != before and os.listdir(tmp_path) == ["artifact"]
+
+
+def killed_half_way(folder: Path) -> Path:
+    """What a process leaves that is killed while it writes an artifact."""
+    half = folder.with_name(f".{folder.name}.tmp-0123abcd")
+    half.mkdir()
+    (half / files.TENSORS).write_bytes(b"half")
+    return half
+
+
+def test_what_a_killed_process_left_goes_at_the_next_writing(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    killed_half_way(folder)
+    other = killed_half_way(tmp_path / "large")
+    own = tmp_path / ".small.tmp-mine"
+    own.mkdir()
+    write(folder)
+    assert sorted(os.listdir(tmp_path)) == sorted([other.name, own.name, "small"])
+
+
+def test_a_folder_that_another_process_is_writing_stays(tmp_path: Path) -> None:
+    """The check of the outer artifact writes two more in the same place, as two other processes might."""
+    folder, states = tmp_path / "small", []
+
+    def write_others(artifact: Artifact) -> None:
+        states.extend(write(folder, seed) for seed in (1, 2))
+        assert artifact.folder.is_dir()
+
+    last = write(folder, check=write_others)
+    assert np.array_equal(read_artifact(folder).tensor("user.weight"), last["user.weight"])
+    assert len(states) == 2 and os.listdir(tmp_path) == ["small"]
+
+
+def test_foreign_folders_with_names_of_leftovers_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    write(folder)
+    for name in (".small.tmp-0123abcd", ".small.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("x")
+    with pytest.raises(ArtifactError, match="was not written: Directory not empty; .* is unchanged"):
+        write(folder, seed=1)
+    assert len(list(tmp_path.glob(".small.*/thesis.tex"))) == 2
 
 
 def test_the_check_sees_the_files_and_can_refuse(tmp_path: Path) -> None:

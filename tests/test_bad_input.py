@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,17 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.values import check_values
 from recbole_prune.errors import PruneError
+from recbole_prune.run.provenance import read_record
 from recbole_prune.training.trainer import MaskAwareTrainer
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside one process: nothing in the package may catch it."""
+
+
+def kill(*_: Any, **__: Any) -> None:
+    """Take the place of a function in which the process is killed."""
+    raise Killed
 
 
 @pytest.fixture
@@ -293,8 +304,6 @@ def test_damaged_file_is_named_and_left_alone(settings: dict[str, Any], name: st
 
 
 def test_changed_data_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
-
     data = tmp_path / "copy"
     shutil.copytree(settings["data_path"], data)
     run(settings, data_path=str(data))
@@ -303,3 +312,31 @@ def test_changed_data_is_refused(settings: dict[str, Any], tmp_path: Path) -> No
     inter.write_text("".join(lines[:-1]))
     with pytest.raises(PruneError, match="changed since"):
         run(settings, data_path=str(data))
+
+
+def test_data_in_which_nothing_was_trained_binds_no_folder(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Neither data that RecBole refuses, nor data in which a killed process found no more than the scope."""
+    data = tmp_path / "copy"
+    shutil.copytree(settings["data_path"], data)
+    settings.update(data_path=str(data), pruner="none")
+    inter = data / DATASET / f"{DATASET}.inter"
+    good = inter.read_text()
+
+    inter.write_text(good.replace("\t", ","))
+    with pytest.raises(PruneError, match="RecBole cannot load the dataset"):
+        run(settings)
+    inter.write_text("".join(good.splitlines(keepends=True)[:2000]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskAwareTrainer, "_train_epoch", kill)
+        with pytest.raises(Killed):
+            run(settings)
+    [killed] = tmp_path.glob(f"pruned/{DATASET}/BPR/none-*/scope.json")
+    scope = killed.read_bytes()
+    inter.write_text(good)
+    folder = Path(run(settings)["folder"])
+    assert folder == killed.parent and killed.read_bytes() != scope
+    elsewhere = Path(run(settings, output_dir="elsewhere")["folder"])
+    assert (folder / "masks" / "ticket-000.safetensors").read_bytes() == (
+        elsewhere / "masks" / "ticket-000.safetensors"
+    ).read_bytes()
+    assert read_record(folder)["data_sha256"] == read_record(elsewhere)["data_sha256"]

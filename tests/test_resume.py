@@ -1,4 +1,4 @@
-"""Killed and resumed = never killed: masks bit for bit, metrics equal, whatever the moment."""
+"""Killed and resumed = never killed: masks and checkpoints bit for bit, metrics equal, whatever the moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training_bench import without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import RESUME, RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 KILLS = 20
@@ -56,16 +56,19 @@ print("moments", count)
 """
 
 
-def run_child(settings: dict[str, Any], moment: int) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+def run_child(settings: dict[str, Any], moment: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A run in the working directory ``folder``; strings have other hashes in every process."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONHASHSEED": "random"}
     command = [sys.executable, "-c", CHILD, json.dumps(settings), str(moment)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=folder)
 
 
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Journal lines without clocks, and the mask files."""
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Journal lines without clocks, and the bytes of masks, checkpoints and the artifact."""
     records = [without_clocks(record) for record in RunFolder(folder).tickets()]
-    return records, [file.read_bytes() for file in sorted((folder / "masks").iterdir())]
+    files = [file for name in ("masks", "checkpoints", "artifact") for file in (folder / name).iterdir()]
+    return records, {file.name: file.read_bytes() for file in files}
 
 
 def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:
@@ -83,30 +86,34 @@ def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:
 @pytest.mark.multiprocess
 def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) -> None:
     settings = {"model": "BPR", "dataset": DATASET, **settings_of("BPR", tiny_data)}
-    reference = run_child({**settings, "output_dir": str(tmp_path / "whole")}, 0)
+    reference = run_child(settings, 0, tmp_path / "whole")
     assert reference.returncode == 0, reference.stderr[-2000:]
     moments = int(reference.stdout.rsplit("moments", 1)[1])
     draw = random.Random(20)
     kills = searches = 0
     while kills < KILLS:  # a search that ended before its kill came is checked, and the next one begins
-        killed = {**settings, "output_dir": str(tmp_path / f"killed-{searches}")}
-        done = run_child(killed, draw.randint(1, moments // 4))
+        done = run_child(settings, draw.randint(1, moments // 4), tmp_path / f"killed-{searches}")
         kills += done.returncode == -signal.SIGKILL
         if done.returncode == 0:
             searches += 1
         else:
             assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    last = run_child({**settings, "output_dir": str(tmp_path / f"killed-{searches}")}, 0)
+    last = run_child(settings, 0, tmp_path / f"killed-{searches}")
     assert last.returncode == 0, last.stderr[-2000:]
-    [whole] = (tmp_path / "whole").glob("*/*/imp-*")
+    [whole] = (tmp_path / "whole" / "pruned").glob("*/*/imp-*")
     for search in range(searches + 1):
-        [resumed] = (tmp_path / f"killed-{search}").glob("*/*/imp-*")
+        [resumed] = (tmp_path / f"killed-{search}" / "pruned").glob("*/*/imp-*")
         assert outcome(whole) == outcome(resumed)
         assert not list(resumed.rglob(".*.tmp"))
 
 
 class Killed(BaseException):
     """Stands for SIGKILL inside one process: nothing in the package may catch it."""
+
+
+def kill(*_: Any, **__: Any) -> None:
+    """Take the place of a function in which the process is killed."""
+    raise Killed
 
 
 @pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
@@ -134,10 +141,10 @@ def test_stopped_in_every_epoch_ends_equal(
 ) -> None:
     settings = settings_of(model, tiny_data, **{"prune_rounds": 1, "prune_storage": storage, **changes})
 
-    def run(output: str) -> dict[str, Any]:
-        return run_recbole_prune(
-            model=model, dataset=DATASET, config_dict={**settings, "output_dir": str(tmp_path / output)}
-        )
+    def run(name: str) -> dict[str, Any]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        return run_recbole_prune(model=model, dataset=DATASET, config_dict=dict(settings))
 
     whole = run("whole")
     train_epoch = MaskAwareTrainer._train_epoch
@@ -159,6 +166,19 @@ def test_stopped_in_every_epoch_ends_equal(
             continue
     assert len(stopped) >= 3
     assert outcome(Path(whole["folder"])) == outcome(Path(resumed["folder"]))
+
+
+def test_killed_after_the_last_line_of_the_journal_leaves_no_resume_point(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of("BPR", tiny_data, epochs=2, pruner="none", eval_step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "drop_resume", kill)
+        with pytest.raises(Killed):
+            run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
+    [left] = Path("pruned").glob(f"*/*/*/{RESUME}")
+    result = run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
+    assert Path(result["folder"]) == left.parent.absolute() and not left.exists()
 
 
 def test_finished_run_trains_nothing(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,6 +272,62 @@ def test_opening_sweeps_temporary_files_only(tmp_path: Path) -> None:
     assert files_of(folder.path) == {".lock", "masks/ticket-001.safetensors", "notes.tmp"}
 
 
+def test_opening_finishes_what_a_killed_export_began(tmp_path: Path) -> None:
+    for name in (".artifact.tmp-0123abcd", ".artifact.old", "artifact"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "ticket.json").write_text(name)
+    for _ in range(2):
+        folder = RunFolder(tmp_path / "run")
+        folder.open()
+        folder.close()
+        assert files_of(folder.path) == {".lock", "artifact/ticket.json"}
+        (tmp_path / "run" / "artifact").rename(tmp_path / "run" / ".artifact.old")  # as if killed between renames
+
+
+IN_THE_WAY = [
+    *(".lock config.yaml scope.json tickets.jsonl summary.json rewind.safetensors log.txt".split()),
+    *("masks/ticket-000.safetensors checkpoints/ticket-000.pth resume/point.json".split()),
+]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_something_else_in_place_of_a_file_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(StoreError, match=f"{path.name} is in the way: it is not a file"):
+        RunFolder(tmp_path / "run").open()
+    path.rmdir() if kind == "folder" else path.unlink()
+    folder = RunFolder(tmp_path / "run")
+    folder.open()
+    folder.close()
+
+
+@pytest.mark.parametrize("name", ["masks", "checkpoints", "resume", "artifact"])
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(StoreError, match=f"{name} is in the way: a folder of the run has this name"):
+        RunFolder(tmp_path / "run").open()
+
+
+def test_folders_with_temporary_names_do_no_harm(tmp_path: Path) -> None:
+    mine = tmp_path / "run" / ".notes.tmp" / "thesis.tex"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    folder = RunFolder(tmp_path / "run")
+    folder.open()
+    folder.close()
+    assert mine.exists()
+
+
+def test_a_pipe_is_not_read(folder: RunFolder) -> None:
+    os.mkfifo(folder.path / "scope.json")
+    with pytest.raises(StoreError, match=r"cannot read .*scope\.json: it is not a file"):
+        folder.read_sealed("scope.json")
+
+
 # ---- files and their hashes
 
 

@@ -119,7 +119,7 @@ def leaks(model: Any, masks: MaskSet) -> int:
 
 
 def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
-    """What journal lines of equal trainings have in common; a checkpoint may hold equal tensors in other bytes."""
+    """What journal lines of equal trainings have in common; checkpoints hold the settings, output_dir too."""
     return {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
 
 

@@ -26,6 +26,7 @@ from recbole_prune.artifact import files
 from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.replacing import replace_folder
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
 
@@ -143,7 +144,7 @@ def write_artifact(
         }
     )
     target = Path(folder)
-    files.replace_folder(target, {**content, files.TICKET: sealed}, lambda path: check(read_artifact(path)))
+    replace_folder(target, {**content, files.TICKET: sealed}, lambda path: check(read_artifact(path)))
     return files.unseal(sealed, target / files.TICKET)
 
 

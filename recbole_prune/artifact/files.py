@@ -1,4 +1,4 @@
-"""The files of an artifact one by one: reading, what users consumed, the sealed ticket.json, replacing a folder."""
+"""The files of an artifact one by one: reading, what users consumed, the sealed ticket.json."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import json
 import os
 import re
 import reprlib
-import secrets
-import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.artifact.fields import parse
 from recbole_prune.errors import ArtifactError
-from recbole_prune.signals import on_abort
 
 FORMAT = "recbole_prune ticket"
 FORMAT_VERSION = 1
@@ -204,84 +200,3 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     if not sealed or sha256(data.replace(str(claimed).encode(), _UNSEALED.encode(), 1)) != claimed:
         raise ArtifactError(f"{path} is damaged: its sha256 does not fit its content; export the artifact again")
     return document
-
-
-def replace_folder(folder: Path, files: Mapping[str, bytes], check: Callable[[Path], None]) -> None:
-    """Write files into a folder that appears complete or not at all; an older artifact stays until then.
-
-    The files go into a temporary folder beside, are synced and checked, then the folders change names.
-
-    Args:
-        folder: what to write; its parents are made.
-        files: content by file name.
-        check: called with the temporary folder; if it raises, nothing appears.
-
-    Raises:
-        ArtifactError: the folder holds other things than an artifact, or cannot be written (disk full).
-    """
-    folder = Path(os.path.realpath(folder))
-    old = _kept_aside(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)  # a process that died between the two renames below left it there
-        _refuse_foreign_content(folder)
-        with on_abort(partial(shutil.rmtree, temporary, ignore_errors=True)):
-            temporary.mkdir()
-            for name, data in files.items():
-                _write_synced(temporary / name, data)
-            check(temporary)
-            _sync_folder(temporary)
-            _exchange(temporary, folder, old)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        kept = "; the artifact that was there is unchanged" if folder.exists() else ""
-        raise ArtifactError(f"artifact {folder} was not written: {reason}{kept}") from error
-
-
-def _kept_aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _refuse_foreign_content(folder: Path) -> None:
-    if folder.is_file():
-        raise ArtifactError(f"artifact {folder} was not written: there is a file of that name")
-    if folder.is_dir():
-        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in (TICKET, *CONTENT))
-        if foreign:
-            raise ArtifactError(
-                f"artifact {folder} was not written: the folder holds {foreign[0]!r}, which is no part of an artifact "
-                "and would be lost; name another folder or move it away"
-            )
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows has no descriptor for a folder
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _exchange(new: Path, folder: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``folder``, whose former content is deleted last."""
-    shutil.rmtree(old, ignore_errors=True)
-    with on_abort(lambda: old.exists() and not folder.exists() and old.rename(folder)):
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    try:
-        _sync_folder(folder.parent)
-    except OSError:
-        return  # the new artifact stands; the old one is kept until an exchange is known to be on the disk
-    shutil.rmtree(old, ignore_errors=True)

@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> int:
     folder = RunFolder(path)
     folder.open()
     try:
-        provenance.record(config, folder)
+        provenance.require_same_data(config, folder)
         experiment = Experiment(Workshop(config), folder)
         if not experiment.tickets:
             raise ConfigError(f"--run={path} has no finished ticket yet: continue the run first")

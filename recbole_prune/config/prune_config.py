@@ -17,6 +17,7 @@ from recbole_prune.config.evaluation import check_evaluation
 from recbole_prune.config.files import read_settings
 from recbole_prune.config.host import dataset_names, model_names
 from recbole_prune.config.paths import property_file, property_names
+from recbole_prune.config.pickling import unshared
 from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
 from recbole_prune.config.words import settings_in
 from recbole_prune.errors import ConfigError
@@ -188,7 +189,7 @@ class PruneConfig(Config):
         for warning in warnings:
             self._warn(warning)
         merged.update(self._private.settings)
-        self.external_config_dict.update({name: merged[name] for name in {*user, *recipe}})
+        self.external_config_dict.update({name: merged[name] for name in sorted({*user, *recipe})})
         names.check_dataset(self.dataset, merged, download=self._private.download)
         return merged
 
@@ -268,7 +269,7 @@ class PruneConfig(Config):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name != "_private"}
-        return (object.__new__, (Config,), state)
+        return (object.__new__, (Config,), unshared(state))
 
     def __copy__(self) -> PruneConfig:
         new = type(self).__new__(type(self))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from recbole_prune.errors import StoreError
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import SCOPE, RunFolder, read_file
 from recbole_prune.run.ticket import Ticket
 
 _LIBRARIES = ("recbole-prune", "recbole", "torch", "numpy", "scipy", "pandas", "safetensors")
@@ -42,23 +42,32 @@ def data_digest(folder: Path, dataset: str) -> str:
     return digest.hexdigest()
 
 
-def record(config: Any, folder: RunFolder) -> None:
-    """Write ``config.yaml``; a folder that was begun on other data is refused.
+def require_same_data(config: Any, folder: RunFolder) -> str:
+    """The digest of the dataset's files, which must be those that the training in the folder was begun on.
 
     Raises:
-        StoreError: the dataset's files changed since the run began.
+        StoreError: the dataset's files changed since.
     """
     data = data_digest(Path(config["data_path"]), config["dataset"])
-    path = folder.path / "config.yaml"
-    if path.exists():
-        before = read_record(folder.path).get("data_sha256")
-        if before != data:
-            raise StoreError(
-                f"the files of dataset {config['dataset']} changed since {folder.path} was begun: "
-                "put the old data back, name its folder with --data_path, or start over with --fresh=True (this folder "
-                "is kept aside)"
-            )
+    if folder.is_trained() and read_record(folder.path).get("data_sha256") != data:
+        raise StoreError(
+            f"the files of dataset {config['dataset']} changed since {folder.path} was begun: put the old data back, "
+            "name its folder with --data_path, or start over with --fresh=True (this folder is kept aside)"
+        )
+    return data
+
+
+def record(config: Any, folder: RunFolder, data: str) -> None:
+    """Write ``config.yaml``; where something is trained already, that of its beginning stays.
+
+    Args:
+        config: the settings.
+        folder: of the run.
+        data: what :func:`require_same_data` gave.
+    """
+    if folder.is_trained():
         return
+    folder.remove(SCOPE)  # a process that trained nothing may have found it in other data
     document = {
         "command": shlex.join(["recbole-prune", *config.words]),
         "versions": versions(),
@@ -79,8 +88,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        document = yaml.safe_load(read_file(path).decode())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise StoreError(f"cannot read {path}: {error}") from error
     if not isinstance(document, dict) or "settings" not in document:
         raise StoreError(f"{path} is corrupt: it holds no settings; restore it or start over with --fresh=True")

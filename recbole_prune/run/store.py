@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recbole_prune.artifact.replacing import remove_leftovers
 from recbole_prune.errors import StoreError
 from recbole_prune.signals import on_abort
 
@@ -25,6 +26,9 @@ JOURNAL = "tickets.jsonl"
 SCOPE = "scope.json"
 REWIND = "rewind.safetensors"
 RESUME = "resume"
+ARTIFACT = "artifact"
+_FILES = (".lock", "config.yaml", SCOPE, JOURNAL, "summary.json", REWIND, "log.txt")
+_FOLDERS = ("masks", "checkpoints", RESUME)  # of files only
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -82,6 +86,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def read_file(path: Path) -> bytes:
+    """Content of a file of a run folder; what is no file is not opened: reading a pipe never ends.
+
+    Raises:
+        StoreError: it is missing, no file, or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StoreError(f"cannot read {path}: it is not a file; {_WAY_OUT}")
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}; {_WAY_OUT}") from error
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable, where the system lets a folder be synced (network file systems may not)."""
     if os.name == "posix":
@@ -104,10 +122,11 @@ class RunFolder:
         """Create and lock the folder; with ``fresh`` an older one is moved aside to ``<name>.old-N``.
 
         Raises:
-            StoreError: it is not writable or another process works in it.
+            StoreError: it is not writable, another process works in it, or something stands in the place of a file.
         """
         with _explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_what_is_in_the_way()
         self._acquire()
         if fresh and any(child.name != ".lock" for child in self.path.iterdir()):
             self.close()
@@ -171,13 +190,31 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def _refuse_what_is_in_the_way(self) -> None:
+        """Find, before any work, what stands where a file or a folder of the run has to be.
+
+        Raises:
+            StoreError: a folder or something else in place of a file, or a file in place of a folder.
+        """
+        folders = [self.path / name for name in (*_FOLDERS, ARTIFACT)]
+        for folder in folders:
+            if folder.exists() and not folder.is_dir():
+                raise StoreError(f"{folder} is in the way: a folder of the run has this name; move it away")
+        for file in [
+            *(self.path / name for name in _FILES),
+            *(entry for name in _FOLDERS for entry in (self.path / name).glob("*")),
+        ]:
+            if file.exists() and not file.is_file():
+                raise StoreError(f"{file} is in the way: it is not a file, as the run needs there; move it away")
+
     def _sweep(self) -> None:
-        """Remove temporary files, and half-written artifacts, that a killed process left."""
+        """Remove temporary files, and what is left of artifacts, that a killed process left."""
         for leftover in self.path.rglob(".*.tmp"):
-            with suppress(OSError):  # a disk that takes no writes still shows a finished run
-                leftover.unlink()
-        for leftover in self.path.glob(".artifact.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_file() or leftover.is_symlink():  # nothing of ours has such a name and is something else
+                with suppress(OSError):  # a disk that takes no writes still shows a finished run
+                    leftover.unlink()
+        with suppress(OSError):
+            remove_leftovers(self.path / ARTIFACT)
 
     def write(self, name: str, data: bytes) -> str:
         """Write a file of the folder; returns its sha256.
@@ -188,6 +225,13 @@ class RunFolder:
         self.check_present()
         write_atomic(self.path / name, data)
         return sha256(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the folder, if it is there."""
+        path = self.path / name
+        if path.exists():
+            with _explained(path):
+                path.unlink()
 
     def write_json(self, name: str, record: Any) -> str:
         """Write indented JSON, unless the file holds just that."""
@@ -219,10 +263,7 @@ class RunFolder:
         """
         self.check_present()
         path = self.path / name
-        try:
-            record = _unseal(path.read_bytes().rstrip(b"\n"))
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}; {_WAY_OUT}") from error
+        record = _unseal(read_file(path).rstrip(b"\n"))
         if record is None:
             raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {_WAY_OUT}")
         return record
@@ -235,10 +276,7 @@ class RunFolder:
         """
         self.check_present()
         path = self.path / name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}; {_WAY_OUT}") from error
+        data = read_file(path)
         if sha256(data) != digest:
             raise StoreError(f"{path} is corrupt: its sha256 is not {digest}; {_WAY_OUT}")
         return data
@@ -253,7 +291,7 @@ class RunFolder:
         if not path.exists():
             return []
         records = []
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        for number, line in enumerate(read_file(path).split(b"\n"), 1):
             if not line:
                 continue
             record = _unseal(line)
@@ -266,10 +304,18 @@ class RunFolder:
         """Add a line to the journal, sealed with its own sha256."""
         self.check_present()
         path = self.path / JOURNAL
-        before = path.read_bytes() if path.exists() else b""
+        before = read_file(path) if path.exists() else b""
         if before and not before.endswith(b"\n"):
             before += b"\n"
         write_atomic(path, before + _seal(record) + b"\n")
+
+    def is_trained(self) -> bool:
+        """Whether a ticket is finished or can be continued, which ties the folder to its data.
+
+        Raises:
+            StoreError: the journal is damaged.
+        """
+        return bool(self.tickets()) or (self.path / RESUME / "point.json").exists()
 
     def save_resume(self, ticket: int, epoch: int, data: bytes, extra: dict[str, Any]) -> None:
         """Store the resume point of a ticket; the older one goes once the new one is complete."""
@@ -291,7 +337,7 @@ class RunFolder:
         path = self.path / RESUME / "point.json"
         if not path.exists():
             return None
-        data = path.read_bytes()
+        data = read_file(path)
         pointer = _unseal(data[:-1]) if data.endswith(b"\n") else None
         if pointer is None:
             raise StoreError(f"{path} is corrupt; remove the folder {path.parent} to train this ticket from its start")

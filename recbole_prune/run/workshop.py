@@ -114,6 +114,7 @@ class Workshop:
         made = mask_aware(get_model(config["model"]))(config, self.train_data._dataset)
         model: MaskAware = made.to(config["device"])
         model.storage = config.settings.prune_storage
+        model.own_products = config.settings.prune_fused
         return model
 
     def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ class MaskAware(_Model):
         masks: those that are worn.
         storage: how pruned tables are held (``prune_storage``).
         dense_moments: pruned entries keep gradients and moments.
+        own_products: multiply the model's graphs in this package's way, equal up to rounding (``prune_fused``).
         added_losses: called with a batch; scalars by name that are added to its recommendation loss.
     """
 
@@ -44,6 +45,7 @@ class MaskAware(_Model):
     added_losses: Callable[[Interaction], Mapping[str, torch.Tensor]] | None = None
     storage: str = "masked"
     dense_moments: bool = False
+    own_products: bool = True
     _recorder: GradientRecorder | None = None
 
     def set_masks(self, masks: MaskSet | None) -> None:
@@ -122,7 +124,8 @@ class MaskAware(_Model):
     def train(self, mode: bool = True) -> Any:
         """RecBole's switch between training and evaluation; models may have built new graphs since the last one."""
         result = super().train(mode)
-        speed_up_propagation(self)
+        if self.own_products:
+            speed_up_propagation(self)
         return result
 
     def watch_gradients(self, names: list[str]) -> set[str]:

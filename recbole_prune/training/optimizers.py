@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from recbole_prune.config.pickling import unshared
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.rows import CompressedRows
 
@@ -70,7 +71,8 @@ def dense_state(
                     name: _dense_form(name, value, parameter, rows.get(id(parameter)))
                     for name, value in kept[number].items()
                 }
-    return {**state, "state": kept, "param_groups": groups}
+    dense: dict[str, Any] = unshared({**state, "state": kept, "param_groups": groups})
+    return dense
 
 
 def _without(optimizer: torch.optim.Optimizer, added: set[int]) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class MaskAwareTrainer(_Trainer):
         with self.session.meter.window("validate"):
             score, result = super()._valid_epoch(*args, **kwargs)
         self.eval_seconds += perf_counter() - start
-        self.history.append((self.epochs_done, float(score)))
+        score = float(score)  # as a resume point gives it back: it stands in the checkpoint
+        self.history.append((self.epochs_done, score))
         self.session.watcher.validated(self)
         return score, result
 

@@ -1,0 +1,103 @@
+"""A ticket follows from settings and data, whatever the process did before it and whichever process did it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from marks import slow_but
+from recbole.utils import get_model, get_trainer
+from training_bench import scramble_random_streams, without_clocks
+from zoo import DATASET, config_for, gradient_models, missing_package
+
+from recbole_prune import run_recbole_prune
+from recbole_prune.run.store import RESUME, RunFolder
+
+# every trainer class that trains by gradient
+MODELS = {
+    "BPR": "Trainer",
+    "CKE": "KGTrainer",
+    "KTUP": "KGTrainer, epochs of interactions and of triples in turn",
+    "KGAT": "KGATTrainer",
+    "MKR": "MKRTrainer",
+    "RecVAE": "RecVAETrainer",
+    "NCL": "NCLTrainer",
+    "S3Rec": "S3RecTrainer",
+    "RaCT": "RaCTTrainer",
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside one process: nothing in the package may catch it."""
+
+
+def run(model: str, data: Path, pruner: str = "dsl") -> Path:
+    """The folder of a run in the working directory, a new process as far as one process can be."""
+    scramble_random_streams()
+    settings = {**config_for(model, data), "epochs": 4, "eval_step": 4, "pruner": pruner}
+    if "pretrain_epochs" in settings:
+        settings["pretrain_epochs"] = 4
+    if model == "RaCT":
+        settings["train_batch_size"] = 32  # users, of whom there are few
+    if pruner == "dsl":
+        settings.update(prune_target_sparsity=0.5, prune_update_interval=6)
+    return Path(run_recbole_prune(model=model, dataset=DATASET, config_dict=settings)["folder"])
+
+
+def killed_after_ticket_0(model: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = RunFolder.append_ticket
+
+    def append_and_die(self: RunFolder, record: dict[str, Any]) -> None:
+        append(self, record)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_ticket", append_and_die)
+        with pytest.raises(Killed):
+            run(model, data)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Journal lines without clocks, bytes of masks and of the last checkpoint (an adopted one has other settings)."""
+    records = [without_clocks(record) for record in RunFolder(folder).tickets()]
+    for record in records:
+        record.pop("adopted_from", None)
+    files = [*sorted((folder / "masks").iterdir()), folder / records[-1]["checkpoint_file"]]
+    return {"records": records, **{file.name: file.read_bytes() for file in files}}
+
+
+@pytest.mark.parametrize("model", slow_but(["KGAT"], MODELS))
+def test_who_trained_the_dense_model_does_not_matter(
+    model: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one go = by a process killed right after it = by a run of another pruner."""
+    reason = missing_package(model)
+    if reason:
+        pytest.skip(reason)
+    outcomes = []
+    for way in ("whole", "killed", "adopted"):
+        (tmp_path / way).mkdir()
+        monkeypatch.chdir(tmp_path / way)
+        if way == "killed":
+            killed_after_ticket_0(model, tiny_data, monkeypatch)
+        elif way == "adopted":
+            run(model, tiny_data, pruner="none")
+        folder = run(model, tiny_data)
+        outcomes.append(outcome(folder))
+        assert not (folder / RESUME).exists()
+        adopted = RunFolder(folder).tickets()[0].get("adopted_from")
+        assert (adopted is not None) == (way == "adopted")
+    whole, killed, adopted = outcomes
+    assert whole["records"][1]["updates"] >= 1
+    assert killed == whole
+    assert adopted == whole
+
+
+@pytest.mark.slow
+def test_every_trainer_class_is_among_the_models() -> None:
+    def trainer_of(model: str) -> type:
+        return get_trainer(get_model(model).type, model)
+
+    present = [model for model in gradient_models() if missing_package(model) is None]
+    assert {trainer_of(model) for model in MODELS} == {trainer_of(model) for model in present}
