@@ -13,7 +13,7 @@ _TO = Option(some_text, None, "a folder", "where to write the artifact; default:
 # read by the config, which says what is allowed
 _OPTIONS = {
     "run": _RUN,
-    "data_path": Option(some_text, None, "a folder", "where the dataset is; default: where the run found it"),
+    "data_path": Option(some_text, None, "a folder", "what the dataset's folder lies in; default: as in the run"),
     "to": _TO,
     "export_ticket": Option(str, None, "", "number of the ticket; default: as the run chooses"),
     "export_values": Option(str, None, "", "fp32, fp16 or int8; default: as in the run"),
