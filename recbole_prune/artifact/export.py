@@ -234,15 +234,18 @@ def _require(difference: float, what: str) -> None:
 # ---- dataset ---------------------------------------------------------------------------------------------------------
 
 
-def _tokens(dataset: Dataset, field: str | None) -> list[str]:
-    return [str(token) for token in dataset.field2id_token[field]] if field else ["[PAD]"]
+def _tokens(dataset: Dataset, field: str | None) -> list[str] | None:
+    return [str(token) for token in dataset.field2id_token[field]] if field else None
 
 
-def _seen(dataset: Dataset, config: Config) -> Seen:
-    """All interactions; of augmented sequences also what stands only in the item lists."""
+def _seen(dataset: Dataset, config: Config) -> Seen | None:
+    """All interactions; of augmented sequences also what stands only in the item lists. None without users and items.
+
+    RecBole has both or neither.
+    """
     feature = dataset.inter_feat
-    if not dataset.uid_field:
-        return Seen.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
+    if not dataset.uid_field or not dataset.iid_field:
+        return None
     users, items = (_column(feature, field) for field in (dataset.uid_field, dataset.iid_field))
     list_field = f"{dataset.iid_field}{config['LIST_SUFFIX']}"
     if list_field in feature:

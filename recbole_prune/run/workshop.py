@@ -20,6 +20,7 @@ from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
 from recbole_prune.training.model import MaskAware, mask_aware
 from recbole_prune.training.parts import Part
@@ -145,10 +146,12 @@ class Workshop:
 
         Raises:
             NothingToPrune: there is no target.
-            ConfigError: RecBole cannot build the model, or a setting does not fit it.
+            ConfigError: RecBole cannot build the model or score with it, or a setting does not fit it.
         """
         with _recbole_says(f"build {self.config['model']}"):
             model = self.build_model()
+        with _recbole_says(f"score with {self.config['model']}"), undisturbed(model):
+            Probe(model, self.config, self.dataset)  # an artifact is compared with the model by one
         settings = self.config.settings
         scope = find_scope(
             model,

@@ -31,7 +31,7 @@ _FEW_USERS = 1_000
 def _tables_of(artifact: Artifact) -> tuple[EncodedTensor, EncodedTensor, float]:
     """The tables of users and items whose products are the scores, and the factor before them."""
     fields = Fields(artifact.info, artifact.folder / TICKET)
-    if fields.values.get("serving") is None:
+    if fields.values.get("serving") is None or not len(artifact.users):
         reason = artifact.info.get("serving_reason") or "use load_ticket()"
         raise ArtifactError(f"{artifact.folder} cannot recommend without RecBole: {reason}")
     serving = fields.inner("serving")
