@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
+from recbole_prune.run.workshop import NO_TEST_DATA
 
 _MOST_METRICS = 6
 
@@ -29,6 +30,8 @@ def result_text(result: RunResult) -> str:
         ),
         macs_line(result.chosen, result.dense, result.macs[result.chosen.ticket]),
     ]
+    if not result.chosen.test:
+        text.append(f"\nNOTE {NO_TEST_DATA}")
     if result.notice:
         text.append(f"\nNOTE {result.notice}")
     return "\n".join(text)
@@ -78,9 +81,17 @@ def ticket_table(
 def _row(label: str, record: dict[str, Any], names: list[str]) -> list[str]:
     cells = [label, f"{100 * record['sparsity']:.2f} %", str(record["kept"])]
     for part in ("valid", "test"):
-        cells += [f"{record[part][name]:.4f}" if name in record[part] else "-" for name in names]
+        cells += [figure(record[part], name) for name in names]
     cells += [str(record.get("epochs", "-")), str(record.get("best_epoch", "-"))]
     return [*cells, _verdict(record)]
+
+
+def figure(metrics: Mapping[str, float | None], name: str) -> str:
+    """A metric with four digits; ``undefined`` where the data does not define it, ``-`` where it was not measured."""
+    if name not in metrics:
+        return "-"
+    value = metrics[name]
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _verdict(record: dict[str, Any]) -> str:

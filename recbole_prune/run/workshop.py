@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
 
 Changes = Mapping[str, Any]
+NO_TEST_DATA = "there is no test data: tickets are picked on the validation data and not tested"
 UNTRAINED = "receives no gradient from any loss of the model"
 # LINE draws for every batch which of its tables it trains
 _MOST_PASSES = 30
@@ -62,6 +63,7 @@ class Workshop:
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
+        self._check_parts()
         assemble_batches_fast(self.train_data)
         if config.settings.prune_user_uniform:
             sample_users_uniformly(self.train_data, config)
@@ -82,6 +84,29 @@ class Workshop:
     def test_data(self) -> AbstractDataLoader:
         """What is read once per ticket."""
         return self.loaders[2]
+
+    def _check_parts(self) -> None:
+        """Refuse a split that leaves nothing to train on or to pick epochs and tickets on; test data may be missing."""
+        arguments, select = self.config["eval_args"], self.config.settings.prune_select
+        split = f"eval_args={arguments}"
+        if not len(self.train_data):
+            raise ConfigError(f"{split} leaves no training data")
+        if not len(self.select_data):
+            name, other = ("test", "valid") if select == "test" else ("validation", "test")
+            raise ConfigError(
+                f"{split} leaves no {name} data, but prune_select={select} picks epochs and tickets on it: "
+                f"give it a part of the split, or set prune_select={other}"
+            )
+        if not len(self.test_data):
+            getLogger().warning(f"{NO_TEST_DATA} ({split})")
+        label = self.config["LABEL_FIELD"]
+        if self.config["valid_metric"].lower() == "auc" and arguments["mode"][select] == "labeled":
+            rows = self.select_data._dataset.inter_feat
+            if label in rows and len(rows[label].unique()) == 1:
+                raise ConfigError(
+                    f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
+                    f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
+                )
 
     def with_config(self, config: PruneConfig) -> Workshop:
         """The same data under settings of this package that differ; no setting of RecBole's may."""
