@@ -63,6 +63,8 @@ class Workshop:
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
+        if config["save_dataloaders"]:
+            random_streams.share_the_global_stream(self.loaders)
         self._check_parts()
         assemble_batches_fast(self.train_data)
         if config.settings.prune_user_uniform:
