@@ -66,14 +66,18 @@ class PruneConfig(Config):
         self._build(_Private(model=model, given=given, words=tuple(words)), model, dataset, config_file_list)
 
     @classmethod
-    def from_plain_settings(cls, plain: Mapping[str, Any]) -> PruneConfig:
+    def from_plain_settings(cls, plain: Mapping[str, Any], model: Any = None) -> PruneConfig:
         """Build the config that :meth:`plain_settings` describes.
+
+        Args:
+            plain: the settings.
+            model: the model class, where it is none of RecBole's or ours: settings hold its name only.
 
         Raises:
             ConfigError: as for the constructor.
         """
         config = cls.__new__(cls)
-        config._build(_Private(given=dict(plain), replayed=True), None, None, None)
+        config._build(_Private(model=model, given=dict(plain), replayed=True), model, None, None)
         return config
 
     def _build(self, private: _Private, model: Any, dataset: Any, files: Any) -> None:
@@ -210,6 +214,11 @@ class PruneConfig(Config):
         return tuple(self._private.warnings)
 
     @property
+    def own_model(self) -> str | None:
+        """sha256 that tells a model class of the user's own by its source; None for RecBole's and our models."""
+        return fingerprint.own_model(self.model_class)
+
+    @property
     def run_hash(self) -> str:
         """10 hex digits over the settings that differ from their defaults and matter to the result.
 
@@ -258,7 +267,9 @@ class PruneConfig(Config):
     # ---- copies and pickles ------------------------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_private"}
+        # RecBole never asks a Config for its class again, and another process may not know one of the user's own
+        left_out = {"_private"} | ({"model_class"} if self.own_model else set())
+        state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         return (object.__new__, (Config,), state)
 
     def __copy__(self) -> PruneConfig:

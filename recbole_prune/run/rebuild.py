@@ -29,7 +29,7 @@ _SPARE = 1 << 20
 _SPARE_WEIGHTS = 1000
 
 
-def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) -> Any:
+def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None, model: str | type | None = None) -> Any:
     """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
 
     The dataset is read and the model is built as in the run that made the artifact, under the same seed, since some
@@ -41,6 +41,7 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         folder: the artifact.
         config_dict: settings that replace the stored ones, for example ``{"data_path": "data", "gpu_id": ""}``; they
             are taken as they are.
+        model: the model class, where the run was given one of the user's own; an artifact holds no code.
 
     Returns:
         the model, on the device that RecBole's settings choose.
@@ -49,14 +50,15 @@ def load_ticket(folder: PathLike, config_dict: Mapping[str, Any] | None = None) 
         ArtifactError: the artifact cannot be read, its settings are refused, or the dataset or the model no longer fit.
         ConfigError: RecBole refuses the settings, for example because the dataset is not there.
     """
-    return rebuild_model(read_artifact(folder), config_dict or {})
+    return rebuild_model(read_artifact(folder), {**(config_dict or {}), **({} if model is None else {"model": model})})
 
 
 def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
     """What :func:`load_ticket` does once the artifact is read; ``changes`` replace settings."""
     with preserved_random_streams(), _in_one_line(artifact):
+        _check_model(artifact, changes.get("model"))
         settings, state = settings_of(artifact, changes), artifact.state()
-        config = PruneConfig.from_plain_settings(settings)
+        config = PruneConfig.from_plain_settings(settings, settings["model"])
         _check_data_folder(config, artifact)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
@@ -73,6 +75,18 @@ def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
                 f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
             ) from error
     return model.eval()
+
+
+def _check_model(artifact: Artifact, model: str | type | None) -> None:
+    """Refuse another model than the artifact's, and one of RecBole's where it was one of the user's own."""
+    name = artifact.info.get("model")
+    given = model if isinstance(model, str) or model is None else model.__name__
+    if given not in (None, name):
+        raise ArtifactError(f"{artifact.folder} holds the model {name}, not {given}")
+    if artifact.info.get("own_model") and not isinstance(model, type):
+        raise ArtifactError(
+            f"{artifact.folder} has a model class of the user's own: give it, load_ticket(folder, model={name})"
+        )
 
 
 @contextmanager
@@ -109,7 +123,7 @@ def _check_tokens(artifact: Artifact, dataset: Any) -> None:
         ("user", dataset.uid_field, artifact.users),
         ("item", dataset.iid_field, artifact.items),
     ):
-        present = [str(token) for token in dataset.field2id_token[id_field]] if id_field else list(stored)
+        present = [str(token) for token in dataset.field2id_token[id_field]] if id_field else []
         differing = next((i for i, pair in enumerate(zip(present, stored)) if pair[0] != pair[1]), None)
         if differing is None and len(present) == len(stored):
             continue

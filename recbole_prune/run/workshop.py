@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import ModelType, get_model, get_trainer, init_seed
+from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
 from recbole_prune.config.evaluation import check_cutoffs
@@ -136,7 +136,7 @@ class Workshop:
         """
         config = self.config_with(changes)
         self.reseed()
-        made = mask_aware(get_model(config["model"]))(config, self.train_data._dataset)
+        made = mask_aware(config.model_class)(config, self.train_data._dataset)
         model: MaskAware = made.to(config["device"])
         model.storage = config.settings.prune_storage
         return model
@@ -146,7 +146,7 @@ class Workshop:
         config = self.config_with(changes)
         with random_streams.preserved_random_streams():
             init_seed(config["seed"] + offset, config["reproducibility"])
-            model = get_model(config["model"])(config, self.train_data._dataset)
+            model = config.model_class(config, self.train_data._dataset)
         return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def parts(self) -> tuple[Part, ...]:
