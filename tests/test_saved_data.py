@@ -12,6 +12,7 @@ from zoo import DATASET, config_for
 
 from recbole_prune import load_ticket, run_recbole_prune
 from recbole_prune.errors import ConfigError
+from recbole_prune.training.trainer import MaskAwareTrainer
 
 QUICK = [("save_dataloaders", "BPR")]
 MORE = [
@@ -43,22 +44,33 @@ def test_a_run_that_saves_its_data_equals_plain_recbole(
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["save_dataset", "save_dataloaders"])
 def test_a_second_process_that_finds_the_saved_data_goes_on_as_the_first(
-    setting: str, tiny_data: Path, tmp_path: Path
+    setting: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after ticket 0: the tickets after it are those of a run in one go."""
+    """Stopped in an epoch of ticket 1, and again before it: the tickets are those of a run in one go."""
     pruned = {setting: True, "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 1}
 
     def run(name: str, **changes: Any) -> dict[str, Any]:
         settings = settings_of("BPR", tiny_data, tmp_path / name, **pruned, output_dir=str(tmp_path / name))
         return run_recbole_prune("BPR", DATASET, config_dict={**settings, **changes})
 
+    def stop(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if self.session.name == "ticket 1" and epoch == 2:
+            raise KeyboardInterrupt
+        return train(self, data, epoch, *args, **kwargs)
+
+    train = MaskAwareTrainer._train_epoch
     whole = run("whole")
-    journal = Path(run("stopped")["folder"], "tickets.jsonl")
-    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskAwareTrainer, "_train_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
     resumed = run("stopped")
-    scores = [[ticket["valid"] for ticket in result["tickets"]] for result in (whole, resumed)]
-    assert scores[0] == scores[1]
-    assert [t["mask_sha256"] for t in whole["tickets"]] == [t["mask_sha256"] for t in resumed["tickets"]]
+    journal = Path(resumed["folder"], "tickets.jsonl")
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    for result in (resumed, run("stopped")):
+        for ticket, expected in zip(result["tickets"], whole["tickets"]):
+            assert (ticket["valid"], ticket["history"]) == (expected["valid"], expected["history"])
+            assert ticket["mask_sha256"] == expected["mask_sha256"]
     assert load_ticket(resumed["artifact"]) is not None
 
 
