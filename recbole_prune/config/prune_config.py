@@ -163,9 +163,11 @@ class PruneConfig(Config):
         if isinstance(name, str):
             names.check_model(name)
         try:
-            return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
+            found: tuple[str, type, str] = super()._get_model_and_dataset(model, dataset)
         except ImportError as error:
             raise ConfigError(f"model {name} cannot be imported: {error}") from error
+        names.check_folder_name("dataset", found[2])
+        return found
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import platform
@@ -33,7 +34,7 @@ def versions() -> dict[str, str]:
 def data_digest(folder: Path, dataset: str) -> str:
     """sha256 over the atomic files of a dataset, by name and content."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob(f"{dataset}.*")):
+    for file in sorted(folder.glob(f"{glob.escape(dataset)}.*")):
         digest.update(file.name.encode() + b"\0")
         with open(file, "rb") as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):
