@@ -20,7 +20,7 @@ from recbole_prune.cli import main
 from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.training.trainer import MaskAwareTrainer
 
-LAYERS = {"n_layers": 2, "reg_weight": 1e-5}  # a class of one's own has no property file
+LAYERS = {"n_layers": 2, "reg_weight": 1e-5, "bias_strength": 0.5}  # a class of one's own has no property file
 MODELS = [Biased, BPR, Deeper]
 
 
