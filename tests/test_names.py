@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_prune import load_ticket, run_recbole_prune
+from recbole_prune import PruneConfig, load_ticket, quick_start, run_recbole_prune
 from recbole_prune.artifact import read_artifact
 from recbole_prune.cli import main
 from recbole_prune.config.names import check_folder_name
@@ -37,10 +37,14 @@ def write(folder: Path) -> Path:
     return file
 
 
-def run(folder: Path, **changes: Any) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
     settings = {"data_path": str(folder), "epochs": 1, "embedding_size": 4, "gpu_id": "", "show_progress": False}
     pruned = {"pruner": "omp", "prune_target_sparsity": 0.5, "output_dir": "out, [*] ü"}
-    return run_recbole_prune("BPR", DATASET, config_dict={**settings, **pruned, **changes})
+    return {**settings, **pruned}
+
+
+def run(folder: Path) -> dict[str, Any]:
+    return run_recbole_prune("BPR", DATASET, config_dict=settings_of(folder))
 
 
 @pytest.fixture
@@ -56,7 +60,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
     write(folder / "data")
     os.chdir(folder)
     try:
-        return str(run(folder / "data")["artifact"])
+        # not the function, which reads the words of pytest here
+        return quick_start.run(PruneConfig("BPR", DATASET, config_dict=settings_of(folder / "data"))).artifact
     finally:
         os.chdir(before)
 
