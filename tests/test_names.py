@@ -73,7 +73,7 @@ def test_a_run_takes_odd_names_from_its_begin_to_its_end(data: Path, tmp_path: P
     # the same command finds the run that is finished, and the data that it was begun on
     assert run(data)["tickets"] == result["tickets"]
     assert main(["export", f"--run={result['folder']}", f"--to={tmp_path / '[a], *'}"]) == 0
-    assert read_artifact(tmp_path / "[a], *").users == read_artifact(result["artifact"]).users
+    assert list(read_artifact(tmp_path / "[a], *").users) == list(read_artifact(result["artifact"]).users)
 
 
 def test_tokens_of_a_file_and_of_standard_input(
