@@ -6,6 +6,8 @@
 ``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
 
+Data without users and items (clicks described by features alone) has none of the last three.
+
 Nothing is pickled. Reading checks the format version first, then the hash of every file. A hash finds damage, not
 malice: whoever changes a file can change its hash too. So every field and every array is checked as well, against the
 others and against the bytes that are there, before anything is allocated or computed from it; only regular files are
@@ -50,7 +52,7 @@ class Artifact:
         tensors: encoded weights by their name in the model's ``state_dict``.
         shared: weights that are the same tensor under a second name, by that name.
         vectors: encoded user and item vectors that are not weights, by name.
-        users: the user's own token of every internal user id; id 0 is padding.
+        users: the user's own token of every internal user id; id 0 is padding. Empty where the data has no users.
         items: likewise for items.
         seen: what every user has consumed.
     """
@@ -90,9 +92,9 @@ def write_artifact(
     folder: PathLike,
     *,
     tensors: Mapping[str, EncodedTensor],
-    users: Iterable[str],
-    items: Iterable[str],
-    seen: Seen,
+    users: Iterable[str] | None,
+    items: Iterable[str] | None,
+    seen: Seen | None,
     document: Mapping[str, Any],
     shared: Mapping[str, str] | None = None,
     vectors: Mapping[str, EncodedTensor] | None = None,
@@ -104,7 +106,7 @@ def write_artifact(
     Args:
         folder: the artifact's folder.
         tensors: encoded weights by name.
-        users: token of every internal user id, from 0.
+        users: token of every internal user id, from 0; None, as the next two, where the data has no users and items.
         items: token of every internal item id, from 0.
         seen: what every user has consumed.
         document: further content of ticket.json, JSON only.
@@ -124,12 +126,10 @@ def write_artifact(
     if clash:
         raise ValueError(f"document may not have {sorted(clash)}")
     shared, vectors = dict(shared or {}), dict(vectors or {})
-    content = {
-        files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors)}),
-        files.USERS: tokens_to_bytes(users),
-        files.ITEMS: tokens_to_bytes(items),
-        files.SEEN: seen.to_bytes(),
-    }
+    content = {files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors)})}
+    if users is not None and items is not None and seen is not None:
+        content[files.USERS], content[files.ITEMS] = tokens_to_bytes(users), tokens_to_bytes(items)
+        content[files.SEEN] = seen.to_bytes()
     described = {name: encoded.describe() for name, encoded in tensors.items()}
     described.update({name: {"same_as": owner} for name, owner in shared.items()})
     sealed = files.seal(
@@ -184,7 +184,7 @@ def read_artifact(folder: PathLike) -> Artifact:
     own = {name: about for name, about in tensors.items() if name not in shared}
     for name in shared:
         tensors[name].text("same_as", list(own))
-    users, items = (Tokens(content[name], path / name) for name in (files.USERS, files.ITEMS))
+    users, items, seen = _read_users_and_items(content, path)
     artifact = Artifact(
         folder=path,
         info=info,
@@ -193,7 +193,7 @@ def read_artifact(folder: PathLike) -> Artifact:
         vectors=_assemble(_VECTORS, {name: vectors.inner(name) for name in vectors}, arrays),
         users=users,
         items=items,
-        seen=Seen.from_bytes(content[files.SEEN], path / files.SEEN, len(users), len(items)),
+        seen=seen,
     )
     _refuse_growth(artifact, sum(map(len, content.values())))
     for key in arrays:
@@ -214,10 +214,10 @@ def _read_ticket(path: Path) -> dict[str, Any]:
 def _read_content(path: Path, fields: Fields) -> dict[str, bytes]:
     """Every file beside ticket.json, hash-checked; all that is wrong goes into one message."""
     listed = fields.inner("files")
-    if set(listed) != set(files.CONTENT):
-        raise fields.wrong("files", f"an object of {', '.join(files.CONTENT)}")
+    if set(listed) not in (set(files.CONTENT), {files.TENSORS}):
+        raise fields.wrong("files", f"an object of {', '.join(files.CONTENT)}, or of {files.TENSORS} alone")
     content, problems = {}, []
-    for name in files.CONTENT:
+    for name in [name for name in files.CONTENT if name in listed]:
         size, digest = listed.inner(name).whole("bytes", 1 << 60), listed.inner(name).text("sha256")
         try:
             found = files.size_of(path / name)
@@ -235,6 +235,14 @@ def _read_content(path: Path, fields: Fields) -> dict[str, bytes]:
     if problems:
         raise ArtifactError("; ".join([*problems, "export the artifact again or copy it again"]))
     return content
+
+
+def _read_users_and_items(content: Mapping[str, bytes], path: Path) -> tuple[Tokens, Tokens, Seen]:
+    """Tokens of users and items and what users have seen; empty where the data has no users and items."""
+    if files.SEEN not in content:
+        return Tokens.none(), Tokens.none(), Seen.of_nobody()
+    users, items = (Tokens(content[name], path / name) for name in (files.USERS, files.ITEMS))
+    return users, items, Seen.from_bytes(content[files.SEEN], path / files.SEEN, len(users), len(items))
 
 
 def _assemble(group: str, described: Mapping[str, Fields], arrays: dict[str, Array]) -> dict[str, EncodedTensor]:

@@ -34,7 +34,7 @@ def export_ticket(
     masks: Mapping[str, torch.Tensor],
     config: Config,
     dataset: Dataset,
-    seen: Seen,
+    seen: Seen | None,
     info: Mapping[str, Any],
     values: str = "fp32",
     vectors: bool = False,
@@ -51,7 +51,7 @@ def export_ticket(
         masks: name of a weight -> boolean mask of its shape, True is live; other weights are stored whole.
         config: the RecBole Config that built the model.
         dataset: the RecBole dataset with all interactions.
-        seen: what each user has consumed (:func:`seen_by_users`).
+        seen: what each user has consumed (:func:`seen_by_users`); None where the data has no users and items.
         info: facts of the run, JSON only; must have ``model``, ``dataset`` and ``settings``, the latter as
             ``PruneConfig.plain_settings`` gives them.
         values: ``fp32``, ``fp16`` or ``int8``.
@@ -256,19 +256,19 @@ def _require(difference: float, what: str) -> None:
 # ---- dataset ---------------------------------------------------------------------------------------------------------
 
 
-def _tokens(dataset: Dataset, field: str | None) -> list[str]:
-    return [str(token) for token in dataset.field2id_token[field]] if field else ["[PAD]"]
+def _tokens(dataset: Dataset, field: str | None) -> list[str] | None:
+    return [str(token) for token in dataset.field2id_token[field]] if field else None
 
 
-def seen_by_users(dataset: Dataset, config: Config) -> Seen:
-    """What each user has consumed, of a dataset that RecBole has read but not built yet.
+def seen_by_users(dataset: Dataset, config: Config) -> Seen | None:
+    """What each user has consumed, of a dataset that RecBole has read but not built yet; None without users and items.
 
     Building turns the interactions of sequential models into sequences, in which users with only one are lost.
+    RecBole has both fields or neither.
     """
     feature = dataset.inter_feat
     if not dataset.uid_field or not dataset.iid_field:
-        nothing = np.zeros(0, np.int64)
-        return Seen.from_pairs(nothing, nothing, dataset.user_num if dataset.uid_field else 1)
+        return None
     users, items = (_column(feature, field) for field in (dataset.uid_field, dataset.iid_field))
     list_field = f"{dataset.iid_field}{config['LIST_SUFFIX']}"
     if list_field in feature:  # the files hold sequences already (benchmark_filename)

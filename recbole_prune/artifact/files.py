@@ -61,6 +61,11 @@ class Seen:
         indptr = np.concatenate([[0], np.cumsum(np.bincount(pairs // step, minlength=user_count))])
         return cls(_narrow(indptr), _narrow(pairs % step))
 
+    @classmethod
+    def of_nobody(cls) -> Seen:
+        """Data without users."""
+        return cls.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+
     def of(self, user: int) -> NDArray[Any]:
         """Ascending item ids that a user has consumed."""
         return self.indices[int(self.indptr[user]) : int(self.indptr[user + 1])]

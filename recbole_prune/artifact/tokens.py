@@ -67,6 +67,13 @@ class Tokens(Sequence[str]):
         self._data = data
         self._count = data.count(b"\n")
 
+    @classmethod
+    def none(cls) -> Tokens:
+        """Those of data without users or without items."""
+        tokens = cls.__new__(cls)
+        tokens._data, tokens._count = b"", 0
+        return tokens
+
     def __len__(self) -> int:
         return self._count
 

@@ -40,6 +40,11 @@ def main(words: Sequence[str]) -> int:
     from recbole_prune.run.workshop import Workshop
 
     record = provenance.read_record(path)
+    if record.get("own_model"):
+        raise ConfigError(
+            f"--run={path} trained a model class of your own, which only your program has: "
+            "call run_recbole_prune again with the same settings and export_ticket=N"
+        )
     config = PruneConfig.from_plain_settings({**record["settings"], **options}, download=False)
     folder = RunFolder(path)
     folder.open()

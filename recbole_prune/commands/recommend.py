@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from recbole_prune.config.options import Option, describe, refuse_all, some_text, split, yes_or_no
-from recbole_prune.errors import printable
+from recbole_prune.errors import ConfigError, printable
 from recbole_prune.serving.recommend import Recommendation, Recommender
 
 
@@ -38,13 +39,35 @@ def main(words: Sequence[str]) -> int:
         ArtifactError: as :meth:`Recommender.from_artifact` and :meth:`Recommender.recommend`.
     """
     options, _ = split("recommend", _OPTIONS, words, refuse_all)
-    users = options["users"]
+    if (options["users"] is None) == (options["users_file"] is None):
+        raise ConfigError("recommend: one of --users=196,186 and --users_file=FILE is needed")
+    users = options["users"] or read_users(options["users_file"])
     recommender = Recommender.from_artifact(options["artifact"])
     lists = recommender.recommend(users, options["k"], options["exclude_seen"], options["threads"])
     text = (options["format"] or _as_table)(users, lists)
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
+
+
+def read_users(file: str) -> list[str]:
+    """User tokens, one a line of a file in UTF-8 or, for ``-``, of standard input.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no line.
+    """
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise ConfigError(f"recommend: --users_file={file} cannot be read: {reason}") from error
+    users = [line.rstrip("\r") for line in text.split("\n")]
+    if not users[-1]:
+        users.pop()
+    if not users or "" in users:
+        found = "an empty token" if users else "no users"
+        raise ConfigError(f"recommend: --users_file={file} has {found}: write one token a line")
+    return users
 
 
 def usage() -> str:
@@ -76,7 +99,8 @@ def _as_table(users: Sequence[str], lists: Sequence[Sequence[Recommendation]]) -
 
 _OPTIONS = {
     "artifact": Option(some_text, None, "a folder", "folder that a run or recbole-prune export has written", True),
-    "users": Option(_users, None, "tokens, such as 196,186, none of them empty", "user tokens with commas", True),
+    "users": Option(_users, None, "tokens, such as 196,186, none of them empty", "user tokens with commas"),
+    "users_file": Option(some_text, None, "a file, or -", "file with a user token in each line; - is standard input"),
     "k": Option(int, 10, "a whole number", "items for each user"),
     "exclude_seen": Option(yes_or_no, True, "True or False", "leave out consumed items"),
     "threads": Option(_not_negative, 0, "a whole number from 0", "threads for sparse tables; 0: all usable cores"),

@@ -44,6 +44,8 @@ def run_recbole_prune(
 ) -> dict[str, Any]:
     """Run RecBole with a pruner; the arguments are those of RecBole's ``run_recbole``.
 
+    ``model`` may also be a model class of your own, as in RecBole's ``Config``.
+
     As there, ``--key=value`` among the words of the running program (``sys.argv``) goes before ``config_dict``, and
     that before the files. The same settings find the same folder: what is finished there is not trained again, a
     killed run continues. Nothing is printed; log lines and a progress bar go to standard error. ``saved`` is there

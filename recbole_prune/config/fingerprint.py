@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +24,12 @@ PATHS = frozenset({
     "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "pre_model_path", "pretrain_path",
     "mf_pretrain_path", "mlp_pretrain_path", "warm_up",
 })  # fmt: skip
+# packages whose classes are known by their names and versions
+_INSTALLED = {"recbole", "recbole_prune", "torch", "builtins", "typing", "abc"}
 WITHOUT_EFFECT = OF_THE_PROCESS | {
     "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress", "verbose",
     "saved", "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path",
-    "save_dataloaders", "dataloaders_save_path", "valid_metric_bigger",
+    "dataloaders_save_path", "valid_metric_bigger",
 }  # fmt: skip
 
 
@@ -43,11 +47,34 @@ def differences(config: Any, settings: Settings) -> dict[str, Any]:
             value = to_json(config.final_config_dict[name])
             if _canonical(value) != _canonical(to_json(usual.get(name))):
                 found[name] = value
+    source = own_model(config.model_class)
+    if source is not None:
+        found["model_class"] = source
     base = defaults(settings.pruner, settings.distiller)
     for name, key in schema.known_keys().items():
         if key.changes != "nothing" and is_used(name, settings) and settings[name] != base[name]:
             found[name] = settings[name]
     return found
+
+
+@cache
+def own_model(model_class: type) -> str | None:
+    """sha256 of the source of a model class that is neither RecBole's nor ours; None for those.
+
+    A class is its source and that of its bases, not its name: two scripts may give different models one name, and that
+    of a model of RecBole. Where there is no source (typed into an interpreter) module and name stand for it.
+    """
+    own = [each for each in model_class.__mro__ if each.__module__.split(".")[0] not in _INSTALLED]
+    if model_class not in own:
+        return None
+    return hashlib.sha256("\n".join(map(_source_of, own)).encode()).hexdigest()
+
+
+def _source_of(model_class: type) -> str:
+    try:
+        return inspect.getsource(model_class)
+    except (OSError, TypeError):
+        return f"{model_class.__module__}.{model_class.__qualname__}"
 
 
 def of_every_training(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Asked on the command line before RecBole is imported, and again when a config is
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,25 @@ def check_model(name: str) -> None:
         raise ConfigError(f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}")
 
 
+def check_folder_name(key: str, name: Any) -> None:
+    """Refuse a name that is no single folder, or that a terminal would not show as it is.
+
+    Brackets, stars, commas, spaces, leading dashes and letters of any language are fine.
+
+    Args:
+        key: the setting that gives the name.
+        name: its value.
+
+    Raises:
+        ConfigError: it is no text, empty, a path, or has control characters.
+    """
+    separators = {os.sep, os.altsep, "\0"} - {None}
+    if not isinstance(name, str) or not name or name in (os.curdir, os.pardir) or separators & set(name):
+        raise ConfigError(f"{key}={name!r} is not allowed: it must be the name of a folder, not a path")
+    if not name.isprintable():
+        raise ConfigError(f"{key}={name!r} is not allowed: a name may not have control characters")
+
+
 def check_dataset(name: str, settings: Mapping[str, Any], download: bool = True) -> None:
     """Refuse a dataset that is not there and that RecBole cannot, or may not, download.
 
@@ -55,7 +76,7 @@ def check_dataset(name: str, settings: Mapping[str, Any], download: bool = True)
     if name in known or folder.exists():
         return
     # RecBole takes a saved dataset before it looks for the folder
-    saved = list(Path(str(settings.get("checkpoint_dir") or "saved")).glob(f"{name}-*.pth"))
+    saved = list(Path(str(settings.get("checkpoint_dir") or "saved")).glob(f"{glob.escape(name)}-*.pth"))
     if saved or settings.get("dataset_save_path"):
         return
     if not download:

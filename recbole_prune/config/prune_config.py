@@ -68,18 +68,20 @@ class PruneConfig(Config):
         self._build(_Private(model=model, given=given, words=tuple(words)), model, dataset, config_file_list)
 
     @classmethod
-    def from_plain_settings(cls, plain: Mapping[str, Any], *, download: bool = True) -> PruneConfig:
+    def from_plain_settings(cls, plain: Mapping[str, Any], model: Any = None, *, download: bool = True) -> PruneConfig:
         """Build the config that :meth:`plain_settings` describes.
 
         Args:
             plain: the settings.
+            model: the model class, where it is none of RecBole's or ours: settings hold its name only.
             download: whether RecBole may download a dataset that is not there.
 
         Raises:
             ConfigError: as for the constructor.
         """
         config = cls.__new__(cls)
-        config._build(_Private(given=dict(plain), replayed=True, download=download), None, None, None)
+        private = _Private(model=model, given=dict(plain), replayed=True, download=download)
+        config._build(private, model, None, None)
         return config
 
     def _build(self, private: _Private, model: Any, dataset: Any, files: Any) -> None:
@@ -165,9 +167,11 @@ class PruneConfig(Config):
         if isinstance(name, str):
             names.check_model(name)
         try:
-            return super()._get_model_and_dataset(model, dataset)  # type: ignore[no-any-return]
+            found: tuple[str, type, str] = super()._get_model_and_dataset(model, dataset)
         except ImportError as error:
             raise ConfigError(f"model {name} cannot be imported: {error}") from error
+        names.check_folder_name("dataset", found[2])
+        return found
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -214,6 +218,11 @@ class PruneConfig(Config):
     def warnings(self) -> tuple[str, ...]:
         """Warnings given while the config was built."""
         return tuple(self._private.warnings)
+
+    @property
+    def own_model(self) -> str | None:
+        """sha256 that tells a model class of the user's own by its source; None for RecBole's and our models."""
+        return fingerprint.own_model(self.model_class)
 
     @property
     def run_hash(self) -> str:
@@ -268,7 +277,9 @@ class PruneConfig(Config):
     # ---- copies and pickles ------------------------------------------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_private"}
+        # RecBole never asks a Config for its class again, and another process may not know one of the user's own
+        left_out = {"_private"} | ({"model_class"} if self.own_model else set())
+        state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         return (object.__new__, (Config,), unshared(state))
 
     def __copy__(self) -> PruneConfig:

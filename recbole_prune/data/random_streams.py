@@ -46,7 +46,30 @@ def dataloaders(loaders: Iterable[Any]) -> Iterator[AbstractDataLoader]:
 def reseed(loaders: Iterable[Any], seed: int) -> None:
     """Give every dataloader the data order of a newly built one."""
     for loader in dataloaders(loaders):
-        loader.generator.manual_seed(seed)
+        if loader.generator is not None:  # without one it draws from torch's global stream
+            loader.generator.manual_seed(seed)
+
+
+def loader_states(loaders: Iterable[Any]) -> list[torch.Tensor | None]:
+    """The state of every dataloader's own stream; None for a loader that draws from torch's global one."""
+    return [None if loader.generator is None else loader.generator.get_state() for loader in dataloaders(loaders)]
+
+
+def set_loader_states(loaders: Iterable[Any], states: Iterable[torch.Tensor | None]) -> None:
+    """Put every dataloader's own stream back to what :func:`loader_states` gave for the same loaders."""
+    for loader, state in zip(dataloaders(loaders), states):
+        if state is not None:
+            loader.generator.set_state(state)
+
+
+def share_the_global_stream(loaders: Iterable[AbstractDataLoader]) -> None:
+    """Leave loaders as RecBole leaves those that it has saved (``save_dataloaders``): without streams of their own.
+
+    It takes their generators away to pickle them and does not give them back, so that its training draws the data order
+    from torch's global stream. A process that finds the saved loaders on disk must go on in the same way.
+    """
+    for loader in loaders:
+        loader.generator = loader.sampler.generator = None
 
 
 @contextmanager

@@ -22,13 +22,16 @@ def sample_users_uniformly(train_data: AbstractDataLoader, config: Config) -> No
     interactions with weight 1 / (interactions of the user). RecBole visits every interaction once instead.
 
     Raises:
-        ConfigError: the model's dataloader does not go through interactions (autoencoders, knowledge graphs).
+        ConfigError: the model's dataloader does not go through interactions (autoencoders, knowledge graphs), or the
+            data has no users.
     """
     if not isinstance(train_data, TrainDataLoader):
         raise ConfigError(
             f"prune_user_uniform=True: {config['model']} uses RecBole's {type(train_data).__name__}; "
             "only models trained on single interactions can draw users uniformly"
         )
+    if not train_data._dataset.uid_field:
+        raise ConfigError("prune_user_uniform=True is not allowed: the data has no users (USER_ID_FIELD is empty)")
     users = train_data._dataset.inter_feat[config["USER_ID_FIELD"]]
     weights = 1.0 / torch.bincount(users)[users].double()
     sampler = WeightedRandomSampler(weights.tolist(), len(users), replacement=True, generator=train_data.generator)

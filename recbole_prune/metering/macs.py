@@ -76,11 +76,12 @@ class MacsReport:
     """What a model multiplies, by both accountings.
 
     Attributes:
-        inference: scores of all items for one user, mean over some users, what can be kept between users being kept.
+        inference: scores of all items for one user, mean over some users, what can be kept between users being kept;
+            of data without users and items the score of one row.
         preparation: what is computed once after every change of weights and then kept: propagated tables.
         training: one batch; None if the model's loss could not be computed.
-        users: users over whom ``inference`` is the mean.
-        items: items that a user is scored for, [PAD] included.
+        users: users (rows) over whom ``inference`` is the mean.
+        items: items that a user is scored for, [PAD] included; 1 where the data has none.
         not_counted: what was executed or is part of training without being counted, a line each.
     """
 
@@ -140,15 +141,16 @@ def measure_macs(
             cold = _count(factors, lambda: probe.score(model, probe.rows[first]))
             warm = _count(factors, lambda: probe.score(model, probe.rows[first]))
             ranking = _count(factors, lambda: [probe.score(model, block) for block in probe.blocks()])
-        scored = len(probe.rows) * len(probe.items)
+        scored = len(probe.rows) * probe.columns
+        items = dataset.item_num if probe.has_items else 1
         training, training_notes = _count_training(model, config, batch, factors)
     notes = [f"ranking: {line}" for line in ranking.not_counted()] + [f"training: {line}" for line in training_notes]
     return MacsReport(
-        inference=ranking.total * (dataset.item_num / scored),
+        inference=ranking.total * (items / scored),
         preparation=cold.total - warm.total,
         training=training,
         users=len(probe.rows),
-        items=dataset.item_num,
+        items=items,
         not_counted=tuple(notes),
     )
 

@@ -13,6 +13,7 @@ from recbole_prune.config.settings import is_used
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.table import legend, ticket_table
 from recbole_prune.run.summary import RunResult
+from recbole_prune.run.workshop import NO_TEST_DATA
 
 
 def result_text(result: RunResult) -> str:
@@ -28,7 +29,8 @@ def result_text(result: RunResult) -> str:
         every_metric=verbose,
     )
     seconds = macs_line(result.chosen, result.dense, result.costs[result.chosen.ticket]["macs"])
-    notice = [f"NOTE {result.notice}"] if result.notice else []
+    notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []
+    notice += [f"NOTE {result.notice}"] if result.notice else []
     notes = legend(result.tickets, metric, verbose)
     said = [" ".join(_outcome(result)), seconds, *_advice(result), *notice]
     return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *_places(result)])
@@ -54,13 +56,14 @@ def _outcome(result: RunResult) -> Iterator[str]:
         yield f"in {size:,} bytes of weights, {100 * size / before:.0f} % of the dense model's {before:,};"
     metric = result.experiment.config["valid_metric"].lower()
     usual = chosen if dense is None else dense
-    parts = [("validation", chosen.valid, usual.valid), ("test", chosen.test, usual.test)]
-    said = [
-        f"{name} {metric} {_change(now[metric], then[metric])}"
-        for name, now, then in parts
-        if now.get(metric) is not None and then.get(metric) is not None
+    parts = [
+        ("validation", chosen.valid.get(metric), usual.valid.get(metric)),
+        ("test", chosen.test.get(metric), usual.test.get(metric)),
     ]
-    yield f"{' and '.join(said)}."
+    said = [
+        f"{name} {metric} {_change(now, then)}" for name, now, then in parts if now is not None and then is not None
+    ]
+    yield f"{' and '.join(said) or f'{metric} is not defined on this data'}."
 
 
 def _change(value: float, dense: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from recbole_prune.report.table import format_rows
+from recbole_prune.report.table import figure, format_rows
 
 
 def compare_table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -14,9 +14,9 @@ def compare_table(records: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         records: ``pruner``, ``prune_target_sparsity``, ``seed``, ``valid_score`` and ``test`` of every run; the dense
-            model's may be repeated.
+            model's may be repeated. ``test`` is empty where there is no test data.
     """
-    metric = next(iter(records[0]["test"]))
+    metric = next(iter(records[0]["test"]), "")
     groups: dict[tuple[float, str], dict[int, Mapping[str, Any]]] = {}
     for record in records:
         sparsity = 0.0 if record["pruner"] == "dense" else record["prune_target_sparsity"]
@@ -24,9 +24,11 @@ def compare_table(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for (sparsity, pruner), runs in sorted(groups.items(), key=lambda item: item[0][0]):
         valid = [run["valid_score"] for run in runs.values()]
-        test = [run["test"][metric] for run in runs.values()]
-        rows.append([f"{100 * sparsity:g} %", pruner, str(len(runs)), _spread(valid), _spread(test)])
-    return format_rows(["sparsity", "pruner", "seeds", "validation", f"test {metric}"], rows)
+        measured = [run["test"] for run in runs.values()]
+        missing = [figure(test, metric) for test in measured if test.get(metric) is None]
+        tested = missing[0] if missing else _spread([test[metric] for test in measured])
+        rows.append([f"{100 * sparsity:g} %", pruner, str(len(runs)), _spread(valid), tested])
+    return format_rows(["sparsity", "pruner", "seeds", "validation", f"test {metric}".rstrip()], rows)
 
 
 def _spread(values: list[float]) -> str:

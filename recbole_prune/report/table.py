@@ -60,10 +60,18 @@ def legend(tickets: Sequence[Ticket], valid_metric: str, every_metric: bool = Fa
 def _row(label: str, record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     cells = [label, f"{100 * record['sparsity']:.2f} %", str(record["kept"])]
     for part in _PARTS:
-        cells += [f"{record[part][name]:.4f}" if name in record[part] else "-" for name in names]
+        cells += [figure(record[part], name) for name in names]
     size = record.get("bytes")
     cells += ["-" if size is None else str(size), str(record.get("epochs", "-")), str(record.get("best_epoch", "-"))]
     return [*cells, _verdict(record)]
+
+
+def figure(metrics: Mapping[str, float | None], name: str) -> str:
+    """A metric with four digits; ``undefined`` where the data does not define it, ``-`` where it was not measured."""
+    if name not in metrics:
+        return "-"
+    value = metrics[name]
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _verdict(record: Mapping[str, Any]) -> str:

@@ -74,6 +74,7 @@ def record(config: Any, folder: RunFolder, data: str) -> None:
         "data_sha256": data,
         "run_hash": config.run_hash,
         "base_hash": config.base_hash,
+        "own_model": config.own_model,
         "scope": [config.settings.prune_scope, config.settings.prune_include, config.settings.prune_exclude],
         "settings": config.plain_settings(),
     }
@@ -100,6 +101,7 @@ def artifact_info(config: Any, ticket: Ticket, wanted: dict[str, Any]) -> dict[s
     """Facts of a run that its artifact carries."""
     return {
         "model": config["model"],
+        "own_model": config.own_model,
         "dataset": config["dataset"],
         "settings": config.plain_settings(),
         "pruner": config.settings.pruner,

@@ -30,7 +30,11 @@ _SPARE_WEIGHTS = 1000
 
 
 def load_ticket(
-    folder: PathLike, config_dict: Mapping[str, Any] | None = None, *, data_path: PathLike | None = None
+    folder: PathLike,
+    config_dict: Mapping[str, Any] | None = None,
+    model: str | type | None = None,
+    *,
+    data_path: PathLike | None = None,
 ) -> Any:
     """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
 
@@ -42,6 +46,7 @@ def load_ticket(
     Args:
         folder: the artifact.
         config_dict: settings that replace the stored ones, for example ``{"gpu_id": ""}``; they are taken as they are.
+        model: the model class, where the run was given one of the user's own; an artifact holds no code.
         data_path: the folder that the dataset's folder lies in; None: where the run found it.
 
     Returns:
@@ -51,15 +56,20 @@ def load_ticket(
         ArtifactError: the artifact cannot be read, its settings are refused, or the dataset or the model no longer fit.
         ConfigError: RecBole refuses the settings, for example because the dataset is not there.
     """
-    moved = {} if data_path is None else {"data_path": os.fspath(data_path)}
-    return rebuild_model(read_artifact(folder), {**(config_dict or {}), **moved})
+    changes = dict(config_dict or {})
+    if model is not None:
+        changes["model"] = model
+    if data_path is not None:
+        changes["data_path"] = os.fspath(data_path)
+    return rebuild_model(read_artifact(folder), changes)
 
 
 def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
     """What :func:`load_ticket` does once the artifact is read; ``changes`` replace settings."""
     with preserved_random_streams(), _in_one_line(artifact):
+        _check_model(artifact, changes.get("model"))
         settings, state = settings_of(artifact, changes), artifact.state()
-        config = PruneConfig.from_plain_settings(settings, download=False)
+        config = PruneConfig.from_plain_settings(settings, settings["model"], download=False)
         _check_data_folder(config, artifact)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
@@ -76,6 +86,18 @@ def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
                 f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
             ) from error
     return model.eval()
+
+
+def _check_model(artifact: Artifact, model: str | type | None) -> None:
+    """Refuse another model than the artifact's, and one of RecBole's where it was one of the user's own."""
+    name = artifact.info.get("model")
+    given = model if isinstance(model, str) or model is None else model.__name__
+    if given not in (None, name):
+        raise ArtifactError(f"{artifact.folder} holds the model {name}, not {given}")
+    if artifact.info.get("own_model") and not isinstance(model, type):
+        raise ArtifactError(
+            f"{artifact.folder} has a model class of the user's own: give it, load_ticket(folder, model={name})"
+        )
 
 
 @contextmanager
@@ -112,7 +134,7 @@ def _check_tokens(artifact: Artifact, dataset: Any) -> None:
         ("user", dataset.uid_field, artifact.users),
         ("item", dataset.iid_field, artifact.items),
     ):
-        present = [str(token) for token in dataset.field2id_token[id_field]] if id_field else list(stored)
+        present = [str(token) for token in dataset.field2id_token[id_field]] if id_field else []
         differing = next((i for i, pair in enumerate(zip(present, stored)) if pair[0] != pair[1]), None)
         if differing is None and len(present) == len(stored):
             continue

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.training.parts import Part
 
+# by RecBole's name of a metric; None where the data does not define it, empty where there is no data
+Metrics = dict[str, Optional[float]]
 REWINDS = ("init", "late", "lr", "none", "reinit")
 
 
@@ -33,8 +35,8 @@ class Ticket:
     parameters: int
     epochs: int
     best_epoch: int
-    valid: dict[str, float]
-    test: dict[str, float]
+    valid: Metrics
+    test: Metrics
     valid_score: float
     wins_metric: bool | None
     wins: bool | None

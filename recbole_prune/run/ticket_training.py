@@ -15,7 +15,7 @@ from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import REWIND, RunFolder
-from recbole_prune.run.ticket import Plan, Ticket
+from recbole_prune.run.ticket import Metrics, Plan, Ticket
 from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
@@ -101,7 +101,7 @@ class TicketTraining(Files):
             self.progress.evaluation_begins("test")
             with self.meter.window("recommend"):
                 test = trainer.evaluate(workshop.test_data, load_best_model=True)
-        return self._finish(self._finite(valid), self._finite(test))
+        return self._finish(self._plain("validation", valid), self._plain("test", test or {}))
 
     def _build_trainer(self) -> MaskAwareTrainer:
         plan, settings = self.plan, self.settings
@@ -202,21 +202,25 @@ class TicketTraining(Files):
 
     # ---- the journal line --------------------------------------------------------------------------------------------
 
-    def _finite(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics as plain floats.
+    def _plain(self, part: str, metrics: Mapping[str, float]) -> Metrics:
+        """Metrics as plain floats; None where the part does not define one (AUC of positives alone).
 
         Raises:
-            TrainingError: one is NaN or infinite.
+            TrainingError: the one that tickets are picked by is NaN or infinite.
         """
-        plain = {name: float(value) for name, value in metrics.items()}
-        for name, value in plain.items():
-            if not isfinite(value):
+        plain: Metrics = {}
+        for name, value in metrics.items():
+            plain[name] = float(value) if isfinite(value) else None
+            if plain[name] is not None:
+                continue
+            if part == "validation" and name == self.workshop.config["valid_metric"].lower():
                 raise TrainingError(
                     f"ticket {self.plan.ticket}: the metric {name} is {value}; check the data, or lower learning_rate"
                 )
+            getLogger().warning(f"ticket {self.plan.ticket}: {name} is not defined on the {part} data, it is {value}")
         return plain
 
-    def _finish(self, valid: dict[str, float], test: dict[str, float]) -> Ticket:
+    def _finish(self, valid: Metrics, test: Metrics) -> Ticket:
         """Write mask and journal line."""
         plan, trainer, config = self.plan, self.trainer, self.workshop.config
         masks = plan.masks if trainer.best_masks is None else trainer.best_masks

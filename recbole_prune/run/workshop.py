@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import ModelType, get_model, get_trainer, init_seed
+from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
 from recbole_prune.artifact.export import seen_by_users
@@ -21,6 +21,7 @@ from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
 from recbole_prune.training.model import MaskAware, mask_aware
 from recbole_prune.training.parts import Part
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
 
 Changes = Mapping[str, Any]
+NO_TEST_DATA = "there is no test data: tickets are picked on the validation data and not tested"
 UNTRAINED = "receives no gradient from any loss of the model"
 # LINE draws for every batch which of its tables it trains
 _MOST_PASSES = 30
@@ -64,6 +66,9 @@ class Workshop:
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
+        if config["save_dataloaders"]:
+            random_streams.share_the_global_stream(self.loaders)
+        self._check_parts()
         assemble_batches_fast(self.train_data)
         if config.settings.prune_user_uniform:
             sample_users_uniformly(self.train_data, config)
@@ -84,6 +89,29 @@ class Workshop:
     def test_data(self) -> AbstractDataLoader:
         """What is read once per ticket."""
         return self.loaders[2]
+
+    def _check_parts(self) -> None:
+        """Refuse a split that leaves nothing to train on or to pick epochs and tickets on; test data may be missing."""
+        arguments, select = self.config["eval_args"], self.config.settings.prune_select
+        split = f"eval_args={arguments}"
+        if not len(self.train_data):
+            raise ConfigError(f"{split} leaves no training data")
+        if not len(self.select_data):
+            name, other = ("test", "valid") if select == "test" else ("validation", "test")
+            raise ConfigError(
+                f"{split} leaves no {name} data, but prune_select={select} picks epochs and tickets on it: "
+                f"give it a part of the split, or set prune_select={other}"
+            )
+        if not len(self.test_data):
+            getLogger().warning(f"{NO_TEST_DATA} ({split})")
+        label = self.config["LABEL_FIELD"]
+        if self.config["valid_metric"].lower() == "auc" and arguments["mode"][select] == "labeled":
+            rows = self.select_data._dataset.inter_feat
+            if label in rows and len(rows[label].unique()) == 1:
+                raise ConfigError(
+                    f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
+                    f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
+                )
 
     def with_config(self, config: PruneConfig) -> Workshop:
         """The same data under settings of this package that differ; no setting of RecBole's may."""
@@ -111,7 +139,7 @@ class Workshop:
         """
         config = self.config_with(changes)
         self.reseed()
-        made = mask_aware(get_model(config["model"]))(config, self.train_data._dataset)
+        made = mask_aware(config.model_class)(config, self.train_data._dataset)
         model: MaskAware = made.to(config["device"])
         model.storage = config.settings.prune_storage
         model.own_products = config.settings.prune_fused
@@ -122,7 +150,7 @@ class Workshop:
         config = self.config_with(changes)
         with random_streams.preserved_random_streams():
             init_seed(config["seed"] + offset, config["reproducibility"])
-            model = get_model(config["model"])(config, self.train_data._dataset)
+            model = config.model_class(config, self.train_data._dataset)
         return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def parts(self) -> tuple[Part, ...]:
@@ -149,10 +177,12 @@ class Workshop:
 
         Raises:
             NothingToPrune: there is no target.
-            ConfigError: RecBole cannot build the model, or a setting does not fit it.
+            ConfigError: RecBole cannot build the model or score with it, or a setting does not fit it.
         """
         with _recbole_says(f"build {self.config['model']}"):
             model = self.build_model()
+        with _recbole_says(f"score with {self.config['model']}"), undisturbed(model):
+            Probe(model, self.config, self.dataset)  # an artifact is compared with the model by one
         settings = self.config.settings
         scope = find_scope(
             model,

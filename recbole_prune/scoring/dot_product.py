@@ -57,7 +57,9 @@ def find_dot_product(
         (the dot product, None), or (None, the reason in a sentence).
     """
     name = type(model).__name__
-    if not probe.ranks_all_items or probe.users is None:
+    if probe.users is None:
+        return None, "the data has no users and items, so there is nothing to recommend: use load_ticket()"
+    if not probe.ranks_all_items:
         return None, f"{name} scores pairs of a user and an item one by one: use load_ticket()"
     if not scores.any():
         return None, f"{name} scores 0 for every user of the probe, so nothing can be compared: use load_ticket()"

@@ -67,6 +67,9 @@ class UserBlocks(FullSortEvalDataLoader):
         return -(-len(self.ranker.rows) // self.ranker.block_users)
 
     def __iter__(self) -> Iterator[UserBlock]:
+        if self.loader.generator is None:
+            # every iteration of a dataloader of torch draws a seed for its workers, here from the global stream
+            torch.empty((), dtype=torch.int64).random_()
         rows, step = len(self.ranker.rows), self.ranker.block_users
         for start in range(0, rows, step):
             yield UserBlock(self, start, min(start + step, rows))

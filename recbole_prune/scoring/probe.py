@@ -69,12 +69,14 @@ def load_state(model: nn.Module, state: Mapping[str, Array]) -> None:
 class Probe:
     """A few rows of a dataset, evenly spread over its users, that models are asked to score.
 
+    Every row is scored with many items; of data without items (clicks described by features alone) as it stands.
     Models are put into eval mode and keep the caches of the last scoring: use it inside :func:`undisturbed`.
 
     Attributes:
         rows: what is scored, an Interaction.
-        items: internal ids of the scored items, shape ``[columns]``.
+        items: internal ids of the scored items, shape ``[columns]``; empty where the dataset has no items.
         users: internal ids of the scored users, shape ``[rows]``; None where the dataset has no users.
+        ranks_all_items: whether the model scores all items at once.
     """
 
     def __init__(self, model: AbstractRecommender, config: Config, dataset: Dataset) -> None:
@@ -87,9 +89,10 @@ class Probe:
             rows = dataset[_spread_rows(dataset)]
             self.rows = construct_transform(config)(dataset, rows)
         self._device = config["device"]
-        self.items = np.arange(dataset.item_num)
+        self.items = np.arange(dataset.item_num if dataset.iid_field else 0)
+        self.ranks_all_items = self.has_items and _ranks_all_items(model, self.rows[np.array([0])].to(self._device))
         self._pair_items: Interaction | None = None
-        if not _ranks_all_items(model, self.rows[np.array([0])].to(self._device)):
+        if self.has_items and not self.ranks_all_items:
             self.rows = self.rows[np.arange(min(PAIR_ROWS, len(self.rows)))]
             wanted = min(PAIR_ITEMS, dataset.item_num - 1)
             self.items = np.unique(np.linspace(1, dataset.item_num - 1, wanted).astype(np.int64))
@@ -98,9 +101,14 @@ class Probe:
         self.users = self.rows[uid].numpy() if uid and uid in self.rows else None
 
     @property
-    def ranks_all_items(self) -> bool:
-        """Whether the model scores all items at once."""
-        return self._pair_items is None
+    def has_items(self) -> bool:
+        """Whether the dataset has items."""
+        return self.items.size > 0
+
+    @property
+    def columns(self) -> int:
+        """Scores of a row."""
+        return self.items.size if self.has_items else 1
 
     @torch.no_grad()
     def scores(self, model: AbstractRecommender) -> Scores:
@@ -121,26 +129,28 @@ class Probe:
         broken = int(np.isnan(scores).sum())
         if broken:
             raise ArtifactError(
-                f"{type(model).__name__} scores NaN for {broken} of {scores.size} pairs of a user and an item, so an "
+                f"{type(model).__name__} scores NaN for {broken} of {scores.size} rows of a probe, so an "
                 "artifact cannot be compared with it: export another ticket with --export_ticket=N"
             )
         return scores
 
     def blocks(self) -> Iterator[Interaction]:
         """The rows, few enough at a time for a batch."""
-        step = max(1, _SCORES_PER_CALL // len(self.items))
+        step = max(1, _SCORES_PER_CALL // self.columns)
         for start in range(0, len(self.rows), step):
             yield self.rows[np.arange(start, min(start + step, len(self.rows)))]
 
     def score(self, model: AbstractRecommender, rows: Interaction) -> Scores:
         """Scores of some of the rows, shape ``[len(rows), columns]``."""
-        if self._pair_items is None:
+        if self.ranks_all_items:
             scores = model.full_sort_predict(rows.to(self._device))
         else:
-            pairs = rows.repeat_interleave(len(self.items))
-            pairs.update(self._pair_items.repeat(len(rows)))
+            pairs = rows
+            if self._pair_items is not None:
+                pairs = rows.repeat_interleave(self.columns)
+                pairs.update(self._pair_items.repeat(len(rows)))
             scores = model.predict(pairs.to(self._device))
-        return np.asarray(scores.detach().cpu().double().numpy().reshape(len(rows), len(self.items)))
+        return np.asarray(scores.detach().cpu().double().numpy().reshape(len(rows), self.columns))
 
 
 @torch.no_grad()
@@ -187,7 +197,10 @@ def disagreement(found: Scores, expected: Scores, extra: Array | float = 0.0) ->
 
 
 def effect(found: Scores, expected: Scores) -> dict[str, Any]:
-    """What rounding did to the probe: ``max_score_difference`` and ``mean_top10_overlap`` (share, 1.0 = same items)."""
+    """What rounding did to the probe: ``max_score_difference`` and ``mean_top10_overlap`` (share, 1.0 = same items).
+
+    The latter is None where a row has a single score, so that nothing is ranked.
+    """
     with np.errstate(invalid="ignore"):
         distance = np.where(found == expected, 0.0, np.abs(found - expected))
     size = min(10, found.shape[1])
@@ -197,5 +210,5 @@ def effect(found: Scores, expected: Scores) -> dict[str, Any]:
         "users": int(found.shape[0]),
         "items": int(found.shape[1]),
         "max_score_difference": float(distance.max(initial=0.0)),
-        "mean_top10_overlap": float(np.mean(shared)),
+        "mean_top10_overlap": float(np.mean(shared)) if found.shape[1] > 1 else None,
     }

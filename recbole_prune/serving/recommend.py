@@ -34,7 +34,7 @@ _SECONDS_TO_MULTIPLY = 3e-10
 def _tables_of(artifact: Artifact) -> tuple[EncodedTensor, EncodedTensor, float]:
     """The tables of users and items whose products are the scores, and the factor before them."""
     fields = Fields(artifact.info, artifact.folder / TICKET)
-    if fields.values.get("serving") is None:
+    if fields.values.get("serving") is None or not len(artifact.users):
         reason = artifact.info.get("serving_reason") or "use load_ticket()"
         raise ArtifactError(f"{artifact.folder} cannot recommend without RecBole: {reason}")
     serving = fields.inner("serving")
@@ -212,8 +212,11 @@ class Recommender:
     def _internal_ids(self, users: Sequence[str]) -> list[int]:
         if isinstance(users, str):
             raise ArtifactError(f"users must be a list of tokens, not the text {users!r}: write [{users!r}]")
+        other = next((user for user in users if not isinstance(user, str)), None)
+        if other is not None:
+            raise ArtifactError(f"user ids are text, found {other!r} of type {type(other).__name__}: pass str(id)")
         ids = self._ids(users)
-        unknown = list(dict.fromkeys(str(user) for user in users if user not in ids))
+        unknown = list(dict.fromkeys(user for user in users if user not in ids))
         if unknown:
             shown = "; ".join(self._describe_unknown(user) for user in unknown[:5])
             more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""

@@ -257,7 +257,7 @@ class MaskAwareTrainer(_Trainer):
             "optimizers": states.optimizer_state(self),
             "reached": states.reached_parameters(self),
             "random": random_streams.random_state(),
-            "loaders": [loader.generator.get_state() for loader in random_streams.dataloaders(self.session.loaders)],
+            "loaders": random_streams.loader_states(self.session.loaders),
             "trainer": {name: _plain(getattr(self, name)) for name in (*_COUNTERS, *_OWN)},
         }
 
@@ -276,8 +276,7 @@ class MaskAwareTrainer(_Trainer):
         if "trainer" in state:
             self._restore(states.current_form(state))
         self._watch.restore(state["attributes"])
-        for loader, generator in zip(random_streams.dataloaders(self.session.loaders), state["loaders"]):
-            loader.generator.set_state(generator)
+        random_streams.set_loader_states(self.session.loaders, state["loaders"])
         random_streams.set_random_state(state["random"])
 
     def _restore(self, state: State) -> None:
