@@ -207,6 +207,7 @@ def test_every_model_takes_its_own_defaults(tiny_data: Path) -> None:
     check_values(general, general, "BPR")
 
 
+@pytest.mark.slow
 def test_numbers_that_recbole_takes_are_taken(settings: dict[str, Any]) -> None:
     """Those of numpy, and every way to ask for no validation: the last epoch is then the best."""
     numbers = {"epochs": np.int64(2), "seed": np.int32(5), "learning_rate": np.float64(0.01), "prune_rounds": 1}

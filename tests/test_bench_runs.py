@@ -141,12 +141,13 @@ def test_masks_are_exact(both: tuple[PlainRun, OurRun]) -> None:
     assert ours.random_masks(0.0).is_dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "ways"),
     [
         ("BPR", ["^blocks of matrix products$", "^a scan of inverted lists$" if available() else "matrix products"]),
-        pytest.param("LightGCN", ["matrix products", "matrix products|inverted lists"], marks=pytest.mark.slow),
-        pytest.param("SASRec", ["^RecBole's batches: SASRec ranks for sequences"] * 2, marks=pytest.mark.slow),
+        ("LightGCN", ["matrix products", "matrix products|inverted lists"]),
+        ("SASRec", ["^RecBole's batches: SASRec ranks for sequences"] * 2),
     ],
 )
 def test_validation_finds_the_same_metrics_on_both_sides(

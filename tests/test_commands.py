@@ -59,7 +59,7 @@ def test_version(words: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("export --run", "export: --run without a value is not allowed: --run= takes a folder"),
         ("export folder", "export: 'folder' is no option"),
         ("export", "export: --run= is missing: folder of a run"),
-        ("recommend --artifact=a", "recommend: --users= is missing"),
+        ("recommend --artifact=a", "recommend: one of --users=196,186 and --users_file=FILE is needed"),
         ("recommend --artifact=a --user=1", "recommend: '--user=1' is no option; did you mean --users?"),
         ("recommend --artifact a --users 1 --top=3", "recommend: '--top=3' is no option"),
         ("recommend --artifact a --users 1 --k=many", "recommend: --k=many is not allowed: --k= takes a whole number"),

@@ -181,7 +181,7 @@ def assert_same(base: Bench, model: Any, ranker: type | None) -> None:
             assert torch.equal(same, value) if isinstance(value, torch.Tensor) else same == value, name
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("weights", ["dense", "pruned", "whole", "twins"])
 @pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN", "NGCF"]))
 def test_every_metric_of_the_best_items(
@@ -192,7 +192,7 @@ def test_every_metric_of_the_best_items(
     assert_same(base, weighted(base, weights), ranker)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("weights", ["pruned", "near"])
 @pytest.mark.parametrize("users", slow_but([13], [1, 2, 13]))
 @pytest.mark.parametrize("width", [5, 64])
@@ -207,7 +207,7 @@ def test_whatever_the_size_of_recboles_batches(
 
 
 @pytest.mark.parametrize("metrics", [OF_TOP_ITEMS, ["recall", "mrr", "ndcg", "map"]], ids=["lists", "hits"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("users", slow_but([7], [1, 2, 7, 60]))
 def test_rounding_that_differs_from_batch_to_batch(
     users: int,
@@ -240,7 +240,7 @@ def test_metrics_that_need_all_scores(weights: str, dense_data: Path) -> None:
     assert_same(base, weighted(base, weights), None)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("topk", [[1], [3, 40], [7, 41]])
 def test_as_many_as_there_are_items(topk: list[int], way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     """Some users have one item left; RecBole then ranks what they have had, in the order of its own sort."""
@@ -251,7 +251,7 @@ def test_as_many_as_there_are_items(topk: list[int], way: str, dense_data: Path,
     assert_same(base, weighted(base, "pruned"), ranker)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN"]))
 def test_compact_tables(model: str, way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     ranker = take(way)
@@ -261,7 +261,7 @@ def test_compact_tables(model: str, way: str, dense_data: Path, take: Callable[[
     assert_same(base, compact_model, ranker)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 def test_an_entity_table_whose_first_rows_are_the_items(way: str, tiny_data: Path, take: Callable[[str], type]) -> None:
     ranker = take(way)
     # RecBole cannot count the items of a training loader with a knowledge graph
@@ -270,7 +270,7 @@ def test_an_entity_table_whose_first_rows_are_the_items(way: str, tiny_data: Pat
     assert_same(base, weighted(base, "dense"), ranker)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("factor", [2.5, -0.125])
 def test_scores_with_a_constant_factor(
     factor: float, way: str, dense_data: Path, take: Callable[[str], type], monkeypatch: pytest.MonkeyPatch
@@ -386,7 +386,7 @@ def test_a_collector_of_ones_own(dense_data: Path, said: Callable[[], list[str]]
 # ---- what an evaluation leaves behind --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
 def test_random_streams_and_weights_stay(model: str, way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     take(way)

@@ -250,6 +250,7 @@ def test_dot_products_are_recognised_by_their_scores_not_by_names(tiny_data: Pat
 # ---- other models ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sasrec_comes_back_but_cannot_be_served(tmp_path: Path) -> None:
     built = Built(
         "SASRec",
@@ -319,7 +320,9 @@ def test_what_users_have_seen_in_files_that_hold_sequences(tmp_path: Path) -> No
     assert found == {"a": set("xyzv"), "b": set("xy"), "c": set("wx")}
 
 
-@pytest.mark.parametrize("model", ["NeuMF", "KGIN", "KTUP", "DIN", "FM", "NNCF", "RippleNet"])
+@pytest.mark.parametrize(
+    "model", slow_but(["NeuMF", "DIN"], ["NeuMF", "KGIN", "KTUP", "DIN", "FM", "NNCF", "RippleNet"])
+)
 def test_models_of_every_kind_come_back(model: str, tiny_data: Path, tmp_path: Path) -> None:
     """Scored by pairs, drawn at random in evaluation, with features, with samples drawn in the constructor."""
     built = tiny(model, tiny_data)

@@ -484,6 +484,7 @@ def test_a_run_reports_every_ticket(tiny_data: Path, monkeypatch: pytest.MonkeyP
 HARD_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "candidate_num": 5, "alpha": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "settings", "trains"),
     [
@@ -501,6 +502,7 @@ def test_runs_with_other_batches(model: str, settings: dict[str, Any], trains: b
     assert ("a training step" in " ".join(result["table"].split())) == trains
 
 
+@pytest.mark.slow
 def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
     settings = {"prune_dense": False, "prune_target_sparsity": 0.75, "train_batch_size": 256}
     for pruner, interval, changes in (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from training_bench import Bench, experiment_of
 from zoo import DATASET, config_for, gradient_models, missing_package
@@ -30,7 +31,7 @@ def run(data: Path, model: str, **changes: Any) -> tuple[dict[str, Any], dict[st
     return run_recbole_prune(model, DATASET, config_dict=settings), settings
 
 
-@pytest.mark.parametrize("model", AWKWARD)
+@pytest.mark.parametrize("model", slow_but(["LINE"], AWKWARD))
 def test_counts_agree_with_and_without_a_dense_model_and_in_a_dry_run(model: str, tiny_data: Path) -> None:
     with_dense, settings = run(tiny_data, model, pruner="dsl", prune_update_interval=2)
     alone, _ = run(tiny_data, model, pruner="dsl", prune_update_interval=2, prune_dense=False)

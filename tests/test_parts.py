@@ -94,7 +94,7 @@ def bench_of(model: str, data: Path) -> Bench:
     return Bench(model, data, epochs=4, train_batch_size=160, pretrain_epochs=4, save_step=1, learning_rate=0.01)
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
+@pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
 @pytest.mark.parametrize("model", TRAINERS)
 def test_a_part_trains_and_resumes_with_every_trainer(model: str, storage: str, tiny_data: Path) -> None:
     bench = bench_of(model, tiny_data)
@@ -126,8 +126,8 @@ def comparable(trainer: Any) -> State:
     return state
 
 
-@pytest.mark.parametrize("storage", ["compact", "masked"])
-@pytest.mark.parametrize("model", slow_but(["BPR", "RecVAE"], ["BPR", "RecVAE", "KGAT"]))
+@pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
+@pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "RecVAE", "KGAT"]))
 def test_a_checkpoint_has_no_trace_of_a_part(model: str, storage: str, tiny_data: Path, tmp_path: Path) -> None:
     """Plain RecBole loads model and optimizer, and trains on."""
     bench = bench_of(model, tiny_data)
@@ -179,6 +179,7 @@ def test_several_losses_take_an_added_one_into_the_first(tiny_data: Path) -> Non
     assert [float(loss) for loss in losses[1:]] == [float(loss) for loss in own[1:]]
 
 
+@pytest.mark.slow
 def test_knowledge_passes_have_no_added_loss(tiny_data: Path) -> None:
     """MKR recommends by a loss of another name, which gets it; its graph's loss does not."""
     bench = bench_of("MKR", tiny_data)

@@ -22,10 +22,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", slow_but(["dsl"], VARIANTS))
-@pytest.mark.parametrize(
-    "model", slow_but(["MultiVAE"], ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model", ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
 def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_data: Path) -> None:
     """The sum of every mask is the same before and after each update of a real training."""
     bench = Bench(model, tiny_data, train_batch_size=16 if model in ("CDAE", "MultiVAE") else 512, eval_step=1000)

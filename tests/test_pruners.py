@@ -39,7 +39,7 @@ def test_target_is_met_exactly(tiny_data: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))
-@pytest.mark.parametrize("rewind", REWINDS)
+@pytest.mark.parametrize("rewind", slow_but(["init", "late"], REWINDS))
 def test_rewinds_start_where_they_say(
     rewind: str, storage: str, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +111,7 @@ def test_lcm_tables_are_affine_maps_of_the_dense_ones(tiny_data: Path) -> None:
     assert student.shape[1] < teacher.shape[1]
 
 
+@pytest.mark.slow
 def test_stop_below_ends_the_search(tiny_data: Path) -> None:
     result, _ = run(tiny_data, pruner="imp", prune_rounds=6, prune_rate=0.6, prune_stop_below=1.0, epochs=4)
     scores = [t["valid_score"] for t in result["tickets"]]

@@ -32,7 +32,7 @@ def test_a_run_that_saves_its_data_equals_plain_recbole(
 ) -> None:
     plain = settings_of(model, tiny_data, tmp_path / "plain", **{setting: True})
     plain.pop("prune_fused")
-    valid, test = plain_recbole(model, plain)
+    valid, test, _ = plain_recbole(model, plain)
     ours = settings_of(model, tiny_data, tmp_path / "ours", **{setting: True}, pruner="none")
     result = run_recbole_prune(model, DATASET, config_dict=ours)
     assert result["best_valid_result"] == {name: float(value) for name, value in valid.items()}

@@ -165,7 +165,7 @@ def test_tied_tables_count_once() -> None:
     assert target.padding_rows == (0,) and scope.prunable == ITEMS * WIDTH
 
 
-@pytest.mark.parametrize("model", ["FM", "FFM"])
+@pytest.mark.parametrize("model", slow_but(["FM"], ["FM", "FFM"]))
 def test_stacked_fields_have_one_padding_row_each(model: str) -> None:
     module, scope = scope_of(model, "context")
     dataset = dataset_of("context")

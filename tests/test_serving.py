@@ -176,7 +176,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [(entry["item"], entry["score"]) for entry in document[0]["items"]] == expected[0][:2]
     command.main([f"--artifact={folder}", "--users=196", f"--k={ITEMS - 1}", "--exclude_seen=False"])
     assert len(capsys.readouterr().out.splitlines()) == ITEMS
-    with pytest.raises(ConfigError, match="--users= is missing"):
+    with pytest.raises(ConfigError, match="one of --users=196,186 and --users_file=FILE is needed"):
         command.main([f"--artifact={folder}"])
 
 

@@ -299,6 +299,7 @@ def test_negatives_are_real_items_and_repeat_with_the_seed(tiny_data: Path, monk
     assert int(drawn[0].min()) >= 1 and int(drawn[0].max()) < model.n_items
 
 
+@pytest.mark.slow
 def test_pruned_exported_and_rebuilt(tiny_data: Path) -> None:
     """Found by its name, with its property file, through the whole run; the artifact rebuilds it and scores alike."""
     settings = {**config_for("UltraGCN", tiny_data), "pruner": "dsl", "prune_update_interval": 2, "prune_dense": False}

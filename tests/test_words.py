@@ -35,7 +35,6 @@ TYPOS = [
     (["--nproc=2"], "nproc=2 is not allowed"),
     (["--nproc", "2"], "nproc=2 is not allowed"),
     (["--world_size=2"], "world_size=2 is not allowed"),
-    (["--epochs", "3"], "write --epochs=3"),
     (["--data_path=a=b"], "no value with '=' in it"),
     (["--config_files", "a.yaml", "b.yaml"], "config file a.yaml cannot be read"),
     (["--seed=1", "b.yaml"], "b.yaml is no setting: write --key=value"),

@@ -52,7 +52,6 @@ def launch(words: Sequence[str]) -> Launch:
     parser.add_argument("--dataset", "-d", action="append")
     for name in (*_FILES, *_PROCESSES):
         parser.add_argument(f"--{name}", action="append")
-    words = ["--verbose=True" if word == "--verbose" else word for word in words]
     known, rest = parser.parse_known_args(list(words))
     launcher: dict[str, str] = {}
     for name, given in vars(known).items():
@@ -111,7 +110,7 @@ def _check(said: Mapping[str, str], in_files: Mapping[str, Any]) -> None:
 
 
 def settings_in(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The settings among words, by RecBole's rule: ``--key=value`` with one ``=``.
+    """The settings among words, by RecBole's rule: ``--key=value`` with one ``=``; and ``--verbose`` alone.
 
     Returns:
         text by key, and the words that are no settings.
@@ -121,7 +120,8 @@ def settings_in(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """
     found: dict[str, str] = {}
     others = []
-    for place, word in enumerate(words):
+    for place, text in enumerate(words):
+        word = "--verbose=True" if text == "--verbose" else text
         name, _, value = word[2:].partition("=")
         if not word.startswith("--") or word.count("=") != 1:
             if _meant(word) in schema.known_keys():
