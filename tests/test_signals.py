@@ -55,9 +55,16 @@ MOMENTS = {
 }
 
 
+def as_in_a_terminal() -> None:
+    """What starts the tests in the background, or under nohup, has them ignore signals, which children inherit."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
+
+
 def run(code: str, number: int, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     command = [sys.executable, "-c", BEGIN + code, str(int(number))]
+    options = {"preexec_fn": as_in_a_terminal, **options}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60, **options
     )
@@ -105,7 +112,7 @@ import json, os, signal, sys
 from recbole.trainer import Trainer
 import recbole_prune.quick_start, recbole_prune.artifact.export, recbole_prune.commands.run
 from recbole_prune import cli
-from recbole_prune.artifact import files
+from recbole_prune.artifact import replacing
 from recbole_prune.run import workshop
 from recbole_prune.run.store import RunFolder
 
@@ -116,8 +123,8 @@ MOMENTS = [
     ("SIGTERM", os, "replace", 1, "ticket-001.pth"),
     ("SIGINT", Trainer, "evaluate", 2, ""),
     ("SIGHUP", os, "replace", 1, "tickets.jsonl"),
-    ("SIGINT", files, "_write_synced", 2, ""),
-    ("SIGTERM", files, "_sync_folder", 1, ""),
+    ("SIGINT", replacing, "_write_synced", 2, ""),
+    ("SIGTERM", replacing, "_sync_folder", 1, ""),
     ("SIGTERM", RunFolder, "write_json", 1, ""),
     (None, None, None, 0, ""),
 ]
@@ -156,7 +163,8 @@ def test_a_run_that_is_interrupted_at_every_step_ends_as_if_it_never_was(tmp_pat
     for code in (RUNS, "import sys; from recbole_prune.cli import main; sys.exit(main())"):
         folder = tmp_path / str(len(journals))
         folder.mkdir()
-        subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=environment, check=True, timeout=600)
+        command = [sys.executable, "-c", code, *words]
+        subprocess.run(command, cwd=folder, env=environment, preexec_fn=as_in_a_terminal, check=True, timeout=600)
         [journal] = folder.glob("pruned/*/*/*/tickets.jsonl")
         lines = map(json.loads, journal.read_text().splitlines())
         journals.append([{k: v for k, v in without_clocks(line).items() if k != "sha256"} for line in lines])

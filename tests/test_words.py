@@ -73,7 +73,7 @@ def test_words_that_are_right_pass() -> None:
     assert found.model == "LightGCN" and found.dataset == "ml-100k" and found.files is None
     config = PruneConfig(found.model, found.dataset, found.files, words=found.words)
     assert config["learning_rate"] == 10**-3 and config["topk"] == [5, 10]
-    assert config["user_inter_num_interval"] == "[5,10]", "RecBole reads intervals from text"
+    assert config["user_inter_num_interval"] == [5, 10], "as RecBole's own command line gives it"
     assert config.warnings == ("the setting foo is known neither to RecBole nor to recbole_prune",)
 
 

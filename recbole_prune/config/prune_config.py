@@ -114,8 +114,8 @@ class PruneConfig(Config):
             converted = super()._convert_config_dict({name: value})[name]
         except Exception as error:
             raise ConfigError(f"RecBole refuses the settings: {name}={value} cannot be read: {error}") from error
-        # [5,10] is text where RecBole takes an interval as text
-        return value if values.is_text(name) and not isinstance(converted, (str, type(None))) else converted
+        # a folder called 2020 is text; so is the open interval (5,10), which JSON would make a closed one
+        return value if values.is_text(name) and not isinstance(converted, (str, list, type(None))) else converted
 
     def _load_cmd_line(self) -> dict[str, Any]:
         private = self._private

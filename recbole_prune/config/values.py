@@ -27,7 +27,7 @@ _LINE = re.compile(
 # config/evaluation.py, RecBole itself and a rule below answer for these
 _ELSEWHERE = {"metrics", "topk", "valid_metric", "eval_args", "train_neg_sample_args", "gpu_id"}
 # what RecBole takes beyond what it declares
-_ALSO = {"additional_feat_suffix": "str"}
+_ALSO = {"additional_feat_suffix": "str", "user_inter_num_interval": "list", "item_inter_num_interval": "list"}
 # the least that works; eval_step=0 and all numbers below mean no validation: the last epoch is the best then
 _LEAST = {
     "epochs": 1, "train_batch_size": 1, "eval_batch_size": 1, "stopping_step": 0, "seed": 0, "worker": 0,

@@ -74,12 +74,10 @@ def settings_of(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any
 def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -> Any:
     """The value of a setting, where it does no harm."""
     value = fields.values[name]
-    # a run of version 0.1.0 stored the interval [5,10] as a list
-    if not (values.is_text(name) and isinstance(value, list)):
-        try:
-            values.check_values({name: value}, [name], model if isinstance(model, str) else model.__name__)
-        except ConfigError as error:
-            raise ArtifactError(f"{fields.path}: {fields.place}.{error}") from error
+    try:
+        values.check_values({name: value}, [name], model if isinstance(model, str) else model.__name__)
+    except ConfigError as error:
+        raise ArtifactError(f"{fields.path}: {fields.place}.{error}") from error
     if name in EVALUATED:
         return fields.text(name, EVALUATED[name])
     if name in CHECKPOINTS and value:
