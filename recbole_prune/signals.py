@@ -21,7 +21,7 @@ _actions: list[Callable[[], object]] = []
 
 def interruption(name: str = "SIGINT") -> str:
     """What is said after a signal."""
-    return f"recbole-prune: interrupted by {name}; what is finished is kept, the same command continues from there"
+    return f"recbole-prune: interrupted by {name}; what is finished is kept, and a run continues from there"
 
 
 @contextmanager

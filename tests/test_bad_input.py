@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from marks import slow_but
+from training_bench import Killed, kill
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
@@ -25,15 +26,6 @@ from recbole_prune.config.values import check_values
 from recbole_prune.errors import PruneError
 from recbole_prune.run.provenance import read_record
 from recbole_prune.training.trainer import MaskAwareTrainer
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL inside one process: nothing in the package may catch it."""
-
-
-def kill(*_: Any, **__: Any) -> None:
-    """Take the place of a function in which the process is killed."""
-    raise Killed
 
 
 @pytest.fixture

@@ -8,28 +8,11 @@ from typing import Any
 import pytest
 from marks import slow_but
 from recbole.utils import get_model, get_trainer
-from training_bench import scramble_random_streams, without_clocks
-from zoo import DATASET, config_for, gradient_models, missing_package
+from training_bench import Killed, scramble_random_streams, without_clocks
+from zoo import DATASET, OF_EVERY_TRAINER, config_for, gradient_models, missing_package
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.run.store import RESUME, RunFolder
-
-# every trainer class that trains by gradient
-MODELS = {
-    "BPR": "Trainer",
-    "CKE": "KGTrainer",
-    "KTUP": "KGTrainer, epochs of interactions and of triples in turn",
-    "KGAT": "KGATTrainer",
-    "MKR": "MKRTrainer",
-    "RecVAE": "RecVAETrainer",
-    "NCL": "NCLTrainer",
-    "S3Rec": "S3RecTrainer",
-    "RaCT": "RaCTTrainer",
-}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL inside one process: nothing in the package may catch it."""
 
 
 def run(model: str, data: Path, pruner: str = "dsl") -> Path:
@@ -67,7 +50,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"records": records, **{file.name: file.read_bytes() for file in files}}
 
 
-@pytest.mark.parametrize("model", slow_but(["KGAT"], MODELS))
+@pytest.mark.parametrize("model", slow_but(["KGAT"], OF_EVERY_TRAINER))
 def test_who_trained_the_dense_model_does_not_matter(
     model: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,4 +83,4 @@ def test_every_trainer_class_is_among_the_models() -> None:
         return get_trainer(get_model(model).type, model)
 
     present = [model for model in gradient_models() if missing_package(model) is None]
-    assert {trainer_of(model) for model in MODELS} == {trainer_of(model) for model in present}
+    assert {trainer_of(model) for model in OF_EVERY_TRAINER} == {trainer_of(model) for model in present}

@@ -29,7 +29,7 @@ def skip_without_package(model: str) -> None:
         pytest.skip(f"{model}: {reason}")
 
 
-# one of each kind, one by user histories, one with two optimizers; all others are slow
+# one of each kind, the general one by user histories; all others are slow
 QUICK = ("CKE", "DeepFM", "MultiVAE", "SASRec")
 
 

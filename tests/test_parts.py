@@ -15,7 +15,7 @@ from marks import slow_but
 from recbole.trainer import trainer as recbole_trainer
 from torch import nn
 from training_bench import Bench, MemoryFiles, experiment_of, leaks, scramble_random_streams, without_clocks
-from zoo import DATASET, config_for, missing_package
+from zoo import DATASET, OF_EVERY_TRAINER, config_for, missing_package
 from zoo_plain import build
 
 from recbole_prune import run_recbole_prune
@@ -25,8 +25,7 @@ from recbole_prune.training import codec
 from recbole_prune.training.parts import Part, State, Training
 from recbole_prune.training.state import optimizers_of
 
-# every trainer class of RecBole that trains by gradient
-TRAINERS = slow_but(["BPR", "RecVAE"], ["BPR", "CKE", "KGAT", "MKR", "KTUP", "RecVAE", "NCL", "S3Rec", "RaCT"])
+TRAINERS = slow_but(["BPR", "RecVAE"], OF_EVERY_TRAINER)
 
 
 @pytest.fixture(autouse=True)

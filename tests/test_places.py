@@ -149,8 +149,10 @@ def read_only_disk() -> Iterator[None]:
             return refuse() if set(mode) & set("wax+") else really_open(file, mode, *args, **kwargs)
 
         patch.setattr("builtins.open", open_to_read)
+        patch.setattr("io.open", open_to_read)
         patch.setattr(tempfile, "mkstemp", refuse)
-        patch.setattr(os, "unlink", refuse)
+        for name in ("unlink", "replace", "rename"):
+            patch.setattr(os, name, refuse)
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_but
-from zoo import DATASET, config_for, missing_package
+from zoo import DATASET, OF_EVERY_TRAINER, config_for, missing_package
 from zoo_plain import build
 
 from recbole_prune import run_recbole_prune
@@ -55,6 +55,10 @@ def weights_in(checkpoint: Path) -> Weights:
     """The ``state_dict`` of a checkpoint."""
     weights: Weights = torch.load(checkpoint, weights_only=False)["state_dict"]
     return weights
+
+
+def test_every_trainer_class_is_among_the_models() -> None:
+    assert set(OF_EVERY_TRAINER) <= set(MODELS)
 
 
 @pytest.mark.parametrize("model", slow_but(["BPR", "LightGCN", "RecVAE"], MODELS))

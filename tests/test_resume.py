@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from marks import slow_but
-from training_bench import without_clocks
+from training_bench import Killed, kill, without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
@@ -105,15 +105,6 @@ def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) ->
         [resumed] = (tmp_path / f"killed-{search}" / "pruned").glob("*/*/imp-*")
         assert outcome(whole) == outcome(resumed)
         assert not list(resumed.rglob(".*.tmp"))
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL inside one process: nothing in the package may catch it."""
-
-
-def kill(*_: Any, **__: Any) -> None:
-    """Take the place of a function in which the process is killed."""
-    raise Killed
 
 
 @pytest.mark.parametrize("storage", slow_but(["compact"], ["compact", "masked"]))

@@ -68,6 +68,7 @@ def test_a_second_process_that_finds_the_saved_data_goes_on_as_the_first(
     journal = Path(resumed["folder"], "tickets.jsonl")
     journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
     for result in (resumed, run("stopped")):
+        assert len(result["tickets"]) == len(whole["tickets"]) == 2
         for ticket, expected in zip(result["tickets"], whole["tickets"]):
             assert (ticket["valid"], ticket["history"]) == (expected["valid"], expected["history"])
             assert ticket["mask_sha256"] == expected["mask_sha256"]

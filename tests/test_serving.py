@@ -20,6 +20,7 @@ from recbole_prune.artifact.files import Seen
 from recbole_prune.commands import recommend as command
 from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.serving import Recommender, recommend
+from recbole_prune.sparse import dense_top_k
 from recbole_prune.sparse.compiling import available
 
 USERS, ITEMS, WIDTH = 30, 100, 8
@@ -90,7 +91,8 @@ def test_lists_equal_a_full_sort_with_and_without_numba(
     recommender: Recommender, users: list[int], k: int, exclude_seen: bool, with_numba: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recommend, "pays", lambda seconds: with_numba)
+        for module in (recommend, dense_top_k):
+            patch.setattr(module, "pays", lambda seconds: with_numba)
         found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
     assert found == [plain_ranking(recommender, user, k, exclude_seen) for user in users]
 
@@ -98,7 +100,8 @@ def test_lists_equal_a_full_sort_with_and_without_numba(
 @pytest.mark.parametrize("variant", [{"scale": -2.5}, {"item_rows": ITEMS + 7}, {"sparsity": 1.0}, {"values": "int8"}])
 @pytest.mark.parametrize("pays", [True, False])
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: dict, pays: bool) -> None:
-    monkeypatch.setattr(recommend, "pays", lambda seconds: pays)
+    for module in (recommend, dense_top_k):
+        monkeypatch.setattr(module, "pays", lambda seconds: pays)
     recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact", **variant))
     found = recommender.recommend([f"u{user}" for user in range(1, USERS)], 20)
     scale = variant.get("scale", 1.0)

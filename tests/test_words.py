@@ -39,7 +39,7 @@ TYPOS = [
     (["--config_files", "a.yaml", "b.yaml"], "config file a.yaml cannot be read"),
     (["--seed=1", "b.yaml"], "b.yaml is no setting: write --key=value"),
     (["--model=BPR", "--model=FM"], "--model is given twice, as BPR and as FM"),
-    (["--model"], "--model"),
+    (["--model"], "--model/-m: expected one argument"),
 ]
 
 
@@ -124,7 +124,7 @@ def test_launcher_options_that_only_a_launcher_reads_are_warned_about() -> None:
 def test_options_of_somebodys_own_program_are_no_errors(caplog: pytest.LogCaptureFixture) -> None:
     """Its words reach the config too (run_recbole_prune reads them as RecBole does)."""
     with caplog.at_level(logging.WARNING):
-        config = PruneConfig("BPR", "ml-100k", words=["--seeds=1,2", "--verbose"])
+        config = PruneConfig("BPR", "ml-100k", words=["--seeds=1,2", "--loudly", "--verbose"])
     assert "seeds is known neither" in config.warnings[-1] and "did you mean seed?" in config.warnings[-1]
 
 

@@ -120,11 +120,13 @@ def write_artifact(
 
     Raises:
         ArtifactError: the folder holds other things, the disk is full, or ``check`` refuses.
-        ValueError: ``document`` has a key that is written here.
+        ValueError: ``document`` has a key that is written here, or ``users``, ``items`` and ``seen`` are not all given.
     """
     clash = set(document) & set(_RESERVED)
     if clash:
         raise ValueError(f"document may not have {sorted(clash)}")
+    if len({part is None for part in (users, items, seen)}) > 1:
+        raise ValueError("users, items and seen belong together: give all or none")
     shared, vectors = dict(shared or {}), dict(vectors or {})
     content = {files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors)})}
     if users is not None and items is not None and seen is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_prune.config.options import Option, positive
+from recbole_prune.config.options import Option, positive, some_text
 
 
 def sparsities(text: str) -> list[float]:
@@ -25,9 +25,7 @@ def value_types(text: str) -> list[str]:
 
 def path(text: str) -> Path:
     """A path that is not empty."""
-    if not text:
-        raise ValueError(text)
-    return Path(text)
+    return Path(some_text(text))
 
 
 _NUMBER = "a whole number from 1"

@@ -36,7 +36,7 @@ from recbole_prune.training.trainer import MaskAwareTrainer
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A temporary folder that also takes the TensorBoard files of every trainer built meanwhile."""
+    """A temporary folder that also takes the TensorBoard files of plain RecBole's trainers; ours write none."""
     scratch = tempfile.TemporaryDirectory(prefix="recbole-prune-bench-")
     with on_abort(scratch.cleanup), scratch as folder, trainers_write_to(Path(folder, "tensorboard")):
         yield Path(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +11,7 @@ from recbole_prune.bench.measuring import device_clock
 from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import our_config, scratch_folder, settings_of
+from recbole_prune.run.store import RunFolder
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
@@ -19,7 +19,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     with scratch_folder() as scratch:
         config = our_config(words, scratch, pruner="imp", epochs=10, show_progress=False)
         results.settings = settings_of(config)
-        begun = has_begun(quick_start.run_path(config))
+        begun = RunFolder(quick_start.run_path(config)).is_trained()
         start = perf_counter()
         result = quick_start.run(config)
         seconds = perf_counter() - start
@@ -29,11 +29,6 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         results.notes.append(f"run folder: {found['folder']}")
         results.save()
         add_plain(lambda: PlainRun(plain_config(config, scratch)).begin(), results, device_clock(config["device"]))
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether an earlier process worked in a run folder."""
-    return (folder / "tickets.jsonl").exists() or (folder / "resume").exists()
 
 
 def add_ours(tickets: list[dict[str, Any]], seconds: float, begun: bool, results: Results) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 from recbole_prune.config.options import Option, describe, refuse_all, some_text, split
 from recbole_prune.errors import ConfigError
 
-_RUN = Option(some_text, None, "a folder", "folder of a run", required=True)
-_TO = Option(some_text, None, "a folder", "where to write the artifact; default: artifact/ in the run folder")
 # read by the config, which says what is allowed
 _OPTIONS = {
-    "run": _RUN,
+    "run": Option(some_text, None, "a folder", "folder of a run", required=True),
     "data_path": Option(some_text, None, "a folder", "what the dataset's folder lies in; default: as in the run"),
-    "to": _TO,
+    "to": Option(some_text, None, "a folder", "where to write the artifact; default: artifact/ in the run folder"),
     "export_ticket": Option(str, None, "", "number of the ticket; default: as the run chooses"),
     "export_values": Option(str, None, "", "fp32, fp16 or int8; default: as in the run"),
     "export_vectors": Option(str, None, "", "True also stores propagated vectors: recommending then needs no RecBole"),
@@ -42,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     record = provenance.read_record(path)
     if record.get("own_model"):
         raise ConfigError(
-            f"--run={path} trained a model class of your own, which only your program has: "
+            f"export: --run={path} trained a model class of your own, which only your program has: "
             "call run_recbole_prune again with the same settings and export_ticket=N"
         )
     config = PruneConfig.from_plain_settings({**record["settings"], **options}, download=False)
@@ -52,7 +50,7 @@ def main(words: Sequence[str]) -> int:
         provenance.require_same_data(config, folder)
         experiment = Experiment(Workshop(config), folder)
         if not experiment.tickets:
-            raise ConfigError(f"--run={path} has no finished ticket yet: continue the run first")
+            raise ConfigError(f"export: --run={path} has no finished ticket yet: continue the run first")
         tickets = [experiment.tickets[number] for number in sorted(experiment.tickets)]
         artifact = export_chosen(experiment, tickets, Path(to).absolute() if to else path / "artifact")
     finally:

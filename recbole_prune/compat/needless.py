@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 
 from recbole_prune.compat import hooks
-
-# of what RecBole logs as a warning: the width of a matrix, which follows from the data
-_LOGGED = ("Max value of ",)
 
 
 def ignore_needless_warnings(report: hooks.Report) -> None:
@@ -25,8 +21,3 @@ def ignore_needless_warnings(report: hooks.Report) -> None:
     # said once a process, by whichever line makes the first graph
     warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
     report(True, "on every stack; arithmetic outside of models (RuntimeWarning) is shown")
-
-
-def is_needless(record: logging.LogRecord) -> bool:
-    """Whether a log record is a warning of RecBole's that calls for nothing."""
-    return record.name == "root" and str(record.msg).startswith(_LOGGED)

@@ -23,7 +23,7 @@ class Nowhere:
 
 @contextmanager
 def trainers_write_to(series: Path | None) -> Iterator[None]:
-    """Trainers that are built meanwhile make no folder for checkpoints, which the run folder takes.
+    """Trainers that are built meanwhile make no folder for checkpoints, for which the caller has a place.
 
     Args:
         series: folder of their TensorBoard series; None: they write none, and nothing to W&B either.

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from recbole_prune.config import host
-from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.values import is_number, is_whole
 from recbole_prune.errors import ConfigError
 

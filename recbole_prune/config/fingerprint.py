@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from recbole_prune.anatomy.outside import CHECKPOINTS
 from recbole_prune.config import schema
 from recbole_prune.config.settings import Settings, defaults, is_used
 
 # settings of RecBole that say where a process runs; they do not belong to what is trained
-OF_THE_PROCESS = frozenset({"config_files", "config_file_list", "local_rank", "offset", "group_offset", "ip", "port"})
-# those that name a file or a folder
-PATHS = frozenset({
-    "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "pre_model_path", "pretrain_path",
-    "mf_pretrain_path", "mlp_pretrain_path", "warm_up",
+OF_THE_PROCESS = frozenset({
+    "config_files", "config_file_list", "local_rank", "offset", "group_offset", "ip", "port", "nproc", "world_size",
 })  # fmt: skip
+# those that name a file or a folder
+PATHS = frozenset({"data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", *CHECKPOINTS})
 # packages whose classes are known by their names and versions
 _INSTALLED = {"recbole", "recbole_prune", "torch", "builtins", "typing", "abc"}
 WITHOUT_EFFECT = OF_THE_PROCESS | {
-    "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress", "verbose",
+    "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress",
     "saved", "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path",
     "dataloaders_save_path", "valid_metric_bigger",
 }  # fmt: skip

@@ -15,7 +15,7 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.models import model_files
 
 # settings of RecBole's launchers that its package never reads from a Config, or writes there itself
-_LAUNCHER = {"model", "dataset", "config_files", "config_file_list", "params_file", "saved", "verbose", "model_list",
+_LAUNCHER = {"model", "dataset", "config_files", "config_file_list", "params_file", "saved", "model_list",
              "nproc", "ip", "port", "world_size", "group_offset", "offset", "local_rank"}  # fmt: skip
 _READS = re.compile(
     r"""(?:config|cfg|config_dict|config_settings)(?:\.get\(|\.setdefault\(|\[)\s*["'](\w+)["']"""

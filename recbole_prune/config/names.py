@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.config import host, schema
+from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.errors import ConfigError
 
 
@@ -31,16 +32,16 @@ def check_setting(name: str, model: type | str | None, exact: bool = True) -> st
     if schema.in_name_space(name) or schema.suggest(name):
         raise ConfigError(schema.unknown_key(name))
     model_name = model if isinstance(model, str) else getattr(model, "__name__", "")
-    near = schema.near_names(name, host.setting_names(model_name), cutoff=0.8)[:1]
+    near = near_names(name, host.setting_names(model_name), cutoff=0.8)[:1]
     if near and exact:
-        raise ConfigError(f"{name} is not a setting of RecBole{schema.did_you_mean([f'--{near[0]}'])}")
-    return f"the setting {name} is known neither to RecBole nor to recbole_prune{schema.did_you_mean(near)}"
+        raise ConfigError(f"{name} is not a setting of RecBole{did_you_mean([f'--{near[0]}'])}")
+    return f"the setting {name} is known neither to RecBole nor to recbole_prune{did_you_mean(near)}"
 
 
 def check_model(name: str) -> None:
     """Refuse a name that no model has."""
     if name not in host.model_names():
-        near = schema.did_you_mean(schema.near_names(name, host.model_names()))
+        near = did_you_mean(near_names(name, host.model_names()))
         raise ConfigError(f"model {name} is unknown: neither RecBole nor recbole_prune has a model of that name{near}")
 
 
@@ -82,7 +83,7 @@ def check_dataset(name: str, settings: Mapping[str, Any], download: bool = True)
     if not download:
         raise ConfigError(f"dataset {name} is not in {folder.parent}: name the folder that it lies in with data_path")
     beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    near = schema.did_you_mean(schema.near_names(name, [*beside, *host.dataset_names()]))
+    near = did_you_mean(near_names(name, [*beside, *host.dataset_names()]))
     raise ConfigError(
         f"dataset {name} is unknown: there is no folder {folder}, and RecBole has no download of that name{near}"
     )

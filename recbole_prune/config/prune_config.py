@@ -15,7 +15,6 @@ from recbole_prune import compat
 from recbole_prune.config import fingerprint, host, names, schema, values
 from recbole_prune.config.evaluation import check_evaluation
 from recbole_prune.config.files import read_settings
-from recbole_prune.config.host import dataset_names, model_names
 from recbole_prune.config.paths import property_file, property_names
 from recbole_prune.config.pickling import unshared
 from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
@@ -23,7 +22,7 @@ from recbole_prune.config.words import settings_in
 from recbole_prune.errors import ConfigError
 from recbole_prune.models import join_recbole
 
-__all__ = ["PruneConfig", "Settings", "dataset_names", "model_names"]
+__all__ = ["PruneConfig", "Settings"]
 
 # our settings that ask for something once and are no part of what a config describes
 _ONE_SHOT = ("fresh", "dry_run", "verbose")

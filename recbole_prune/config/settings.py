@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_prune.config import schema
+from recbole_prune.config.near import did_you_mean
 from recbole_prune.errors import ConfigError
 
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
@@ -29,7 +30,7 @@ class Settings(Mapping[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._values:
-            raise AttributeError(f"no setting {name!r}{schema.did_you_mean(schema.suggest(name))}")
+            raise AttributeError(f"no setting {name!r}{did_you_mean(schema.suggest(name))}")
         return self._values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -18,7 +18,7 @@ from sys import float_info
 from typing import Any, Callable, NamedTuple
 
 from recbole_prune.config import host
-from recbole_prune.config.schema import did_you_mean, near_names
+from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.errors import ConfigError
 
 _LINE = re.compile(

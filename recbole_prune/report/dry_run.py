@@ -17,6 +17,7 @@ from recbole_prune.report.table import format_rows
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.workshop import Workshop
+from recbole_prune.signals import on_abort
 
 
 def describe_plan(config: Any) -> str:
@@ -26,8 +27,9 @@ def describe_plan(config: Any) -> str:
         PruneError: whatever would stop the run before its first training.
     """
     check_selection(config, config.external_config_dict)
-    with tempfile.TemporaryDirectory() as scratch:
-        experiment = Experiment(Workshop(config), RunFolder(Path(scratch)))
+    scratch = tempfile.TemporaryDirectory(prefix="recbole-prune-plan-")
+    with on_abort(scratch.cleanup), scratch as folder:
+        experiment = Experiment(Workshop(config), RunFolder(Path(folder)))
         pruner = get_pruner(config.settings.pruner)(experiment)
         pruner.check()
         counts = pruner.counts()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_prune.artifact import read_artifact
 from recbole_prune.artifact.export import export_ticket
 from recbole_prune.run import provenance
 from recbole_prune.run.experiment import Experiment
@@ -53,5 +53,4 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
 
 def can_recommend(artifact: Path) -> bool:
     """Whether ``recbole-prune recommend`` works on an artifact that was just written: it stores what it multiplies."""
-    document = json.loads((artifact / "ticket.json").read_text(encoding="utf-8"))
-    return document.get("serving") is not None
+    return read_artifact(artifact).info.get("serving") is not None

@@ -24,8 +24,7 @@ from recbole_prune.errors import ArtifactError, ConfigError
 
 # of the settings without effect on a result, those that say where the data and the devices are
 _KEPT = frozenset({"model", "dataset", "data_path", "use_gpu", "gpu_id"})
-# between processes; a single one with any of them would wait for others
-_LEFT_OUT = (WITHOUT_EFFECT | {"nproc", "world_size"}) - _KEPT
+_LEFT_OUT = WITHOUT_EFFECT - _KEPT
 # settings that become a part of the name of a file
 _PARTS_OF_NAMES = ("dataset", "benchmark_filename", "additional_feat_suffix")
 # settings that pandas takes as a regular expression, which a few characters cannot make slow

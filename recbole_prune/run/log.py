@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from recbole_prune.compat.needless import is_needless
-from recbole_prune.run.log_file import LogFile
+from recbole_prune.run.log_file import LogFile, PlainFormatter
 
 if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# of what RecBole logs as a warning and nobody can act on: the width of a matrix, which follows from the data
+_NEEDLESS = ("Max value of ",)
 
 
 @contextmanager
@@ -52,13 +51,6 @@ def _level(state: object) -> int:
     return level if isinstance(level, int) else logging.INFO
 
 
-class _Plain(logging.Formatter):
-    """Without the colours in RecBole's messages."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return _COLOURS.sub("", super().format(record))
-
-
 class _Terminal(logging.StreamHandler):
     """Standard error, above the progress bar."""
 
@@ -76,7 +68,7 @@ class _Terminal(logging.StreamHandler):
 def _terminal(level: int) -> logging.Handler:
     terminal = _Terminal(sys.stderr)
     terminal.setLevel(level)
-    terminal.setFormatter(_Plain())
+    terminal.setFormatter(PlainFormatter())
     if level > logging.DEBUG:
         terminal.addFilter(_Selection())
     return terminal
@@ -92,9 +84,10 @@ class _Selection(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return record.name == "recbole_prune"
-        if is_needless(record) or record.getMessage() in self._warned:
+        text = record.getMessage()
+        if text in self._warned or (record.name == "root" and text.startswith(_NEEDLESS)):
             return False
-        self._warned.add(record.getMessage())
+        self._warned.add(text)
         return True
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 
-from recbole.utils.logger import RemoveColorFilter
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class PlainFormatter(logging.Formatter):
+    """Without the colours in RecBole's messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        return _COLOURS.sub("", super().format(record))
 
 
 class LogFile(logging.FileHandler):
@@ -14,8 +23,7 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.addFilter(RemoveColorFilter())
+        self.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
         self._given_up = False
 
     def emit(self, record: logging.LogRecord) -> None:

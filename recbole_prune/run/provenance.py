@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import shlex
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from recbole_prune.errors import StoreError
+from recbole_prune.artifact import read_artifact
+from recbole_prune.errors import ArtifactError, StoreError
 from recbole_prune.run.store import SCOPE, RunFolder, read_file
 from recbole_prune.run.ticket import Ticket
 
@@ -118,10 +118,7 @@ def artifact_info(config: Any, ticket: Ticket, wanted: dict[str, Any]) -> dict[s
 
 def artifact_is(folder: Path, wanted: dict[str, Any]) -> bool:
     """Whether a complete artifact of just this ticket and form lies there."""
-    from recbole_prune.artifact import read_artifact
-    from recbole_prune.errors import ArtifactError
-
     try:
         return bool(read_artifact(folder).info.get("source") == wanted)
-    except (ArtifactError, json.JSONDecodeError):
+    except ArtifactError:
         return False

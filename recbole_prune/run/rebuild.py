@@ -39,9 +39,9 @@ def load_ticket(
     """Rebuild the RecBole model of an artifact, in eval mode, with its decoded weights.
 
     The dataset is read and the model is built as in the run that made the artifact, under the same seed, since some
-    models draw neighbours or graphs in their constructor. The global random streams stay where they are. No pickle is
-    opened, nothing is downloaded, and of the artifact's settings only those of model and data are used, once checked
-    (:mod:`recbole_prune.run.foreign_settings`).
+    models draw neighbours or graphs in their constructor. The global random streams stay where they are. No pickle of
+    the artifact is opened, nothing is downloaded, and of its settings only those of model and data are used, once
+    checked (:mod:`recbole_prune.run.foreign_settings`).
 
     Args:
         folder: the artifact.

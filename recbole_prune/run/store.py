@@ -1,7 +1,8 @@
 """The run folder: atomic writes, the journal of tickets, hashes, the lock, resume points.
 
-Only this module writes there. Every file is written beside its place, synced and renamed; everything that is read back
-is checked against a sha256 first.
+What a run continues from is written only here: beside its place, synced and renamed; tickets, masks, checkpoints and
+resume points are checked against a sha256 when they are read back. ``log.txt``, the TensorBoard series and the artifact
+are written by others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SCOPE = "scope.json"
 REWIND = "rewind.safetensors"
 RESUME = "resume"
 ARTIFACT = "artifact"
+SERIES = "tensorboard"
 _FILES = (".lock", "config.yaml", SCOPE, JOURNAL, "summary.json", REWIND, "log.txt")
 _FOLDERS = ("masks", "checkpoints", RESUME)  # of files only
 _UMASK = os.umask(0)
@@ -196,7 +198,7 @@ class RunFolder:
         Raises:
             StoreError: a folder or something else in place of a file, or a file in place of a folder.
         """
-        folders = [self.path / name for name in (*_FOLDERS, ARTIFACT)]
+        folders = [self.path / name for name in (*_FOLDERS, ARTIFACT, SERIES)]
         for folder in folders:
             if folder.exists() and not folder.is_dir():
                 raise StoreError(f"{folder} is in the way: a folder of the run has this name; move it away")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from logging import getLogger
 from math import isfinite
-from pathlib import Path
 
 from recbole.utils import calculate_valid_score
 
@@ -14,7 +13,7 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.store import REWIND, RunFolder
+from recbole_prune.run.store import REWIND, SERIES, RunFolder
 from recbole_prune.run.ticket import Metrics, Plan, Ticket
 from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
@@ -91,7 +90,7 @@ class TicketTraining(Files):
         if plan.train:
             self._connect_state()
         series = f"ticket-{plan.ticket:03d}-sparsity-{sparsity:.4f}"
-        with tracked(trainer, self.folder.subfolder("tensorboard") / series, self.folder.path.name):
+        with tracked(trainer, self.folder.subfolder(SERIES) / series, self.folder.path.name):
             if plan.train:
                 _, valid = trainer.fit(workshop.train_data, workshop.select_data, saved=True, show_progress=False)
             if valid is None:  # a pretraining stage, no validation data, or nothing to train
@@ -167,10 +166,6 @@ class TicketTraining(Files):
     def load_checkpoint(self) -> bytes:
         """The ticket's checkpoint, hash-checked."""
         return self.folder.read(self.checkpoint_file, self.checkpoint_sha256)
-
-    def series_folder(self) -> Path | None:
-        """One TensorBoard series for each ticket."""
-        return self.folder.subfolder(f"tensorboard/ticket-{self.plan.ticket:03d}") if self.plan.train else None
 
     def before_epoch(self, epoch: int, trainer: Training) -> None:
         """Write the state to rewind to, and resume points."""

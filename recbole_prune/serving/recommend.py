@@ -103,7 +103,7 @@ class Recommender:
         """Internal ids of those users that are known: looked up one by one, or for many users in a table of all."""
         tokens = self._artifact.users
         if len(users) <= _FEW_USERS:
-            found = {user: tokens.id_of(user) for user in users if isinstance(user, str)}
+            found = {user: tokens.id_of(user) for user in users}
             return {user: number for user, number in found.items() if number is not None}
         return self._all_ids
 

@@ -15,11 +15,12 @@ import pickle
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Protocol
+
+from recbole_prune.signals import on_abort
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -122,13 +123,10 @@ def _digest(origin: bytes, code: bytes) -> bytes:
 def _replace(path: Path, content: bytes) -> None:
     """Write a file that other processes see whole or not at all."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
+    with on_abort(partial(temporary.unlink, missing_ok=True)):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @cache

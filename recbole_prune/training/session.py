@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recbole_prune.metering.windows import Meter
@@ -27,10 +26,6 @@ class Files:
     def load_checkpoint(self) -> bytes:
         """The bytes that were kept last."""
         return self.checkpoint
-
-    def series_folder(self) -> Path | None:
-        """Folder for TensorBoard; None: no series is written."""
-        return None
 
     def before_epoch(self, epoch: int, trainer: Training) -> None:
         """Called before every epoch but one that starts from a state: the moment for resume points."""
