@@ -124,7 +124,7 @@ def test_interrupted_and_repeated_trains_nothing_twice(
     monkeypatch.setattr(Trainer, "_train_epoch", stop)
     for _ in range(3):
         assert main(words) == 130
-        assert "the same command continues" in capsys.readouterr().err
+        assert "a run continues from there" in capsys.readouterr().err
     assert main(words) == 0
     table, records = capsys.readouterr().out.strip().rpartition("\n\n")[2], Path("records.json").read_bytes()
     assert not stops and len(trained) == len(set(trained)) == EPOCHS * len(SEEDS) * (1 + 4)
