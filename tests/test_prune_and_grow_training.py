@@ -25,12 +25,13 @@ VARIANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("model", ["NeuMF", "ConvNCF", "CDAE", "MultiVAE", "LightGCN", "UltraGCN"])
-def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_data: Path) -> None:
-    """The sum of every mask is the same before and after each update of a real training."""
+def test_many_updates_of_the_six_models(model: str, variant: str, tiny_data: Path) -> None:
+    """The sum of every mask is the same before and after each update of a real training, 200 of them in the first."""
+    updates = 200 if variant == "dsl" else 50
     bench = Bench(model, tiny_data, train_batch_size=16 if model in ("CDAE", "MultiVAE") else 512, eval_step=1000)
     masks = bench.masks(0.3, scope="all" if model in ("CDAE", "MultiVAE") else "embedding")
     budgets = {name: int(masks.per_row(name).sum()) for name in masks}
-    epochs = -(-210 // len(bench.train))
+    epochs = -(-(updates + 10) // len(bench.train))
     bench.config["epochs"] = epochs
     trained = bench.model(None, "masked" if variant == "momentum" else "auto")
     trained.dense_moments = variant == "momentum"
@@ -50,7 +51,7 @@ def test_two_hundred_updates_of_the_six_models(model: str, variant: str, tiny_da
 
     trained.move_masks = counted
     bench.fit(trainer)
-    assert dynamics.updates >= 200 and moved > 150
+    assert dynamics.updates >= updates and moved > 0.75 * updates
 
 
 def test_knowledge_graph_passes_are_steps(tiny_data: Path) -> None:

@@ -109,12 +109,17 @@ def test_a_closed_terminal_changes_no_status(tmp_path: Path) -> None:
 # one process imports everything once and forks a child for each moment, in the order in which a run comes to them
 RUNS = """
 import json, os, signal, sys
+from contextlib import suppress
+with suppress(ImportError):  # what a training imports late; torch 1.13 has none
+    import torch._dynamo
 from recbole.trainer import Trainer
 import recbole_prune.quick_start, recbole_prune.artifact.export, recbole_prune.commands.run
 from recbole_prune import cli
 from recbole_prune.artifact import replacing
 from recbole_prune.run import workshop
 from recbole_prune.run.store import RunFolder
+from recbole_prune.sparse import compiling
+compiling.available()
 
 MOMENTS = [
     ("SIGTERM", workshop, "create_dataset", 1, ""),
