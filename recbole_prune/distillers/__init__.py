@@ -1,0 +1,1 @@
+"""Teacher and student: what a teacher knows, as further losses of a training."""

@@ -1,0 +1,105 @@
+"""The listwise loss of RRD, IR-RRD and those after them, and the lists that it is fed with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from recbole_prune.data.membership import UsedIds
+
+# below any score that matters; e to this power is 0 and, unlike that of -inf, has the gradient 0
+_NOWHERE = -1e9
+
+
+def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of a ranked list above a set, one value per row.
+
+    For scores ``s_1..s_K`` of a list, best first, and ``r_1..r_L`` of a set without order:
+    ``sum_k [log(sum_{i >= k} exp s_i + sum_j exp r_j) - s_k]``, the ListMLE probability cut off after ``K`` choices
+    (Kang et al., CIKM 2020, RRD; methods/distillation_ranking.md 1.2), by logsumexp and without clamps.
+
+    Args:
+        ranked: logits ``[rows, K]``; NaN where a list is shorter.
+        below: logits ``[rows, L]``, likewise.
+
+    Returns:
+        losses ``[rows]``.
+    """
+    listed = ~ranked.isnan()
+    scores = torch.where(listed, ranked, _NOWHERE)
+    tails = scores.flip(1).logcumsumexp(1).flip(1)
+    if below.shape[1]:
+        rest = torch.where(below.isnan(), _NOWHERE, below).logsumexp(1, keepdim=True)
+        tails = torch.logaddexp(tails, rest)
+    return torch.where(listed, tails - scores, 0.0).sum(1)
+
+
+def draw_ranks(
+    lengths: np.ndarray, count: int, sharpness: float, longest: int, stream: np.random.Generator
+) -> np.ndarray:
+    """Draw ranks without replacement, a rank ``k`` with weight ``exp(-k / sharpness)``; ascending in every row.
+
+    The exponential race (Efraimidis and Spirakis 2006): the ``count`` smallest of ``Exp(1) / weight`` are such a draw.
+
+    Args:
+        lengths: how long each row's list is, ``[rows]``.
+        count: ranks to draw for a row; rows with shorter lists get all of theirs.
+        sharpness: the ``T`` of the paper.
+        longest: width of the lists.
+        stream: random numbers.
+
+    Returns:
+        0-based ranks ``[rows, count]``, -1 where a list has no more.
+    """
+    race = stream.standard_exponential((len(lengths), longest), dtype=np.float32)
+    keys = np.log(np.maximum(race, np.finfo(np.float32).tiny))
+    keys += np.arange(longest, dtype=np.float32) / np.float32(sharpness)
+    keys[np.arange(longest) >= lengths[:, None]] = np.inf
+    count = min(count, longest)
+    drawn = np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)
+    # places beyond a list sort last, since a list begins at rank 0
+    return np.where(drawn < lengths[:, None], drawn, -1)
+
+
+def draw_outside(used: UsedIds, count: int, first: int, stream: np.random.Generator) -> np.ndarray:
+    """Draw values that a key has not used, uniformly and without replacement.
+
+    Args:
+        used: what each key must not get.
+        count: values for each key.
+        first: the smallest value; those below are padding.
+        stream: random numbers.
+
+    Returns:
+        values ``[keys, count]`` in no order, -1 where a key has fewer left.
+    """
+    keys, values = used.key_count, used.value_count
+    left = values - first - np.diff(used.offsets)  # padding is never used
+    drawn = np.full((keys, count), -1, dtype=np.int64)
+    rows = np.flatnonzero(left >= 2 * count)
+    pending = np.repeat(rows, count), np.tile(np.arange(count), len(rows))
+    while len(pending[0]):
+        drawn[pending] = stream.integers(first, values, len(pending[0]))
+        wrong = used.contains(pending[0], drawn[pending])
+        wrong |= _repeated(drawn, pending)
+        pending = pending[0][wrong], pending[1][wrong]
+    for row in np.flatnonzero((left < 2 * count) & (left > 0)):
+        free = np.setdiff1d(np.arange(first, values), used.values_of(int(row)), assume_unique=True)
+        chosen = stream.permutation(free)[:count]
+        drawn[row, : len(chosen)] = chosen
+    return drawn
+
+
+def _repeated(drawn: np.ndarray, pending: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Which of the values at the places ``pending`` stand in their row already, or at an earlier such place."""
+    rows, place_of_row = np.unique(pending[0], return_inverse=True)
+    fresh = np.zeros((len(rows), drawn.shape[1]), dtype=np.int64)
+    fresh[place_of_row, pending[1]] = 1
+    order = np.argsort(2 * drawn[rows] + fresh, axis=1, kind="stable")  # of equal values the fresh ones come last
+    ordered = np.take_along_axis(drawn[rows], order, axis=1)
+    again = np.zeros(ordered.shape, dtype=bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    found = np.empty_like(again)
+    np.put_along_axis(found, order, again, axis=1)
+    repeated: np.ndarray = found[place_of_row, pending[1]]
+    return repeated

@@ -1,0 +1,78 @@
+"""What the point-wise ranking methods compute: weights of positions (RD), soft labels and who gets them (CD)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+
+def position_weights(count: int, sharpness: float) -> torch.Tensor:
+    """Weights of the ranks 1 to ``count``, proportional to ``exp(-rank / sharpness)`` and 1 together.
+
+    Source: Tang and Wang, KDD 2018 (RD; methods/distillation_ranking.md, section 2, step 2).
+    """
+    return torch.softmax(-torch.arange(1, count + 1, dtype=torch.float32) / sharpness, 0)
+
+
+def discrepancy_weights(above: torch.Tensor, drawn: int, items: int, slope: float, first: int = 1) -> torch.Tensor:
+    """How far the student is from ranking the teacher's items where the teacher does, between 0 and 1 (RD, step 3).
+
+    Args:
+        above: how many of the drawn items the student scores above each of the teacher's, ``[..., K]``.
+        drawn: how many were drawn.
+        items: how many there are to draw from, one more than the largest estimated rank.
+        slope: the ``mu`` of the paper.
+        first: the rank of the teacher's best item; the code counts from 0.
+    """
+    estimated = torch.div((items - 1) * above, drawn, rounding_mode="floor")
+    ranks = torch.arange(first, first + above.shape[-1], device=above.device)
+    return torch.tanh((slope * (estimated - ranks)).clamp(min=0))
+
+
+def weighted_positives(scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``-sum_r w_r log sigmoid(s_r)``, one value per row; NaN scores, where a list is shorter, count nothing."""
+    listed = ~scores.isnan()
+    return -(weights * logsigmoid(torch.where(listed, scores, 0.0)) * listed).sum(-1)
+
+
+def soft_cross_entropy(
+    scores: torch.Tensor, teacher: torch.Tensor, scale: float = 1.0, shift: float = 0.0
+) -> torch.Tensor:
+    """Cross-entropy with the teacher's probabilities ``sigmoid((z + shift) / scale)``, one value per row.
+
+    Source: Lee et al., ICDM 2019 (CD; methods/distillation_ranking.md, section 3, steps 3 and 4).
+
+    Args:
+        scores: the student's logits ``[rows, items]``; NaN counts nothing.
+        teacher: the teacher's logits of the same items.
+        scale, shift: ``T1`` and ``T2``.
+    """
+    listed = ~scores.isnan()
+    targets = torch.where(listed, torch.sigmoid((teacher + shift) / scale), 0.5)
+    losses = binary_cross_entropy_with_logits(torch.where(listed, scores, 0.0), targets, reduction="none")
+    return (losses * listed).sum(-1)
+
+
+def draw_by_rank(
+    lengths: np.ndarray, count: int, rule: str, sharpness: float, stream: np.random.Generator
+) -> np.ndarray:
+    """Draw ranks with replacement, better ones more often (CD, step 2).
+
+    With ``p`` the rank over the length of the list, the probability is proportional to ``1 - p`` (``linear``) or to
+    ``exp(-sharpness * p)`` (``exponential``); by the inverse of the distribution function.
+
+    Args:
+        lengths: of the lists, ``[rows]``.
+        count: draws for each.
+
+    Returns:
+        0-based ranks ``[rows, count]``.
+    """
+    uniform = stream.random((len(lengths), count))
+    places = 1 - np.sqrt(1 - uniform)
+    if rule == "exponential":
+        places = -np.log1p(uniform * np.expm1(-sharpness)) / sharpness
+    ranks = (places * lengths[:, None]).astype(np.int64)
+    smallest: np.ndarray = np.minimum(ranks, lengths[:, None] - 1)
+    return smallest

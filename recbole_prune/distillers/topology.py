@@ -1,0 +1,73 @@
+"""Topology distillation: cosine similarities among the entities of a batch, all of them or by groups.
+
+Source: Kang et al., KDD 2021 (FTD, HTD; methods/distillation_latent.md, sections 5 and 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import normalize
+
+
+def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of every row of ``[n, d]`` with every row of ``[m, d]``, 0 with a row of zeros: ``[n, m]``."""
+    return normalize(one.float(), dim=1) @ normalize(other.float(), dim=1).T
+
+
+def full_topology(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared differences of all pairwise cosines, each pair in both orders (FTD).
+
+    Args:
+        student, teacher: vectors of the same entities, ``[n, d_S]`` and ``[n, d_T]``.
+    """
+    return (cosines(teacher, teacher) - cosines(student, student)).square().sum()
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How groups enter the loss of HTD; the defaults are the paper's formulas, the code's stand behind them.
+
+    Attributes:
+        mask_own_group: leave out a group's cosine with its own members (the code keeps it).
+        positive_only: count pairs in a group only where the teacher's cosine is positive (an artefact of the code).
+        gradient_of_prototypes: let the student's group means send gradients (the code computes them without).
+        between_groups: compare groups with groups, ``Group(P,P)``, not with entities, ``Group(P,e)``.
+    """
+
+    mask_own_group: bool = True
+    positive_only: bool = False
+    gradient_of_prototypes: bool = True
+    between_groups: bool = False
+
+    def entity_level(self, student: torch.Tensor, teacher: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        """Squared differences of cosines over the ordered pairs within a group.
+
+        Args:
+            student, teacher: vectors of the same entities, ``[n, d_S]`` and ``[n, d_T]``.
+            groups: the group of each entity, any integers, ``[n]``.
+        """
+        of_teacher = cosines(teacher, teacher)
+        pairs = groups[:, None] == groups
+        if self.positive_only:
+            pairs = pairs & (of_teacher > 0)
+        return ((of_teacher - cosines(student, student)).square() * pairs).sum()
+
+    def group_level(self, student: torch.Tensor, teacher: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        """Squared differences of the cosines that groups have with entities, or with groups."""
+        members = one_hot(groups).to(teacher)
+        means = members / members.sum(0)
+        of_teacher, of_student = means.T @ teacher, means.T @ student
+        if not self.gradient_of_prototypes:
+            of_student = of_student.detach()
+        if self.between_groups:
+            return (cosines(of_teacher, of_teacher) - cosines(of_student, of_student)).square().sum()
+        difference = (cosines(of_teacher, teacher) - cosines(of_student, student)).square()
+        return (difference * (1 - members.T)).sum() if self.mask_own_group else difference.sum()
+
+
+def one_hot(groups: torch.Tensor) -> torch.Tensor:
+    """Membership ``[n, G]`` over the ``G`` groups that are present."""
+    present, index = groups.unique(return_inverse=True)
+    return torch.eye(len(present), device=groups.device)[index]

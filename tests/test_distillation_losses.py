@@ -1,0 +1,288 @@
+"""The formulas of the distillers against the values computed in methods/distillation_*.md, and their properties."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_prune.data.membership import UsedIds
+from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature
+from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce
+from recbole_prune.distillers.soft_labels import (
+    discrepancy_weights,
+    draw_by_rank,
+    position_weights,
+    soft_cross_entropy,
+    weighted_positives,
+)
+from recbole_prune.distillers.topology import Topology, cosines, full_topology
+
+NAN = math.nan
+
+
+def row(*values: float) -> torch.Tensor:
+    return torch.tensor([values]).reshape(1, -1)
+
+
+# ---- the listwise loss -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranked", "below", "value"),
+    [
+        ((2, 1, 0.5), (0.3, -0.2), 2.350470),
+        ((1, 2, 0.5), (0.3, -0.2), 2.889689),
+        ((0.5, 1, 2), (0.3, -0.2), 3.898642),
+        ((2, 1, 0.5), (), 0.938446),
+        ((2,), (0.3, -0.2), 0.257341),
+        ((100, 90), (95,), 5.013476),
+        ((1, 1, 1), (1, 1), math.log(60)),
+        ((0,) * 40, (0,) * 40, 163.352485),
+        ((0,) * 20, (0,) * 20, 67.985023),
+    ],
+)
+def test_listwise_loss(ranked: tuple[float, ...], below: tuple[float, ...], value: float) -> None:
+    loss = plackett_luce(row(*map(float, ranked)), row(*map(float, below)))
+    assert loss.tolist() == pytest.approx([value], rel=1e-5)
+    shorter = plackett_luce(row(*ranked, NAN, NAN), row(*below, NAN))
+    assert shorter.tolist() == pytest.approx([value], rel=1e-5)
+
+
+def test_gradient_of_the_listwise_loss() -> None:
+    ranked, below = row(2.0, 1.0, 0.5, NAN).requires_grad_(), row(0.3, NAN, -0.2).requires_grad_()
+    plackett_luce(ranked, below).sum().backward()
+    assert ranked.grad is not None and below.grad is not None
+    torch.testing.assert_close(ranked.grad, row(-0.469354, -0.388867, -0.197422, 0.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(below.grad, row(0.657095, 0.0, 0.398548), rtol=0, atol=1e-6)
+
+
+scores = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=6)
+
+
+@given(scores, st.lists(st.floats(-60, 60, width=32), max_size=6), st.floats(-20, 20, width=32))
+def test_properties_of_the_listwise_loss(ranked: list[float], below: list[float], shift: float) -> None:
+    s, r = torch.tensor([ranked], dtype=torch.float64), torch.tensor([below], dtype=torch.float64)
+    s.requires_grad_()
+    r.requires_grad_()
+    loss = plackett_luce(s, r)
+    literal = sum(
+        math.log(sum(math.exp(x) for x in ranked[k:]) + sum(math.exp(x) for x in below)) - ranked[k]
+        for k in range(len(ranked))
+    )
+    assert loss.item() == pytest.approx(literal, rel=1e-6, abs=1e-6) and loss.item() >= -1e-9
+    assert plackett_luce(s + shift, r + shift).item() == pytest.approx(loss.item(), rel=1e-6, abs=1e-6)
+    best = plackett_luce(s.sort(descending=True)[0], r.flip(1))
+    assert best.item() <= loss.item() + 1e-6
+    loss.sum().backward()
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in (s, r)]
+    assert float(torch.cat(gradients, 1).sum()) == pytest.approx(0, abs=1e-6) and bool((gradients[1] >= 0).all())
+
+
+def test_item_side_is_the_user_side_of_the_transposed_scores() -> None:
+    table = torch.randn(5, 7)
+    users = torch.tensor([[0, 3], [2, 1]])  # of items 4 and 6: ranked, then below
+    by_item = plackett_luce(
+        table[users[:, :1], torch.tensor([[4], [6]])], table[users[:, 1:], torch.tensor([[4], [6]])]
+    )
+    transposed = plackett_luce(table.T[[4, 6]].gather(1, users[:, :1]), table.T[[4, 6]].gather(1, users[:, 1:]))
+    assert torch.equal(by_item, transposed)
+
+
+# ---- who is drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_drawn_as_the_paper_counts_them() -> None:
+    drawn = draw_ranks(np.full(60_000, 500), 40, 10.0, 500, np.random.default_rng(1))
+    assert (np.diff(drawn, axis=1) > 0).all()
+    counts = np.bincount(drawn.ravel(), minlength=500) / len(drawn)
+    expected = {1: 1.0, 10: 1.0, 20: 0.984, 30: 0.802, 40: 0.446, 50: 0.195, 60: 0.075, 80: 0.011, 100: 0.0014}
+    for rank, probability in expected.items():
+        assert counts[rank - 1] == pytest.approx(probability, abs=0.01)
+    assert drawn[:, -1].mean() + 1 == pytest.approx(64, abs=1)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 12), st.integers(0, 9))
+def test_short_lists_are_drawn_whole(lengths: list[int], count: int, seed: int) -> None:
+    drawn = draw_ranks(np.array(lengths), count, 2.0, 9, np.random.default_rng(seed))
+    for length, ranks in zip(lengths, drawn):
+        real = ranks[ranks >= 0]
+        assert len(real) == min(length, count, 9) == len(set(real)) and (np.sort(real) == real).all()
+        assert (ranks[len(real) :] == -1).all() and (real < length).all()
+
+
+@given(st.integers(1, 4), st.integers(3, 14), st.integers(1, 6), st.integers(0, 99))
+def test_drawn_outside_of_what_is_used(keys: int, values: int, count: int, seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    pairs = stream.integers(0, keys, 20), stream.integers(1, values, 20)
+    used = UsedIds(*pairs, keys, values)
+    drawn = draw_outside(used, count, 1, stream)
+    for key, row_of_key in enumerate(drawn):
+        free = set(range(1, values)) - used[key]
+        real = row_of_key[row_of_key >= 0]
+        assert len(real) == len(set(real.tolist())) == min(count, len(free)) and set(real.tolist()) <= free
+
+
+def test_what_is_drawn_outside_is_uniform() -> None:
+    used = UsedIds(np.zeros(3, dtype=int), np.array([2, 3, 5]), 1, 12)
+    counts = np.zeros(12)
+    for seed in range(3000):
+        counts[draw_outside(used, 4, 1, np.random.default_rng(seed))[0]] += 1
+    assert counts[[0, 2, 3, 5]].sum() == 0
+    assert counts[[1, 4, 6, 7, 8, 9, 10, 11]] == pytest.approx(np.full(8, 1500), abs=120)
+
+
+def test_ranks_of_soft_labels() -> None:
+    drawn = draw_by_rank(np.full(2000, 1000), 20, "linear", 0.0, np.random.default_rng(3))
+    assert drawn.mean() / 1000 == pytest.approx(1 / 3, abs=0.005)
+    drawn = draw_by_rank(np.full(2000, 1000), 20, "exponential", 5.0, np.random.default_rng(3)) / 1000
+    assert drawn.mean() == pytest.approx(1 / 5 - math.exp(-5) / (1 - math.exp(-5)), abs=0.005)
+    assert draw_by_rank(np.array([1, 3]), 50, "linear", 0.0, np.random.default_rng(3)).max(1).tolist() == [0, 2]
+
+
+# ---- RD and CD -------------------------------------------------------------------------------------------------------
+
+
+def test_ranking_distillation() -> None:
+    weights = position_weights(3, 1.0)
+    assert weights.tolist() == pytest.approx([0.665241, 0.244728, 0.090031], abs=1e-6)
+    student, above = row(1.2, -0.4, 0.3), torch.tensor([[0, 3, 1]])
+    assert weighted_positives(student, weights).item() == pytest.approx(0.448496, abs=1e-6)
+    discrepancy = discrepancy_weights(above, 100, 1001, 0.1, first=0)
+    assert discrepancy.tolist()[0] == pytest.approx([0, 0.993963, 0.664037], abs=1e-6)
+    assert weighted_positives(student, weights * discrepancy).item() == pytest.approx(0.255233, abs=1e-6)
+    hybrid = weights * discrepancy / (weights * discrepancy).sum()
+    assert weighted_positives(student, hybrid).item() == pytest.approx(0.842258, abs=1e-6)
+    gentle = weights * discrepancy_weights(above, 100, 1001, 0.01, first=0)
+    assert weighted_positives(student, gentle).item() == pytest.approx(0.067025, abs=1e-6)
+    assert weighted_positives(student, gentle / gentle.sum()).item() == pytest.approx(0.879202, abs=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "shift", "loss"), [(1, 0, 1.917628), (2, 0, 2.052780), (2, 1, 1.892520)])
+def test_collaborative_distillation(scale: float, shift: float, loss: float) -> None:
+    teacher, student = row(2.0, -1.0, 0.5, 0.0), row(0.5, 0.0, 1.0, NAN)
+    assert soft_cross_entropy(student, teacher, scale, shift).item() == pytest.approx(loss, abs=1e-6)
+
+
+# ---- experts ---------------------------------------------------------------------------------------------------------
+
+
+def worked_experts() -> Experts:
+    experts = Experts(1, 2, 2)
+    with torch.no_grad():
+        experts.weight_in.copy_(torch.tensor([[[1.0]], [[-1.0]]]))
+        experts.bias_in.copy_(torch.tensor([[[0.0]], [[0.5]]]))
+        experts.weight_out.copy_(torch.tensor([[[1.0, 2.0]], [[3.0, 1.0]]]))
+        experts.bias_out.copy_(torch.tensor([[[0.0, 0.0]], [[0.1, -0.1]]]))
+        assert experts.selection is not None
+        experts.selection.weight.zero_()
+        experts.selection.bias.copy_(torch.tensor([0.2, -0.3]))
+    return experts
+
+
+@pytest.mark.parametrize(
+    ("tau", "shares", "loss"),
+    [(1, (0.750260, 0.249740), 0.370042), (0.5, (0.900250, 0.099750), 0.408488), (1e-10, (1, 0), 0.450000)],
+)
+def test_experts(tau: float, shares: tuple[float, float], loss: float) -> None:
+    experts, student, teacher = worked_experts(), row(0.4), row(1.0, 0.5)
+    assert experts.outputs(student)[:, 0].tolist() == [pytest.approx([0.4, 0.8]), pytest.approx([0.4, 0.0], abs=1e-7)]
+    noise = row(0.5, -0.1)
+    assert experts.shares(teacher, tau, noise).tolist()[0] == pytest.approx(shares, abs=1e-6)
+    found = experts(student, teacher, tau, noise)
+    assert squared_error(teacher, found).item() == pytest.approx(loss, abs=1e-6)
+    assert experts.groups(teacher).tolist() == [0]
+
+
+def test_sizes_of_experts() -> None:
+    sides = [Experts(20, 200, 30) for _ in range(2)]
+    selection = sum(p.numel() for side in sides for name, p in side.named_parameters() if "selection" in name)
+    assert selection == 12_060
+    assert sum(p.numel() for side in sides for p in side.parameters()) == 1_470_600 + 12_060
+    assert Experts(20, 20, 2).weight_in.shape == (2, 20, 10)
+    personal = Personalisation(20, 200, 2100)
+    assert sum(p.numel() for p in personal.parameters()) == 8_826_100
+
+
+def test_course_of_the_temperature() -> None:
+    assert [temperature(epoch, 1000) for epoch in (0, 1)] == [1, 1]
+    course = {101: 0.1, 251: 0.00316228, 501: 1e-5, 1001: 1e-10}
+    for epoch, value in course.items():
+        assert temperature(epoch, 1000, floor=0.0) == pytest.approx(value, rel=1e-5)
+        assert temperature(epoch, 1000) == max(temperature(epoch, 1000, floor=0.0), 1e-3)
+
+
+def test_properties_of_experts() -> None:
+    experts, student, teacher, noise = Experts(3, 5, 4), torch.randn(6, 3), torch.randn(6, 5), torch.randn(6, 4)
+    assert torch.allclose(experts.shares(teacher, 0.3, noise).sum(1), torch.ones(6))
+    found = experts(student, teacher, 0.3, noise)
+    order = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        for weight in (experts.weight_in, experts.bias_in, experts.weight_out, experts.bias_out):
+            weight.copy_(weight[order])
+        assert experts.selection is not None
+        experts.selection.weight.copy_(experts.selection.weight[order])
+        experts.selection.bias.copy_(experts.selection.bias[order])
+    torch.testing.assert_close(experts(student, teacher, 0.3, noise[:, order]), found)
+
+
+def test_personal_maps() -> None:
+    personal = Personalisation(2, 2, 1)
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, -2.0]])
+    personal.network = torch.nn.Sequential(torch.nn.Linear(2, 4, bias=False))
+    with torch.no_grad():
+        personal.network[0].weight.copy_(table)
+    found = personal(row(0.5, 1.0), row(0.7, -0.15))
+    assert found.tolist()[0] == pytest.approx([0.2, 1.0])
+    assert squared_error(row(1.0, -0.5), found).item() == pytest.approx(2.89)
+
+
+# ---- topology --------------------------------------------------------------------------------------------------------
+
+TEACHER, STUDENT = torch.tensor([[1.0, 0], [1, 1], [0, 2]]), torch.tensor([[1.0], [2], [-1]])
+GROUPS = torch.tensor([7, 7, 2])
+
+
+def test_full_topology() -> None:
+    assert full_topology(STUDENT, TEACHER).item() == pytest.approx(8.0)
+    rotation = torch.linalg.qr(torch.randn(2, 2))[0]
+    assert full_topology(3 * TEACHER @ rotation, TEACHER).item() == pytest.approx(0, abs=1e-6)
+    rescaled = STUDENT * torch.tensor([[0.1], [3], [5]])
+    assert full_topology(rescaled, TEACHER).item() == pytest.approx(8.0)
+    zeros = torch.zeros(3, 1, requires_grad=True)
+    full_topology(zeros, TEACHER).backward()
+    assert zeros.grad is not None and bool(zeros.grad.isfinite().all())
+
+
+def test_hierarchical_topology() -> None:
+    paper, code = Topology(), Topology(False, True, False)
+    assert paper.entity_level(STUDENT, TEACHER, GROUPS).item() == pytest.approx(0.171573, abs=1e-6)
+    assert code.group_level(STUDENT, TEACHER, GROUPS).item() == pytest.approx(6.022420, abs=1e-5)
+    assert paper.group_level(STUDENT, TEACHER, GROUPS).item() == pytest.approx(6.008641, abs=1e-5)
+    between = Topology(between_groups=True)
+    assert between.group_level(STUDENT, TEACHER, GROUPS).item() == pytest.approx(4.188854, abs=1e-5)
+    turned = TEACHER.clone()
+    turned[1] = torch.tensor([-1.0, 1.0])
+    assert paper.entity_level(STUDENT, turned, GROUPS).item() == pytest.approx(5.828427, abs=1e-5)
+    assert code.entity_level(STUDENT, turned, GROUPS).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_properties_of_hierarchical_topology() -> None:
+    student, teacher = torch.randn(6, 2), torch.randn(6, 3)
+    alone, topology = torch.arange(6), Topology(between_groups=True)
+    assert topology.entity_level(student, teacher, alone).item() == pytest.approx(0, abs=1e-5)
+    expected = full_topology(student, teacher)
+    torch.testing.assert_close(topology.group_level(student, teacher, alone), expected)
+    together = torch.zeros(6, dtype=torch.long)
+    torch.testing.assert_close(Topology().entity_level(student, teacher, together), expected)
+
+
+def test_prototypes_without_gradient() -> None:
+    student = STUDENT.clone().requires_grad_()
+    official = Topology(False, True, False, between_groups=True).group_level(student, TEACHER, GROUPS)
+    assert not official.requires_grad
+    assert cosines(STUDENT, STUDENT).tolist()[0] == pytest.approx([1, 1, -1])
