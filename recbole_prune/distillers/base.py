@@ -1,0 +1,120 @@
+"""What every distiller is: a part that adds a teacher's knowledge to the loss of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from recbole_prune.anatomy.vectors import shared_propagation
+from recbole_prune.training.parts import Part, State, Training
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+
+    from recbole_prune.config.settings import Settings
+    from recbole_prune.distillers.pupils import Pupils
+    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.training.model import MaskAware
+
+
+@dataclass(frozen=True)
+class Promises:
+    """What a distiller owes with the defaults of its property file; ``tests/conformance.py`` holds it to every line.
+
+    Attributes:
+        vectors: it copies user and item vectors, so teacher and student must have some.
+        one_space: those of users and those of items must be comparable.
+        lists: it copies what the teacher ranks, so the student must give logits of any items.
+        refuses: patterns of the messages with which a model may be turned down, before anything is trained.
+    """
+
+    vectors: bool = False
+    one_space: bool = False
+    lists: bool = False
+    refuses: tuple[str, ...] = ()
+
+
+class Distiller(Part):
+    """Adds weighted loss terms to those of the student.
+
+    Published losses are sums over the distinct users and items of a batch beside a sum-type recommendation loss;
+    RecBole's are means. So every term is ``weight / B`` times the sum, with ``B`` rows in the batch, and published
+    weights keep their meaning (methods/distillation_latent.md, section 1.3).
+
+    Args:
+        settings: those of the run.
+        teacher: what is copied; no module of it is registered anywhere.
+        pupils: the student's data.
+
+    Attributes:
+        promises: what the method owes.
+    """
+
+    name = "distiller"
+    promises: ClassVar[Promises] = Promises()
+
+    def __init__(self, settings: Settings, teacher: Teacher, pupils: Pupils) -> None:
+        self.settings, self.teacher, self.pupils = settings, teacher, pupils
+        self.epoch = 0
+        self.epochs = 1
+        self.seconds = 0.0
+        self._helpers = nn.ModuleDict()
+
+    def attach(self, model: MaskAware) -> None:
+        """Build the networks that help to learn; they are no part of the student."""
+        self._helpers = self.helpers(model).to(model.device)
+
+    def helpers(self, model: MaskAware) -> nn.ModuleDict:
+        """Networks that train along with the student and are dropped afterwards."""
+        return nn.ModuleDict()
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those of the networks."""
+        return dict(self._helpers.named_parameters())
+
+    def around_losses(self, model: MaskAware) -> AbstractContextManager[Any]:
+        """One propagation per step, for the student's own loss and the terms of :meth:`losses`."""
+        return shared_propagation(model)
+
+    def begin(self, trainer: Training) -> None:
+        """Note how many epochs there are to be."""
+        self.epoch, self.epochs = trainer.epochs_done, trainer.epochs
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Called before the first batch of :attr:`epoch`."""
+
+    def end_epoch(self, trainer: Training) -> None:
+        """Go on to the next epoch."""
+        self.epoch = trainer.epochs_done
+        self.begin_epoch()
+
+    def losses(self, model: MaskAware, interaction: Interaction) -> Mapping[str, torch.Tensor]:
+        """The weighted terms of :meth:`terms`, by name."""
+        start = perf_counter()
+        size = len(interaction)
+        found = {name: weight / size * total for name, (weight, total) in self.terms(model, interaction).items()}
+        self.seconds += perf_counter() - start
+        return found
+
+    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+        """Weights and sums over the distinct users and items of a batch, by name."""
+        raise NotImplementedError
+
+    def state(self) -> State:
+        """What a resume point needs beside the networks; draws follow from seed and epoch."""
+        return {"seconds": self.seconds}
+
+    def restore(self, state: State, device: torch.device) -> None:
+        """Undo :meth:`state`."""
+        self.seconds = state["seconds"]
+
+    def report(self, masks: Any) -> dict[str, Any]:
+        """The teacher, and what teaching took (backward passes not counted)."""
+        return {"teacher": self.teacher.identity, "distill_seconds": round(self.seconds, 3)}

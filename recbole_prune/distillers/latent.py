@@ -1,0 +1,202 @@
+"""Distillers that copy vectors: hint regression, distillation experts, personalised hints, topology."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+
+from recbole_prune.anatomy.vectors import Vectors, vectors_of
+from recbole_prune.distillers.base import Distiller, Promises
+from recbole_prune.distillers.experts import LOWEST_TEMPERATURE, Experts, Personalisation, squared_error, temperature
+from recbole_prune.distillers.topology import Topology, full_topology
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+
+    from recbole_prune.training.model import MaskAware
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Ids = Optional[torch.Tensor]
+
+
+class VectorDistiller(Distiller):
+    """Reads the student's and the teacher's vectors of the entities of a batch."""
+
+    promises = Promises(vectors=True, refuses=(r"has no user and item vectors",))
+    accessor: Vectors
+
+    def attach(self, model: MaskAware) -> None:
+        """Find the student's vectors, and build the networks."""
+        found = vectors_of(model)
+        assert found is not None, "the model was checked before any training"
+        self.accessor = found
+        super().attach(model)
+
+    def widths(self, model: MaskAware) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(student, teacher) widths of user vectors and of item vectors."""
+        users, items = self.accessor.widths(model)
+        return (users, self.teacher.widths[0]), (items, self.teacher.widths[1])
+
+    def users(self, model: MaskAware, batch: Interaction, ids: torch.Tensor | None) -> Pair:
+        """(student, teacher) vectors of users, or of the rows of a batch where ``ids`` is None."""
+        rows = batch if ids is None else ids
+        return self.accessor.user_vectors(model, rows), self.teacher.user_vectors(rows)
+
+    def items(self, model: MaskAware, ids: torch.Tensor) -> Pair:
+        """(student, teacher) vectors of items."""
+        return self.accessor.item_vectors(model, ids), self.teacher.item_vectors(ids)
+
+
+class Hints(VectorDistiller):
+    """FitNets-style hint regression: one regressor for users and one for items.
+
+    Source: methods/distillation_latent.md, section 2; with ``distill_regressor=mlp`` a regressor is one DE expert.
+    """
+
+    def helpers(self, model: MaskAware) -> nn.ModuleDict:
+        """The two regressors."""
+        linear = self.settings.distill_regressor == "linear"
+        sides = zip(("users", "items"), self.widths(model))
+        return nn.ModuleDict({side: nn.Linear(*pair) if linear else Experts(*pair, 1) for side, pair in sides})
+
+    def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
+        """The teacher's vectors of entities as the student's give them."""
+        network, (student, teacher) = self._helpers[side], pair
+        found: torch.Tensor = network(student) if isinstance(network, nn.Linear) else network(student, teacher, 1.0)
+        return found
+
+    def error(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
+        """Sum of squared errors over entities of one kind."""
+        return squared_error(pair[1], self.reconstruct(side, ids, pair))
+
+    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+        """Users whole; positive and negative items by half each, an item of both counts in both."""
+        there = self.pupils.entities(interaction)
+        total = self.error("users", there.users, self.users(model, interaction, there.users))
+        for ids in (there.positives, there.negatives):
+            total = total + 0.5 * self.error("items", ids, self.items(model, ids))
+        return {self.settings.distiller: (self.settings.distill_weight, total)}
+
+
+class DistillationExperts(Hints):
+    """DE of Kang et al., CIKM 2020: entities of similar taste share an expert (methods/distillation_latent.md 3)."""
+
+    @property
+    def temperature(self) -> float:
+        """That of the epoch in work."""
+        floor = 0.0 if self.settings.distill_parity == "official" else LOWEST_TEMPERATURE
+        return temperature(self.epoch, self.settings.distill_temperature_epochs, floor=floor)
+
+    def helpers(self, model: MaskAware) -> nn.ModuleDict:
+        """Experts and selection, for users and for items."""
+        sides = zip(("users", "items"), self.widths(model))
+        return nn.ModuleDict({side: Experts(*pair, self.settings.distill_experts) for side, pair in sides})
+
+    def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
+        """By the experts selected."""
+        found: torch.Tensor = self._helpers[side](*pair, self.temperature)
+        return found
+
+
+class PersonalisedHints(Hints):
+    """PHR: every entity has a map of its own, made from its enriched vector (methods/distillation_latent.md 4)."""
+
+    def helpers(self, model: MaskAware) -> nn.ModuleDict:
+        """The networks that make the maps."""
+        made = {}
+        for side, (student, teacher) in zip(("users", "items"), self.widths(model)):
+            made[side] = Personalisation(student, teacher, (teacher + teacher * student) // 2)
+        return nn.ModuleDict(made)
+
+    def attach(self, model: MaskAware) -> None:
+        """Build the networks and the enriched vectors."""
+        super().attach(model)
+        self._enriched: dict[str, torch.Tensor] = {}
+        if self.teacher.tables is not None and self.settings.distill_parity != "official":
+            users, items = enriched(*self.teacher.tables, self.pupils.consumed.codes)
+            self._enriched = {"users": users, "items": items}
+
+    def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
+        """By each entity's own map."""
+        student, teacher = pair
+        known = self._enriched.get(side)
+        found: torch.Tensor = self._helpers[side](student, teacher if known is None or ids is None else known[ids])
+        return found
+
+
+def enriched(users: torch.Tensor, items: torch.Tensor, codes: np.ndarray) -> Pair:
+    """Each vector halfway to the mean of its neighbours in the training data; without neighbours it stays.
+
+    Args:
+        users, items: tables ``[U, d]`` and ``[N, d]``.
+        codes: training pairs as ``user * N + item``.
+    """
+    rows, columns = np.divmod(codes, len(items))
+    pairs = sparse.csr_matrix((np.ones(len(codes), np.float32), (rows, columns)), shape=(len(users), len(items)))
+    return _halfway(users, items, pairs), _halfway(items, users, pairs.T.tocsr())
+
+
+def _halfway(own: torch.Tensor, others: torch.Tensor, pairs: sparse.csr_matrix) -> torch.Tensor:
+    degree = np.diff(pairs.indptr)[:, None]
+    means = (pairs @ others.cpu().numpy()) / np.maximum(degree, 1)
+    found = np.where(degree > 0, 0.5 * (own.cpu().numpy() + means), own.cpu().numpy())
+    return torch.from_numpy(found).to(own)
+
+
+class FullTopology(VectorDistiller):
+    """FTD of Kang et al., KDD 2021: all cosines among users and items of a batch (methods/distillation_latent.md 5)."""
+
+    promises = Promises(vectors=True, one_space=True, refuses=(r"has no user and item vectors", r"in one space"))
+
+    def both(self, model: MaskAware, batch: Interaction) -> tuple[Pair, Pair]:
+        """Vectors of the users and of the items of a batch."""
+        there = self.pupils.entities(batch)
+        return self.users(model, batch, there.users), self.items(model, there.items)
+
+    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+        """The squared differences of the cosines."""
+        users, items = self.both(model, interaction)
+        student, teacher = (torch.cat([users[place], items[place]]) for place in (0, 1))
+        return {self.settings.distiller: (self.settings.distill_weight, full_topology(student, teacher))}
+
+
+class HierarchicalTopology(FullTopology):
+    """HTD of Kang et al., KDD 2021: topology between and within learned groups (methods/distillation_latent.md 6)."""
+
+    def helpers(self, model: MaskAware) -> nn.ModuleDict:
+        """Experts, whose selection groups the entities."""
+        sides = zip(("users", "items"), self.widths(model))
+        return nn.ModuleDict({side: Experts(*pair, self.settings.distill_groups) for side, pair in sides})
+
+    @property
+    def topology(self) -> Topology:
+        """The paper's formulas, or those of the code."""
+        design = self.settings.distill_group_design == "groups"
+        if self.settings.distill_parity == "official":
+            return Topology(False, True, False, design)
+        return Topology(between_groups=design)
+
+    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+        """``gamma`` of topology and the rest of group assignment."""
+        settings, assignment, groups = self.settings, torch.zeros((), device=model.device), []
+        floor = 0.0 if settings.distill_parity == "official" else LOWEST_TEMPERATURE
+        tau = temperature(self.epoch, self.epochs, floor=floor)
+        pairs = self.both(model, interaction)
+        for side, (student, teacher) in zip(("users", "items"), pairs):
+            experts = self._helpers[side]
+            assignment = assignment + squared_error(teacher, experts(student, teacher, tau))
+            groups.append(experts.groups(teacher) + len(groups) * settings.distill_groups)
+        student, teacher, group = (
+            torch.cat([pairs[0][0], pairs[1][0]]),
+            torch.cat([pairs[0][1], pairs[1][1]]),
+            torch.cat(groups),
+        )
+        topology = self.topology
+        shape = topology.group_level(student, teacher, group) + topology.entity_level(student, teacher, group)
+        gamma, weight = settings.distill_balance, settings.distill_weight
+        return {"htd_topology": (weight * gamma, shape), "htd_groups": (weight * (1 - gamma), assignment)}

@@ -1,0 +1,73 @@
+"""The student's training data as distillers read it: who is in a batch, who has consumed what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from recbole_prune.data.membership import UsedIds
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Distinct ids of a batch; padding is never among them.
+
+    Attributes:
+        users: ids of users; None where a row is a history of its own.
+        positives, negatives: ids of items; no negatives where the loss is over all items.
+    """
+
+    users: torch.Tensor | None
+    positives: torch.Tensor
+    negatives: torch.Tensor
+
+    @property
+    def items(self) -> torch.Tensor:
+        """Positive and negative items together, distinct."""
+        return torch.cat([self.positives, self.negatives]).unique()
+
+
+class Pupils:
+    """What the student trains on.
+
+    Args:
+        dataset: RecBole's training dataset.
+        of_rows: whether a user is a row of a batch, as in sequential models.
+    """
+
+    def __init__(self, dataset: Any, of_rows: bool) -> None:
+        self.dataset, self.of_rows = dataset, of_rows
+        self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
+        self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
+        self.user_count, self.item_count = dataset.user_num, dataset.item_num
+
+    @cached_property
+    def consumed(self) -> UsedIds:
+        """The items of each user in the training data."""
+        rows = self.dataset.inter_feat
+        users, items = (rows[name].numpy() for name in (self.user_field, self.item_field))
+        return UsedIds(users, items, self.user_count, self.item_count)
+
+    @cached_property
+    def consumers(self) -> UsedIds:
+        """The users of each item in the training data."""
+        users, items = np.divmod(self.consumed.codes, self.item_count)
+        return UsedIds(items, users, self.item_count, self.user_count)
+
+    def entities(self, batch: Interaction) -> Entities:
+        """The distinct users and items of a training batch; of rows that are whole users, all that they consumed."""
+        users = batch[self.user_field].unique()
+        if self.item_field not in batch.interaction:
+            consumed = [self.consumed.values_of(int(user)) for user in users.cpu()]
+            items = torch.from_numpy(np.unique(np.concatenate(consumed))).to(users.device)
+            return Entities(users, items, items[:0])
+        items = batch[self.item_field].unique()
+        negatives = batch[self.negative_field].unique() if self.negative_field in batch.interaction else items[:0]
+        return Entities(None if self.of_rows else users, items, negatives)
