@@ -186,8 +186,10 @@ def check_gradients(model: Any, rows: Interaction, items: torch.Tensor) -> None:
         model.e_step()
     pair_logits(model, rows, items).square().sum().backward()
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert any("emb" in name or "linear" in name or "coder" in name or "mlp" in name or "item_matrix" in name
-               for name in reached), reached
+    assert any(
+        "emb" in name or "linear" in name or "coder" in name or "mlp" in name or "item_matrix" in name
+        for name in reached
+    ), reached
     vectors = vectors_of(model)
     if vectors is not None:
         model.zero_grad()

@@ -1,1 +1,32 @@
-"""Teacher and student: what a teacher knows, as further losses of a training."""
+"""The table of distillers. Adding a method: one file here, one property file, one line in this table.
+
+A distiller adds what a teacher knows to the losses of a training. It never touches masks.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from recbole_prune.distillers.base import Distiller
+
+# where each class stands: a module of this package begins with a dot, one from elsewhere has its full name
+DISTILLERS = {
+    "hint": ".latent:Hints",
+    "de": ".latent:DistillationExperts",
+    "phr": ".latent:PersonalisedHints",
+    "ftd": ".latent:FullTopology",
+    "htd": ".latent:HierarchicalTopology",
+    "rd": ".ranking:RankingDistillation",
+    "cd": ".ranking:CollaborativeDistillation",
+    "rrd": ".ranking:RelaxedRanking",
+    "ir_rrd": ".ranking:ItemSideRanking",
+    "de_rrd": ".ranking:ExpertsAndRanking",
+    "kd": ".logits:SoftTargets",
+}
+
+
+def get_distiller(name: str) -> type[Distiller]:
+    """The class of a distiller by its name in ``--distiller=``."""
+    module, _, attribute = DISTILLERS[name].partition(":")
+    distiller: type[Distiller] = getattr(import_module(module, __name__), attribute)
+    return distiller

@@ -74,13 +74,17 @@ class Hints(VectorDistiller):
         """Sum of squared errors over entities of one kind."""
         return squared_error(pair[1], self.reconstruct(side, ids, pair))
 
-    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+    def error_of(self, model: MaskAware, interaction: Interaction) -> torch.Tensor:
         """Users whole; positive and negative items by half each, an item of both counts in both."""
         there = self.pupils.entities(interaction)
         total = self.error("users", there.users, self.users(model, interaction, there.users))
         for ids in (there.positives, there.negatives):
             total = total + 0.5 * self.error("items", ids, self.items(model, ids))
-        return {self.settings.distiller: (self.settings.distill_weight, total)}
+        return total
+
+    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+        """The sum of squared errors."""
+        return {self.settings.distiller: (self.settings.distill_weight, self.error_of(model, interaction))}
 
 
 class DistillationExperts(Hints):

@@ -44,6 +44,7 @@ class Pupils:
 
     def __init__(self, dataset: Any, of_rows: bool) -> None:
         self.dataset, self.of_rows = dataset, of_rows
+        self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
         self.user_count, self.item_count = dataset.user_num, dataset.item_num
