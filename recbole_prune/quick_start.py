@@ -10,7 +10,7 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
-from recbole_prune.run import provenance, siblings
+from recbole_prune.run import checkpoints, provenance, siblings
 from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
@@ -101,6 +101,7 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     try:
         result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
         folder.write_json("summary.json", summary_of(result))
+        checkpoints.keep(config.settings.prune_keep_checkpoints, folder, experiment.tickets.values(), chosen)
     except PruneError as error:  # what was trained and found is not lost by that
         return replace(result, failure=error)
     return result

@@ -228,6 +228,15 @@ class RunFolder:
         write_atomic(self.path / name, data)
         return sha256(data)
 
+    def has(self, name: str) -> bool:
+        """Whether a file of the folder is there.
+
+        Raises:
+            StoreError: the run folder is gone.
+        """
+        self.check_present()
+        return (self.path / name).exists()
+
     def remove(self, name: str) -> None:
         """Remove a file of the folder, if it is there."""
         path = self.path / name
