@@ -90,6 +90,14 @@ def test_every_checkpoint_stays_by_default_without_moments_and_loads_in_plain_re
         assert dict(found) == pytest.approx(record["test"])
 
 
+def test_moments_are_kept_where_they_are_asked_for(settings: dict[str, Any]) -> None:
+    ours = {"pruner": "none", "prune_keep_moments": True}
+    result = run_recbole_prune("BPR", DATASET, config_dict={**settings, **ours})
+    file = Path(result["folder"]) / result["chosen"]["checkpoint_file"]
+    state = torch.load(file, weights_only=False)["optimizer"]["state"]
+    assert {name for moments in state.values() for name in moments} == {"step", "exp_avg", "exp_avg_sq"}
+
+
 @pytest.mark.parametrize(("keep", "stay"), [("all", [0, 1, 2]), ("chosen", [0, 2]), ("none", [])])
 def test_what_stays(keep: str, stay: list[int], again: Any, caplog: pytest.LogCaptureFixture) -> None:
     before = beside_checkpoints(folder_of(Path("pruned")))
