@@ -201,10 +201,8 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
-        for fresh in (False, True):
-            with pytest.raises(StoreError, match=r"another process is working in .*run"):
-                RunFolder(path).open(fresh=fresh)
-        assert not list(tmp_path.glob("run.old-*"))
+        with pytest.raises(StoreError, match=r"another process is working in .*run"):
+            RunFolder(path).open()
     finally:
         holder.kill()
         holder.communicate()
@@ -234,10 +232,13 @@ def test_a_file_system_without_locks_does_not_blame_another_process(
     folder.close()
 
 
-def test_fresh_moves_an_older_run_aside(tmp_path: Path) -> None:
+def test_starting_over_moves_an_older_run_aside(tmp_path: Path) -> None:
     for content in (b"first", b"second", b"third"):
         folder = RunFolder(tmp_path / "run")
-        folder.open(fresh=True)
+        folder.open()
+        assert folder.is_empty() == (content == b"first")
+        if not folder.is_empty():
+            folder.start_over()
         assert files_of(folder.path) == {".lock"}
         folder.write("config.yaml", content)
         folder.close()
@@ -247,11 +248,12 @@ def test_fresh_moves_an_older_run_aside(tmp_path: Path) -> None:
     assert not (tmp_path / "run.old-3").exists()
 
 
-def test_fresh_keeps_the_lock_on_the_new_folder(tmp_path: Path) -> None:
+def test_starting_over_locks_the_new_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").path.mkdir()
     (tmp_path / "run" / "config.yaml").write_bytes(b"")
     folder = RunFolder(tmp_path / "run")
-    folder.open(fresh=True)
+    folder.open()
+    folder.start_over()
     with pytest.raises(StoreError, match="another process"):
         RunFolder(tmp_path / "run").open()
     folder.close()

@@ -18,6 +18,7 @@ from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
+from recbole_prune.run import checkpoints
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import SCOPE, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket
@@ -106,8 +107,12 @@ class Experiment:
         return MaskSet.from_bytes(self.folder.read(ticket.mask_file, ticket.mask_sha256), self.scope)
 
     def checkpoint_of(self, ticket: Ticket) -> dict[str, Any]:
-        """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled."""
-        data = self.folder.read(ticket.checkpoint_file, ticket.checkpoint_sha256)
+        """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled.
+
+        Raises:
+            StoreError: it was not kept, or it is damaged.
+        """
+        data = checkpoints.read(self.folder, ticket)
         checkpoint: dict[str, Any] = torch.load(BytesIO(data), map_location="cpu", weights_only=False)
         return checkpoint
 

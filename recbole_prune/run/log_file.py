@@ -19,10 +19,16 @@ class PlainFormatter(logging.Formatter):
 
 
 class LogFile(logging.FileHandler):
-    """Takes every record until the disk takes no more: then it says so once, and the run goes on without it."""
+    """Takes every record until the disk takes no more: then it says so once, and the run goes on without it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        held: keep records in memory until :meth:`write_held`, since the folder may become that of another run.
+    """
+
+    def __init__(self, path: Path, *, held: bool = False) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
+        self._held: list[logging.LogRecord] | None = [] if held else None
         self.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
         self._given_up = False
 
@@ -30,10 +36,19 @@ class LogFile(logging.FileHandler):
         """Write a record."""
         if self._given_up:
             return
+        if self._held is not None:
+            self._held.append(record)
+            return
         try:
             super().emit(record)
         except OSError:  # the file cannot be opened
             self.handleError(record)
+
+    def write_held(self) -> None:
+        """Write what was held, and from now on every record at once."""
+        held, self._held = self._held or [], None
+        for record in held:
+            self.emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it
         """Give up on an error of the disk; report others as logging does."""
@@ -46,6 +61,7 @@ class LogFile(logging.FileHandler):
 
     def close(self) -> None:
         """Close the file, whatever of it is on the disk."""
+        self.write_held()
         try:
             super().close()
         except OSError:

@@ -42,6 +42,7 @@ def adopt_dense(experiment: Experiment) -> None:
     if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:
         return
     scope = read_record(folder.path)["scope"]
+    unkept = []
     for other in _others(folder.path):
         if read_record(other)["scope"] != scope:
             continue
@@ -49,6 +50,9 @@ def adopt_dense(experiment: Experiment) -> None:
         try:
             dense = next((t for t in map(Ticket.from_record, source.tickets()) if t.ticket == 0), None)
             if dense is None or dense.mask_file is None or dense.mask_sha256 is None:
+                continue
+            if not source.has(dense.checkpoint_file):
+                unkept.append(other.name)
                 continue
             method = {key: value for key, value in dense.method.items() if not key.startswith("rewind_")}
             if settings.prune_rewind == "late":
@@ -68,6 +72,8 @@ def adopt_dense(experiment: Experiment) -> None:
         experiment.load_journal()
         experiment.logger.info(f"ticket 0 is the dense model that {other.name} trained with the same settings")
         return
+    if unkept:
+        experiment.logger.info(f"no dense model to share: {', '.join(unkept)} did not keep its checkpoint of ticket 0")
 
 
 class SiblingRow(NamedTuple):

@@ -120,8 +120,8 @@ class RunFolder:
         self.path = path
         self._lock: Any = None
 
-    def open(self, *, fresh: bool = False) -> None:
-        """Create and lock the folder; with ``fresh`` an older one is moved aside to ``<name>.old-N``.
+    def open(self) -> None:
+        """Create and lock the folder.
 
         Raises:
             StoreError: it is not writable, another process works in it, or something stands in the place of a file.
@@ -130,16 +130,27 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_what_is_in_the_way()
         self._acquire()
-        if fresh and any(child.name != ".lock" for child in self.path.iterdir()):
-            self.close()
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-                number += 1
-            with _explained(aside):
-                os.rename(self.path, aside)
-                self.path.mkdir()
-            self._acquire()
         self._sweep()
+
+    def is_empty(self) -> bool:
+        """Whether nothing but the lock is in it."""
+        return all(child.name == ".lock" for child in self.path.iterdir())
+
+    def start_over(self) -> None:
+        """Move what is there aside, to ``<name>.old-N``, and lock a new folder in its place.
+
+        Raises:
+            StoreError: it cannot be moved, or another process was faster.
+        """
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.check_present()
+        self.close()
+        with _explained(aside):
+            os.rename(self.path, aside)
+            self.path.mkdir()
+        self._acquire()
 
     def _acquire(self) -> None:
         handle = self._open_lock()
@@ -227,6 +238,15 @@ class RunFolder:
         self.check_present()
         write_atomic(self.path / name, data)
         return sha256(data)
+
+    def has(self, name: str) -> bool:
+        """Whether a file of the folder is there.
+
+        Raises:
+            StoreError: the run folder is gone.
+        """
+        self.check_present()
+        return (self.path / name).exists()
 
     def remove(self, name: str) -> None:
         """Remove a file of the folder, if it is there."""
