@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.report.compare import compare_table
     from recbole_prune.report.dry_run import describe_plan
-    from recbole_prune.run.store import write_atomic
+    from recbole_prune.run.files import write_atomic
 
     records: list[dict[str, Any]] = []
     for seed in own["seeds"]:

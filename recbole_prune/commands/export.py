@@ -37,14 +37,14 @@ def main(words: Sequence[str]) -> int:
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.workshop import Workshop
 
-    record = provenance.read_record(path)
+    folder = RunFolder(path)
+    record = provenance.read_record(folder)
     if record.get("own_model"):
         raise ConfigError(
             f"export: --run={path} trained a model class of your own, which only your program has: "
             "call run_recbole_prune again with the same settings and export_ticket=N"
         )
     config = PruneConfig.from_plain_settings({**record["settings"], **options}, download=False)
-    folder = RunFolder(path)
     folder.open()
     try:
         provenance.require_same_data(config, folder)
