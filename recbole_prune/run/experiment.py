@@ -157,13 +157,23 @@ class Experiment:
         return float(calculate_valid_score(result, self.config["valid_metric"].lower()))
 
     def trained_model(self, ticket: Ticket) -> MaskAware:
-        """The model of a finished ticket with its best weights, as RecBole would test it."""
+        """The model of a finished ticket with its best weights, as RecBole would test it.
+
+        Raises:
+            StoreError: its files are damaged, or it was trained on another dataset.
+        """
         masks = None if ticket.mask_file is None else self.masks_of(ticket)
         model = self.workshop.build_model(ticket.changes)
         checkpoint = self.checkpoint_of(ticket)
         model.storage = "masked"  # an export reads whole tables
-        model.set_masks(masks)
-        model.load_state_dict(checkpoint["state_dict"])
+        try:
+            model.set_masks(masks)
+            model.load_state_dict(checkpoint["state_dict"])
+        except (RuntimeError, IndexError, KeyError) as error:
+            raise StoreError(
+                f"{self.folder.path / ticket.checkpoint_file} does not fit {self.config['model']} as it is built from "
+                f"dataset {self.config['dataset']}: {' '.join(str(error).split())}"
+            ) from error
         model.load_other_parameter(checkpoint.get("other_parameter"))
         model.eval()
         return model

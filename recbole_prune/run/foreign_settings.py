@@ -8,7 +8,6 @@ out: a run may have had it, and rebuilding a model needs none of it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import TICKET
 from recbole_prune.config import host, names, schema, values
 from recbole_prune.config.fingerprint import WITHOUT_EFFECT
+from recbole_prune.data.saved import NOWHERE, OPENING
 from recbole_prune.errors import ArtifactError, ConfigError
 
 # of the settings without effect on a result, those that say where the data and the devices are
@@ -38,11 +38,8 @@ _LONGEST_PADDING = 1000
 _NO_CHECKPOINT = "none"
 # RecBole would unpickle files that it finds at these places
 _NO_PICKLES = {
-    "checkpoint_dir": os.path.join(os.devnull, "none"),
-    "dataset_save_path": None,
-    "dataloaders_save_path": None,
-    "save_dataset": False,
-    "save_dataloaders": False,
+    "checkpoint_dir": NOWHERE,
+    **OPENING,
 }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -20,6 +19,7 @@ from recbole_prune.artifact.encoding import Array
 from recbole_prune.artifact.files import TICKET
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.errors import ArtifactError, ConfigError, PruneError
 from recbole_prune.run.foreign_settings import settings_of
 from recbole_prune.scoring.probe import load_state, tensors_of
