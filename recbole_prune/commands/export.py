@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         artifact = export_chosen(experiment, tickets, Path(to).absolute() if to else path / "artifact")
     finally:
         folder.close()
-    print(f"artifact: {artifact}")
+    print(f"artifact: {printable(str(artifact))}")
     return 0
 
 
