@@ -33,6 +33,9 @@ _LONGEST_SEPARATOR = 3
 # RecBole pads every sequence to this length, whatever the data have
 _PADDED_TO = "MAX_ITEM_LIST_LENGTH"
 _LONGEST_PADDING = 1000
+# widths, layers and counts of a model, where no tensor is as large: up to this, or a multiple of RecBole's default
+_LARGEST_NUMBER = 10_000
+_TIMES_DEFAULT = 100
 
 # what a constructor is told where it looks for a checkpoint; it is given the artifact's weights instead
 _NO_CHECKPOINT = "none"
@@ -74,6 +77,7 @@ def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -
         values.check_values({name: value}, [name], model if isinstance(model, str) else model.__name__)
     except ConfigError as error:
         raise ArtifactError(f"{fields.path}: {fields.place}.{error}") from error
+    _refuse_absurd(fields, name, model if isinstance(model, str) else model.__name__, artifact)
     if name in EVALUATED:
         return fields.text(name, EVALUATED[name])
     if name in CHECKPOINTS and value:
@@ -90,6 +94,17 @@ def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -
         histories = np.diff(artifact.seen.indptr.astype(np.int64))
         return fields.whole(name, max(_LONGEST_PADDING, int(histories.max(initial=0))))
     return value
+
+
+def _refuse_absurd(fields: Fields, name: str, model: str, artifact: Artifact) -> None:
+    """Refuse a whole number with which building the model would take hours, or all memory: a billion layers."""
+    usual, given = (values.numbers_in(each) for each in (values.default_of(name, model), fields.values[name]))
+    if not usual or not given:
+        return
+    dimensions = (size for tensor in artifact.tensors.values() for size in tensor.shape)
+    most = max(_LARGEST_NUMBER, _TIMES_DEFAULT * max(usual), *dimensions)
+    if max(given) > most:
+        raise fields.wrong(name, f"at most {most}, unless you say otherwise in load_ticket(folder, config_dict)")
 
 
 def _stays_in_folder(part: object) -> bool:
