@@ -173,6 +173,13 @@ def test_settings_that_recbole_fails_on_end_in_one_line(folder: Path, changes: d
     assert nn.Parameter.__new__.__qualname__ == "Parameter.__new__"
 
 
+def test_how_long_a_model_was_trained_is_no_size(folder: Path) -> None:
+    artifact = read_artifact(set_to(folder, model="MultiVAE", total_anneal_steps=10**9, latent_dimension=10**9))
+    with pytest.raises(ArtifactError, match=r"settings.latent_dimension must be at most 12800"):
+        settings_of(artifact, {})
+    assert settings_of(artifact, {"latent_dimension": 8})["total_anneal_steps"] == 10**9
+
+
 @pytest.mark.parametrize(
     "build",
     [

@@ -8,6 +8,7 @@ out: a run may have had it, and rebuilding a model needs none of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ _LONGEST_PADDING = 1000
 # widths, layers and counts of a model, where no tensor is as large: up to this, or a multiple of RecBole's default
 _LARGEST_NUMBER = 10_000
 _TIMES_DEFAULT = 100
+_DURATION = re.compile(r"\w+_(?:steps?|epochs|interval)")  # of a training, which a rebuilt model does not go through
 
 # what a constructor is told where it looks for a checkpoint; it is given the artifact's weights instead
 _NO_CHECKPOINT = "none"
@@ -99,7 +101,7 @@ def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -
 def _refuse_absurd(fields: Fields, name: str, model: str, artifact: Artifact) -> None:
     """Refuse a whole number with which building the model would take hours, or all memory: a billion layers."""
     usual, given = (values.numbers_in(each) for each in (values.default_of(name, model), fields.values[name]))
-    if not usual or not given:
+    if not usual or not given or _DURATION.fullmatch(name):
         return
     dimensions = (size for tensor in artifact.tensors.values() for size in tensor.shape)
     most = max(_LARGEST_NUMBER, _TIMES_DEFAULT * max(usual), *dimensions)
