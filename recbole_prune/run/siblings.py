@@ -72,9 +72,8 @@ def adopt_dense(experiment: Experiment) -> None:
 
 
 def _dense_of(other: RunFolder) -> Ticket | None:
-    """Ticket 0 of another run, with masks; None where there is none."""
-    tickets = map(Ticket.from_record, other.tickets())
-    return next((ticket for ticket in tickets if ticket.ticket == 0 and ticket.mask_file is not None), None)
+    """Ticket 0 of another run, None where it has none."""
+    return next((ticket for ticket in map(Ticket.from_record, other.tickets()) if ticket.ticket == 0), None)
 
 
 def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
