@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ LINE = {"ticket": 0, "seed": 2020}
 POINT = f"{RESUME}/point.json"
 
 
-def begun(path: Path, seed: int, sealed: bool = True) -> RunFolder:
+@cache
+def original(seed: int, sealed: bool) -> Path:
     """A folder with one finished ticket and a resume point of the next, as versions with and without seals leave it."""
+    path = Path(tempfile.mkdtemp(prefix="seals-"))
+    atexit.register(shutil.rmtree, path)
     folder = RunFolder(path)
     folder.open()
     if sealed:
@@ -37,7 +43,12 @@ def begun(path: Path, seed: int, sealed: bool = True) -> RunFolder:
     folder.write_summary({"seed": seed})
     folder.write(CONFIG, f"settings: {{seed: {seed}}}\n".encode())
     folder.close()
-    return RunFolder(path)
+    return path
+
+
+def begun(path: Path, seed: int, sealed: bool = True) -> RunFolder:
+    """A copy of it."""
+    return RunFolder(shutil.copytree(original(seed, sealed), path))
 
 
 def read_all(folder: RunFolder) -> tuple[Any, ...]:
