@@ -79,6 +79,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile) -> RunResult:
     if notice:
         getLogger().warning(notice)
     workshop = _start_over(config, folder, log) if config.settings.fresh else None
+    provenance.require_same_run(config, folder)
     data = provenance.require_same_data(config, folder)
     # reads and checks the data, before what is written binds the folder to it
     workshop = workshop or Workshop(config)
@@ -115,7 +116,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile) -> RunResult:
     )
     try:
         result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
-        folder.write_json("summary.json", summary_of(result))
+        folder.write_summary(summary_of(result))
         checkpoints.keep(config.settings.prune_keep_checkpoints, folder, experiment.tickets.values(), chosen)
     except PruneError as error:  # what was trained and found is not lost by that
         return replace(result, failure=error)

@@ -26,6 +26,7 @@ from recbole_prune.config.values import check_values
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners.base import Pruner
 from recbole_prune.run.provenance import read_record
+from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 
@@ -363,4 +364,4 @@ def test_data_in_which_nothing_was_trained_binds_no_folder(settings: dict[str, A
     assert (folder / "masks" / "ticket-000.safetensors").read_bytes() == (
         elsewhere / "masks" / "ticket-000.safetensors"
     ).read_bytes()
-    assert read_record(folder)["data_sha256"] == read_record(elsewhere)["data_sha256"]
+    assert read_record(RunFolder(folder))["data_sha256"] == read_record(RunFolder(elsewhere))["data_sha256"]

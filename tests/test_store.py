@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from recbole_prune.errors import StoreError
 from recbole_prune.run import store
-from recbole_prune.run.store import JOURNAL, RESUME, RunFolder, canonical, sha256, write_atomic
+from recbole_prune.run.files import write_atomic
+from recbole_prune.run.seals import canonical, sha256
+from recbole_prune.run.store import JOURNAL, RESUME, SUMMARY, RunFolder
 
 RECORD = {
     "ticket": 1,
@@ -327,7 +329,7 @@ def test_folders_with_temporary_names_do_no_harm(tmp_path: Path) -> None:
 def test_a_pipe_is_not_read(folder: RunFolder) -> None:
     os.mkfifo(folder.path / "scope.json")
     with pytest.raises(StoreError, match=r"cannot read .*scope\.json: it is not a file"):
-        folder.read_sealed("scope.json")
+        folder.read_scope()
 
 
 # ---- files and their hashes
@@ -344,13 +346,21 @@ def test_read_checks_the_hash(folder: RunFolder) -> None:
         folder.read("other", digest)
 
 
-def test_json_is_readable_and_hashed(folder: RunFolder) -> None:
-    digest = folder.write_json("summary.json", {"b": [1, None], "a": "größe"})
-    data = folder.read("summary.json", digest)
-    assert json.loads(data) == {"b": [1, None], "a": "größe"} and "größe" in data.decode()
+def test_the_summary_is_readable_and_sealed(folder: RunFolder) -> None:
+    record = {"b": [1, None], "a": "größe"}
+    folder.write_summary(record)
+    file = folder.path / SUMMARY
+    data = file.read_bytes()
+    assert folder.read_summary() == record and "größe" in data.decode() and b"\n" in data.strip()
     with pytest.raises(ValueError, match="JSON"):
-        folder.write_json("summary.json", {"a": float("nan")})
-    assert folder.read("summary.json", digest) == data
+        folder.write_summary({"a": float("nan")})
+    assert file.read_bytes() == data
+    for position in range(len(data.strip())):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(StoreError, match=r"summary\.json is damaged"):
+            folder.read_summary()
+    folder.write_summary(record)
+    assert file.read_bytes() == data
 
 
 # ---- the journal

@@ -7,15 +7,17 @@ import re
 import sys
 from pathlib import Path
 
+from recbole_prune.errors import printable_lines
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class PlainFormatter(logging.Formatter):
-    """Without the colours in RecBole's messages."""
+    """Without the colours in RecBole's messages; other control characters, of paths and settings, are shown as text."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
-        return _COLOURS.sub("", super().format(record))
+        return printable_lines(_COLOURS.sub("", super().format(record)))
 
 
 class LogFile(logging.FileHandler):
