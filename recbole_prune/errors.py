@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """The text with :func:`printable` applied to each of its lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 class PruneError(Exception):
     """Base of all errors of this package; the command line prints its text, one line, and exits with status 2."""
 

@@ -10,11 +10,13 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
-from recbole_prune.run import provenance, siblings
+from recbole_prune.report.dry_run import planned
+from recbole_prune.run import checkpoints, provenance, siblings
 from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
+from recbole_prune.run.log_file import LogFile
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
@@ -35,10 +37,10 @@ def run(config: PruneConfig) -> RunResult:
     """
     check_selection(config, config.external_config_dict)
     folder = RunFolder(run_path(config))
-    folder.open(fresh=config.settings.fresh)
+    folder.open()
     try:
-        with log_of_run(config, folder.path):
-            return _run(config, folder)
+        with log_of_run(config, folder.path) as log:
+            return _run(config, folder, log)
     except OSError:  # of a library that writes there
         folder.check_present()
         raise
@@ -61,12 +63,26 @@ def notice_of(config: PruneConfig) -> str | None:
     return notice
 
 
-def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
+def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile) -> Workshop:
+    """Move an older run aside, once data, model and settings of the new one are checked."""
+    workshop = Workshop(config)
+    if not folder.is_empty():
+        with planned(workshop):
+            pass
+        folder.start_over()
+    log.write_held()
+    return workshop
+
+
+def _run(config: PruneConfig, folder: RunFolder, log: LogFile) -> RunResult:
     notice = notice_of(config)
     if notice:
         getLogger().warning(notice)
+    workshop = _start_over(config, folder, log) if config.settings.fresh else None
+    provenance.require_same_run(config, folder)
     data = provenance.require_same_data(config, folder)
-    workshop = Workshop(config)  # reads and checks the data, before what is written binds the folder to it
+    # reads and checks the data, before what is written binds the folder to it
+    workshop = workshop or Workshop(config)
     provenance.record(config, folder, data)
     experiment = Experiment(workshop, folder)
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
@@ -100,7 +116,8 @@ def _run(config: PruneConfig, folder: RunFolder) -> RunResult:
     )
     try:
         result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
-        folder.write_json("summary.json", summary_of(result))
+        folder.write_summary(summary_of(result))
+        checkpoints.keep(config.settings.prune_keep_checkpoints, folder, experiment.tickets.values(), chosen)
     except PruneError as error:  # what was trained and found is not lost by that
         return replace(result, failure=error)
     return result

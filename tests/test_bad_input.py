@@ -24,7 +24,9 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.values import check_values
 from recbole_prune.errors import PruneError
+from recbole_prune.pruners.base import Pruner
 from recbole_prune.run.provenance import read_record
+from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 
@@ -296,6 +298,36 @@ def test_damaged_file_is_named_and_left_alone(settings: dict[str, Any], name: st
     assert (folder.parent / f"{folder.name}.old-1" / name).read_bytes() == before[name]
 
 
+def test_starting_over_moves_nothing_before_data_and_model_are_checked(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "copy"
+    shutil.copytree(settings["data_path"], data)
+    settings.update(data_path=str(data), pruner="none", epochs=1)
+    folder = Path(run(settings)["folder"])
+    (folder / "tickets.jsonl").write_bytes(b"damaged")
+    before = snapshot(folder)
+    inter = data / DATASET / f"{DATASET}.inter"
+    good = inter.read_text()
+
+    inter.write_text(good.replace("\t", ","))
+    with pytest.raises(PruneError, match="RecBole cannot load the dataset"):
+        run(settings, fresh=True)
+    inter.write_text(good)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruner, "check", kill)
+        with pytest.raises(Killed):
+            run(settings, fresh=True)
+    assert snapshot(folder) == before and list(folder.parent.iterdir()) == [folder]
+
+    old_log = (folder / "log.txt").read_bytes()
+    inter.write_text("".join(good.splitlines(keepends=True)[:-1]))  # other data
+    assert len(run(settings, fresh=True)["tickets"]) == 1
+    aside = folder.parent / f"{folder.name}.old-1"
+    assert snapshot(aside) == before and (aside / "log.txt").read_bytes() == old_log
+    assert "The number of users" in (folder / "log.txt").read_text()
+
+
 def test_changed_data_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     data = tmp_path / "copy"
     shutil.copytree(settings["data_path"], data)
@@ -332,4 +364,4 @@ def test_data_in_which_nothing_was_trained_binds_no_folder(settings: dict[str, A
     assert (folder / "masks" / "ticket-000.safetensors").read_bytes() == (
         elsewhere / "masks" / "ticket-000.safetensors"
     ).read_bytes()
-    assert read_record(folder)["data_sha256"] == read_record(elsewhere)["data_sha256"]
+    assert read_record(RunFolder(folder))["data_sha256"] == read_record(RunFolder(elsewhere))["data_sha256"]

@@ -262,7 +262,8 @@ def test_settings_that_change_no_result_do_not_change_the_hash(build):
     said = build(
         "--show_progress=False", "--state=ERROR", "--gpu_id=", "--use_gpu=False", "--checkpoint_dir=x",
         "--output_dir=y", "--fresh=True", "--dry_run=True", "--export_ticket=2", "--export_values=int8",
-        "--export_vectors=True", "--prune_save_interval=5", "--log_wandb=False", "--wandb_project=p", "--data_path=z",
+        "--export_vectors=True", "--prune_save_interval=5", "--prune_keep_checkpoints=none",
+        "--prune_keep_moments=True", "--log_wandb=False", "--wandb_project=p", "--data_path=z",
         "--recipe_notice=n",
         pruner="imp",
     )  # fmt: skip

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
 import random
 import re
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import hostile
+import numpy as np
 import pytest
+import torch
 from hostile import clear_line, contents, repair
 from marks import slow_but
 from test_artifact import reseal
@@ -28,7 +32,7 @@ from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.schema import known_keys
 from recbole_prune.errors import ArtifactError, ConfigError, PruneError
 from recbole_prune.run.foreign_settings import settings_of
-from recbole_prune.run.rebuild import load_ticket
+from recbole_prune.run.rebuild import _constructing_from, load_ticket
 from recbole_prune.scoring.probe import disagreement
 
 
@@ -124,6 +128,7 @@ def test_all_that_models_of_recbole_evaluate_or_open_is_known() -> None:
         ({"embedding_size": [8]}, "settings.embedding_size=.* is not allowed"),
         ({"embedding_size": True}, "settings.embedding_size=True is not allowed"),
         ({"embedding_size": -1}, "settings.embedding_size=-1 is not allowed"),
+        ({"embedding_size": 10**9}, "settings.embedding_size must be at most 10000, unless you say otherwise in load_"),
         ({"seed": "x"}, "settings.seed=x is not allowed"),
         ({"seed": 10**19}, "settings.seed=10000000000000000000 is not allowed"),
         ({"LABEL_FIELD": {}}, "settings.LABEL_FIELD={} is not allowed: RecBole takes text"),
@@ -144,10 +149,9 @@ def test_settings_of_an_artifact_are_checked_and_named(folder: Path, changes: di
 @pytest.mark.parametrize(
     ("changes", "words"),
     slow_but(
-        [({"embedding_size": 10**7}, "settings: .*ask for far more than the")],
+        [({"embedding_size": 10**4}, "settings: .*ask for far more than the")],
         [
-            ({"embedding_size": 10**7}, "settings: .*ask for far more than the"),
-            ({"embedding_size": 10**15}, "ticket.json: the weights do not fit BPR"),
+            ({"embedding_size": 10**4}, "settings: .*ask for far more than the"),
             ({"data_path": "nowhere\0", "dataset": "ml-1m"}, r"is not in nowhere.x00: name the folder"),
             ({"data_path": "nowhere", "dataset": "ml-1m"}, "dataset ml-1m is not in nowhere: name the folder"),
             ({"metrics": {"a": 1}}, "settings: "),
@@ -166,7 +170,30 @@ def test_settings_that_recbole_fails_on_end_in_one_line(folder: Path, changes: d
     with pytest.raises((ArtifactError, ConfigError), match=words) as caught:
         load_ticket(set_to(folder, **changes))
     assert clear_line(caught.value)
-    assert nn.Module.register_parameter.__qualname__ == "Module.register_parameter"
+    assert nn.Parameter.__new__.__qualname__ == "Parameter.__new__"
+
+
+def test_how_long_a_model_was_trained_is_no_size(folder: Path) -> None:
+    artifact = read_artifact(set_to(folder, model="MultiVAE", total_anneal_steps=10**9, latent_dimension=10**9))
+    with pytest.raises(ArtifactError, match=r"settings.latent_dimension must be at most 12800"):
+        settings_of(artifact, {})
+    assert settings_of(artifact, {"latent_dimension": 8})["total_anneal_steps"] == 10**9
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: copy.deepcopy(nn.Linear(2, 2)),  # as transformers build their layers
+        lambda: nn.Linear(2, 2),
+        lambda: nn.Parameter(torch.empty(2)),  # before any module has it
+        lambda: nn.Embedding(10**6, 10**3),
+    ],
+)
+def test_a_constructor_makes_no_more_weights_than_the_artifact_may_need(build: Any) -> None:
+    kept: list[Any] = []
+    with pytest.raises(RuntimeError, match="far more than the 3 entries"), _constructing_from({"a": np.zeros(3)}):
+        kept.extend(build() for _ in count())
+    assert len(kept) <= 1008 and nn.Parameter(torch.ones(1)).numel() == 1
 
 
 def test_a_pipe_among_the_data_is_not_waited_for(folder: Path, tmp_path: Path) -> None:

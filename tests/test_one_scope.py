@@ -84,7 +84,7 @@ def test_the_decision_is_what_a_real_training_shows(
 def test_masks_are_read_without_a_model(tiny_data: Path) -> None:
     result, _ = run(tiny_data, "BPR", pruner="omp")
     folder = RunFolder(Path(result["folder"]))
-    scope = Scope.from_json(folder.read_sealed(SCOPE))
+    scope = Scope.from_json(folder.read_scope())
     ticket = Ticket.from_record(folder.tickets()[1])
     masks = MaskSet.from_bytes(folder.read(ticket.mask_file, ticket.mask_sha256), scope)
     assert (masks.kept, masks.prunable) == (ticket.kept, ticket.prunable)
@@ -136,13 +136,14 @@ def test_a_folder_of_version_0_1_0_keeps_the_scope_it_had(tiny_data: Path) -> No
     """There the journal says what the dense training never moved, and no scope is stored."""
     result, settings = run(tiny_data, "LR", pruner="omp")
     folder = RunFolder(Path(result["folder"]))
-    scope = Scope.from_json(folder.read_sealed(SCOPE))
+    scope = Scope.from_json(folder.read_scope())
     left = [e.name for e in scope.exclusions if e.reason == UNTRAINED]
     records = folder.tickets()
     Path(folder.path, "tickets.jsonl").unlink()
+    Path(folder.path, SCOPE).unlink()
+    folder = RunFolder(folder.path)
     for record in records:
         folder.append_ticket({**record, "untrained": left if record["ticket"] == 0 else []})
-    Path(folder.path, SCOPE).unlink()
     experiment = experiment_of(result, "LR", settings)
     assert [t.name for t in experiment.scope] == [t.name for t in scope] and experiment.scope.prunable == scope.prunable
     assert experiment.masks_of(experiment.tickets[1]).kept == records[1]["kept"]

@@ -84,13 +84,13 @@ def test_every_use_of_a_folder_that_is_gone_says_so(way: str, tmp_path: Path) ->
         copy.rename(folder.path)
     uses = [
         lambda: folder.write("file", b"new"),
-        lambda: folder.write_json("file", {}),
+        lambda: folder.write_summary({}),
         lambda: folder.append_ticket({"ticket": 0}),
         lambda: folder.save_resume(0, 1, b"state", {}),
         lambda: folder.load_resume(0),
         lambda: folder.subfolder("tensorboard"),
         lambda: folder.read("file", digest),
-        lambda: folder.read_sealed("file"),
+        lambda: folder.read_scope(),
     ]
     for use in uses:
         with pytest.raises(PruneError, match=r"run was deleted or moved while this run was working in it"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,12 @@ from marks import slow_but
 from test_plain_equality import plain_recbole
 from zoo import DATASET, config_for
 
-from recbole_prune import load_ticket, run_recbole_prune
-from recbole_prune.errors import ConfigError
+from recbole_prune import PruneConfig, load_ticket, run_recbole_prune
+from recbole_prune.artifact import read_artifact
+from recbole_prune.cli import main
+from recbole_prune.data.saved import create_dataset
+from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 QUICK = [("save_dataloaders", "BPR")]
@@ -81,3 +89,82 @@ def test_loaders_that_recbole_cannot_save_are_refused_in_one_line(tiny_data: Pat
     with pytest.raises(ConfigError, match="RecBole cannot .*KnowledgeBasedDataLoader") as caught:
         run_recbole_prune("CKE", DATASET, config_dict=settings)
     assert "\n" not in str(caught.value)
+
+
+# ---- pickles that nobody asked for
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("pwned",)
+
+
+NAMES = {"dataset_save_path": f"{DATASET}-Dataset.pth", "dataloaders_save_path": f"{DATASET}-for-BPR-dataloader.pth"}
+
+
+@pytest.fixture
+def bombs() -> Path:
+    """What somebody has put into the working directory, where RecBole looks."""
+    Path("saved").mkdir()
+    for name in NAMES.values():
+        Path("saved", name).write_bytes(pickle.dumps(Bomb()))
+    return Path("saved")
+
+
+def bpr(data: Path, **changes: Any) -> dict[str, Any]:
+    settings = {**config_for("BPR", data), "epochs": 1, "pruner": "none", **changes}
+    settings.pop("checkpoint_dir", None)
+    return settings
+
+
+def test_a_pickle_that_no_setting_names_is_not_opened(
+    tiny_data: Path, bombs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = PruneConfig("BPR", DATASET, config_dict=bpr(tiny_data))
+    before = dict(config.final_config_dict)
+    workshop = Workshop(config)
+    assert len(workshop.train_data) and config.final_config_dict == before and not Path("pwned").exists()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    for setting, name in NAMES.items():
+        [line] = [text for text in said if f"{bombs / name} is there and was not opened" in text]
+        assert f"--{setting}={bombs / name}" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("setting", [*NAMES, "save_dataset", "save_dataloaders"])
+def test_the_settings_that_ask_for_a_pickle_open_it(setting: str, tiny_data: Path, bombs: Path) -> None:
+    value = str(bombs / NAMES[setting]) if setting in NAMES else True
+    with pytest.raises(PruneError):
+        Workshop(PruneConfig("BPR", DATASET, config_dict=bpr(tiny_data, **{setting: value})))
+    assert Path("pwned").exists()
+
+
+def test_a_dataset_that_is_a_pickle_only_has_to_be_named(bombs: Path, tmp_path: Path) -> None:
+    settings = bpr(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=rf"no folder .* opened only if it is named: --dataset_save_path={bombs}"):
+        PruneConfig("BPR", DATASET, config_dict=settings)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_of_a_run_does_not_say_which_pickle_export_opens(
+    tiny_data: Path, bombs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dataset of the run was smaller than its files: only with it there is an artifact."""
+    few = tmp_path / "few" / DATASET
+    few.mkdir(parents=True)
+    for file in (tiny_data / DATASET).iterdir():
+        lines = file.read_text().splitlines(keepends=True)
+        (few / file.name).write_text("".join(lines[: len(lines) // 2] if file.suffix == ".inter" else lines))
+    small = create_dataset(PruneConfig("BPR", DATASET, config_dict=bpr(tmp_path / "few")))
+    (tmp_path / "small.pth").write_bytes(pickle.dumps(small))
+    named = str(tmp_path / "small.pth")
+    folder = run_recbole_prune("BPR", DATASET, config_dict=bpr(tiny_data, dataset_save_path=named))["folder"]
+    (tmp_path / "small.pth").rename(tmp_path / "kept.pth")
+    shutil.copy(bombs / NAMES["dataset_save_path"], named)
+    assert main(["export", f"--run={folder}", "--to=out"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "does not fit" in line and f"the saved dataset {named} of the run is a pickle" in caplog.text
+    assert main(["export", f"--run={folder}", "--to=out", f"--dataset_save_path={tmp_path / 'kept.pth'}"]) == 0
+    assert read_artifact("out").info["dataset"] == DATASET and not Path("pwned").exists()

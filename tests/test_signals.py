@@ -130,7 +130,7 @@ MOMENTS = [
     ("SIGHUP", os, "replace", 1, "tickets.jsonl"),
     ("SIGINT", replacing, "_write_synced", 2, ""),
     ("SIGTERM", replacing, "_sync_folder", 1, ""),
-    ("SIGTERM", RunFolder, "write_json", 1, ""),
+    ("SIGTERM", RunFolder, "write_summary", 1, ""),
     (None, None, None, 0, ""),
 ]
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from recbole_prune.errors import StoreError
 from recbole_prune.run import store
-from recbole_prune.run.store import JOURNAL, RESUME, RunFolder, canonical, sha256, write_atomic
+from recbole_prune.run.files import write_atomic
+from recbole_prune.run.seals import canonical, sha256
+from recbole_prune.run.store import JOURNAL, RESUME, SUMMARY, RunFolder
 
 RECORD = {
     "ticket": 1,
@@ -201,10 +203,8 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
-        for fresh in (False, True):
-            with pytest.raises(StoreError, match=r"another process is working in .*run"):
-                RunFolder(path).open(fresh=fresh)
-        assert not list(tmp_path.glob("run.old-*"))
+        with pytest.raises(StoreError, match=r"another process is working in .*run"):
+            RunFolder(path).open()
     finally:
         holder.kill()
         holder.communicate()
@@ -234,10 +234,13 @@ def test_a_file_system_without_locks_does_not_blame_another_process(
     folder.close()
 
 
-def test_fresh_moves_an_older_run_aside(tmp_path: Path) -> None:
+def test_starting_over_moves_an_older_run_aside(tmp_path: Path) -> None:
     for content in (b"first", b"second", b"third"):
         folder = RunFolder(tmp_path / "run")
-        folder.open(fresh=True)
+        folder.open()
+        assert folder.is_empty() == (content == b"first")
+        if not folder.is_empty():
+            folder.start_over()
         assert files_of(folder.path) == {".lock"}
         folder.write("config.yaml", content)
         folder.close()
@@ -247,11 +250,12 @@ def test_fresh_moves_an_older_run_aside(tmp_path: Path) -> None:
     assert not (tmp_path / "run.old-3").exists()
 
 
-def test_fresh_keeps_the_lock_on_the_new_folder(tmp_path: Path) -> None:
+def test_starting_over_locks_the_new_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").path.mkdir()
     (tmp_path / "run" / "config.yaml").write_bytes(b"")
     folder = RunFolder(tmp_path / "run")
-    folder.open(fresh=True)
+    folder.open()
+    folder.start_over()
     with pytest.raises(StoreError, match="another process"):
         RunFolder(tmp_path / "run").open()
     folder.close()
@@ -325,7 +329,7 @@ def test_folders_with_temporary_names_do_no_harm(tmp_path: Path) -> None:
 def test_a_pipe_is_not_read(folder: RunFolder) -> None:
     os.mkfifo(folder.path / "scope.json")
     with pytest.raises(StoreError, match=r"cannot read .*scope\.json: it is not a file"):
-        folder.read_sealed("scope.json")
+        folder.read_scope()
 
 
 # ---- files and their hashes
@@ -342,13 +346,21 @@ def test_read_checks_the_hash(folder: RunFolder) -> None:
         folder.read("other", digest)
 
 
-def test_json_is_readable_and_hashed(folder: RunFolder) -> None:
-    digest = folder.write_json("summary.json", {"b": [1, None], "a": "größe"})
-    data = folder.read("summary.json", digest)
-    assert json.loads(data) == {"b": [1, None], "a": "größe"} and "größe" in data.decode()
+def test_the_summary_is_readable_and_sealed(folder: RunFolder) -> None:
+    record = {"b": [1, None], "a": "größe"}
+    folder.write_summary(record)
+    file = folder.path / SUMMARY
+    data = file.read_bytes()
+    assert folder.read_summary() == record and "größe" in data.decode() and b"\n" in data.strip()
     with pytest.raises(ValueError, match="JSON"):
-        folder.write_json("summary.json", {"a": float("nan")})
-    assert folder.read("summary.json", digest) == data
+        folder.write_summary({"a": float("nan")})
+    assert file.read_bytes() == data
+    for position in range(len(data.strip())):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(StoreError, match=r"summary\.json is damaged"):
+            folder.read_summary()
+    folder.write_summary(record)
+    assert file.read_bytes() == data
 
 
 # ---- the journal

@@ -11,6 +11,7 @@ from recbole_prune.bench.measuring import device_clock
 from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import our_config, scratch_folder, settings_of
+from recbole_prune.errors import printable
 from recbole_prune.run.store import RunFolder
 
 
@@ -26,7 +27,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         result.raise_failure()
         found = result.to_dict()
         add_ours(found["tickets"], seconds, begun and not config.settings.fresh, results)
-        results.notes.append(f"run folder: {found['folder']}")
+        results.notes.append(f"run folder: {printable(found['folder'])}")
         results.save()
         add_plain(lambda: PlainRun(plain_config(config, scratch)).begin(), results, device_clock(config["device"]))
 

@@ -13,7 +13,7 @@ from recbole_prune.config import options as words_of
 from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.options import Option
 from recbole_prune.config.words import launch
-from recbole_prune.errors import ConfigError, printable
+from recbole_prune.errors import ConfigError, printable, printable_lines
 from recbole_prune.signals import on_abort
 
 USAGE = """usage: recbole-prune bench NAME [--own_option=value ...] [--model=BPR --dataset=ml-100k --key=value ...]
@@ -139,13 +139,13 @@ def main(argv: list[str]) -> int:
         from recbole_prune.bench.table import markdown_of_files
 
         words_of.refuse_options("bench table", {}, rest)
-        print("\n".join(map(printable, markdown_of_files(rest).split("\n"))))
+        print(printable_lines(markdown_of_files(rest)))
         return 0
     if name == "generate":
         from recbole_prune.bench.generate import generate
 
         options, _ = words_of.split("bench generate", _GENERATE, rest, words_of.refuse_all)
-        print(generate(**options))
+        print(printable(generate(**options)))
         return 0
     if name not in BENCHMARKS:
         known = (*BENCHMARKS, *_OTHERS)
@@ -179,7 +179,7 @@ def measure(name: str, options: dict[str, Any], words: list[str], command: list[
     def keep() -> None:
         results.save()
         if results.has_samples:
-            print(results.text())
+            print(printable_lines(results.text()))
 
     run: Callable[..., None] = import_module(f"recbole_prune.bench.{benchmark.module}").run
     with on_abort(keep):

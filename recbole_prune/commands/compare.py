@@ -11,7 +11,7 @@ from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.options import Option, describe, refuse_near, split
 from recbole_prune.config.schema import method_names
 from recbole_prune.config.words import launch
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, printable, printable_lines
 
 if TYPE_CHECKING:
     from recbole_prune.run.ticket import Ticket
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.report.compare import compare_table
     from recbole_prune.report.dry_run import describe_plan
-    from recbole_prune.run.store import write_atomic
+    from recbole_prune.run.files import write_atomic
 
     records: list[dict[str, Any]] = []
     for seed in own["seeds"]:
@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
                 changes = {"pruner": pruner, "prune_target_sparsity": sparsity, "seed": seed}
                 config = PruneConfig(asked.model, asked.dataset, asked.files, changes, asked.words)
                 if config.settings.dry_run:
-                    print(f"{describe_plan(config)}\n", flush=True)
+                    print(printable_lines(f"{describe_plan(config)}\n"), flush=True)
                     continue
                 result = quick_start.run(config)
                 for ticket in [*filter(None, [result.dense]), result.chosen]:
@@ -53,11 +53,12 @@ def main(words: Sequence[str]) -> int:
                     folder = str(result.experiment.folder.path)
                     records.append({**changes, "pruner": name, **_facts(ticket), "folder": folder})
                 score = f"validation {result.chosen.valid_score:.4f}"
-                print(f"seed {seed}, sparsity {100 * sparsity:g} %, {pruner}: {score}, in {folder}", flush=True)
+                done = f"seed {seed}, sparsity {100 * sparsity:g} %, {pruner}: {score}, in {folder}"
+                print(printable(done), flush=True)
                 result.raise_failure()
         if not records:  # a dry run: other seeds have the same plans
             return 0
-        print(f"\n{compare_table(records)}\n", flush=True)
+        print(printable_lines(f"\n{compare_table(records)}\n"), flush=True)
     if own["to"]:
         write_atomic(own["to"], json.dumps(records, indent=1).encode())
     return 0

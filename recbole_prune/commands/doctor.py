@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import recbole_prune
 from recbole_prune.config.options import refuse_all
+from recbole_prune.errors import printable_lines
 
 USAGE = "usage: recbole-prune doctor"
 
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     refuse_all("doctor", {}, argv or [])
     sections = examine()
-    print(_render(sections))
+    print(printable_lines(_render(sections)))
     return 2 if any(finding.problem for findings in sections.values() for finding in findings) else 0
 
 

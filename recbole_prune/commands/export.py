@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import getLogger
 from pathlib import Path
 
 from recbole_prune.config.options import Option, describe, refuse_all, some_text, split
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, printable
 
 # read by the config, which says what is allowed
 _OPTIONS = {
     "run": Option(some_text, None, "a folder", "folder of a run", required=True),
     "data_path": Option(some_text, None, "a folder", "what the dataset's folder lies in; default: as in the run"),
+    "dataset_save_path": Option(
+        some_text, None, "a file", "a saved dataset to take: a pickle, open none you do not trust"
+    ),
     "to": Option(some_text, None, "a folder", "where to write the artifact; default: artifact/ in the run folder"),
     "export_ticket": Option(str, None, "", "number of the ticket; default: as the run chooses"),
     "export_values": Option(str, None, "", "fp32, fp16 or int8; default: as in the run"),
@@ -31,20 +35,30 @@ def main(words: Sequence[str]) -> int:
             "a run prints its folder, pruned/<dataset>/<model>/<pruner>-<hash>"
         )
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.data.saved import OPENING
     from recbole_prune.run import provenance
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.export import export_chosen
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.workshop import Workshop
 
-    record = provenance.read_record(path)
+    folder = RunFolder(path)
+    record = provenance.read_record(folder)
     if record.get("own_model"):
         raise ConfigError(
             f"export: --run={path} trained a model class of your own, which only your program has: "
             "call run_recbole_prune again with the same settings and export_ticket=N"
         )
-    config = PruneConfig.from_plain_settings({**record["settings"], **options}, download=False)
-    folder = RunFolder(path)
+    # the folder may come from elsewhere: which pickle is opened is for the user to say, not for its config.yaml
+    settings = {name: value for name, value in record["settings"].items() if name not in OPENING}
+    if record["settings"].get("dataset_save_path") and "dataset_save_path" not in options:
+        getLogger("recbole_prune").warning(
+            printable(
+                f"the saved dataset {record['settings']['dataset_save_path']} of the run is a pickle, which can run "
+                "code, and is not opened: the data are read from their files; --dataset_save_path=FILE opens one"
+            )
+        )
+    config = PruneConfig.from_plain_settings({**settings, **options}, download=False)
     folder.open()
     try:
         provenance.require_same_data(config, folder)
@@ -55,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         artifact = export_chosen(experiment, tickets, Path(to).absolute() if to else path / "artifact")
     finally:
         folder.close()
-    print(f"artifact: {artifact}")
+    print(f"artifact: {printable(str(artifact))}")
     return 0
 
 

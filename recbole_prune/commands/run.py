@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
+from recbole_prune.errors import printable_lines
 
 if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
@@ -22,7 +23,7 @@ def main(words: Sequence[str]) -> int:
 
     config = PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words)
     if config.settings.dry_run:
-        print(_plan(config))
+        print(printable_lines(_plan(config)))
         return 0
     result, text = _run(config)
     print(text, flush=True)

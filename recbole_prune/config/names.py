@@ -69,17 +69,23 @@ def check_dataset(name: str, settings: Mapping[str, Any], download: bool = True)
 
     Args:
         name: of the dataset.
-        settings: ``data_path``, ``checkpoint_dir`` and ``dataset_save_path`` of the run, as far as they are set.
+        settings: ``data_path``, ``checkpoint_dir``, ``save_dataset`` and ``dataset_save_path`` of the run, as far as
+            they are set.
         download: whether RecBole may.
     """
     folder = Path(str(settings.get("data_path") or "dataset/"), name)
     known = host.dataset_names() if download else [host.BUNDLED_DATASET]
     if name in known or folder.exists():
         return
-    # RecBole takes a saved dataset before it looks for the folder
-    saved = list(Path(str(settings.get("checkpoint_dir") or "saved")).glob(f"{glob.escape(name)}-*.pth"))
-    if saved or settings.get("dataset_save_path"):
+    # RecBole takes a saved dataset before it looks for the folder; here only where that is asked for (data/saved.py)
+    saved = sorted(Path(str(settings.get("checkpoint_dir") or "saved")).glob(f"{glob.escape(name)}-*Dataset.pth"))
+    if settings.get("dataset_save_path") or (saved and settings.get("save_dataset")):
         return
+    if saved:
+        raise ConfigError(
+            f"dataset {name} has no folder {folder}; {saved[0]} is a pickle, which can run code and is opened only if "
+            f"it is named: --dataset_save_path={saved[0]}"
+        )
     if not download:
         raise ConfigError(f"dataset {name} is not in {folder.parent}: name the folder that it lies in with data_path")
     beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []

@@ -19,7 +19,7 @@ from recbole_prune.config.paths import property_file, property_names
 from recbole_prune.config.pickling import unshared
 from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
 from recbole_prune.config.words import settings_in
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, printable
 from recbole_prune.models import join_recbole
 
 __all__ = ["PruneConfig", "Settings"]
@@ -157,7 +157,7 @@ class PruneConfig(Config):
 
     def _warn(self, message: str) -> None:
         if not self._private.replayed:
-            self._private.warnings.append(message)
+            self._private.warnings.append(printable(message))
 
     # ---- model, dataset, defaults ------------------------------------------------------------------------------------
 

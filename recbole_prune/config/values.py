@@ -130,6 +130,19 @@ def is_text(name: str) -> bool:
     return name in _general() and _general()[name].types == ("str",) and name not in _ELSEWHERE
 
 
+def numbers_in(value: object) -> list[int]:
+    """The whole numbers of a setting that is one or a list of them, else none."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    numbers = [part for part in parts if isinstance(part, int) and is_whole(part)]
+    return numbers if len(numbers) == len(parts) else []
+
+
+def default_of(name: str, model: str) -> Any:
+    """What the property file of a model says for a setting of the model; None where it has none."""
+    declared = _of_model(model).get(name)
+    return None if declared is None or name in _general() else declared.default
+
+
 def check_values(settings: Mapping[str, Any], names: Iterable[str], model: str) -> None:
     """Refuse values that RecBole would stumble over in the middle of a run, or quietly take for others.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recbole_prune.config.settings import is_used
+from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.table import legend, ticket_table
 from recbole_prune.run.summary import RunResult
@@ -33,7 +34,7 @@ def result_text(result: RunResult) -> str:
     notice += [f"NOTE {result.notice}"] if result.notice else []
     notes = legend(result.tickets, metric, verbose)
     said = [" ".join(_outcome(result)), seconds, *_advice(result), *notice]
-    return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *_places(result)])
+    return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *map(printable, _places(result))])
 
 
 def _wrapped(text: str) -> str:

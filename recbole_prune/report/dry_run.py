@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import uniform
 from recbole_prune.pruners import get_pruner
+from recbole_prune.pruners.base import Pruner
 from recbole_prune.report.table import format_rows
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
@@ -27,12 +29,8 @@ def describe_plan(config: Any) -> str:
         PruneError: whatever would stop the run before its first training.
     """
     check_selection(config, config.external_config_dict)
-    scratch = tempfile.TemporaryDirectory(prefix="recbole-prune-plan-")
-    with on_abort(scratch.cleanup), scratch as folder:
-        experiment = Experiment(Workshop(config), RunFolder(Path(folder)))
-        pruner = get_pruner(config.settings.pruner)(experiment)
-        pruner.check()
-        counts = pruner.counts()
+    with planned(Workshop(config)) as pruner:
+        experiment, counts = pruner.experiment, pruner.counts()
         model = experiment.workshop.build_model()
         scope = experiment.scope
         rows = [
@@ -50,6 +48,20 @@ def describe_plan(config: Any) -> str:
                 "nothing was trained (--dry_run=True)",
             ]
         )
+
+
+@contextmanager
+def planned(workshop: Workshop) -> Iterator[Pruner]:
+    """The pruner of a run that begins anew, in a folder that goes away again.
+
+    Raises:
+        PruneError: whatever would stop the run before its first training.
+    """
+    scratch = tempfile.TemporaryDirectory(prefix="recbole-prune-plan-")
+    with on_abort(scratch.cleanup), scratch as folder:
+        pruner = get_pruner(workshop.config.settings.pruner)(Experiment(workshop, RunFolder(Path(folder))))
+        pruner.check()
+        yield pruner
 
 
 def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> Iterator[int]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_prune.artifact.export import weight_bytes
 from recbole_prune.data.batches import first_batch
 from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.errors import StoreError
 from recbole_prune.metering.macs import measure_macs
 from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int
     """
     models: dict[str, Any] = {}
     values = experiment.settings.export_values
-    records = _records_in(experiment.folder.path / "summary.json", values)
+    records = _counted_before(experiment.folder, values)
     with preserved_random_streams():
         for ticket in tickets:
             if ticket.ticket in records:
@@ -54,14 +55,14 @@ def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int
     return records
 
 
-def _records_in(summary: Path, values: str) -> dict[int, Record]:
+def _counted_before(folder: RunFolder, values: str) -> dict[int, Record]:
     """What an earlier process counted of the same journal, so that a finished run is shown at once."""
     try:
-        found = json.loads(summary.read_bytes())
-        counted = [ticket for ticket in found["tickets"] if "inference" in ticket["macs"] and found["values"] == values]
-        return {ticket["ticket"]: {"macs": ticket["macs"], "bytes": ticket["bytes"]} for ticket in counted}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = folder.read_summary()
+    except StoreError:  # it is written again
         return {}
+    counted = [ticket for ticket in found["tickets"] if "inference" in ticket["macs"] and found["values"] == values]
+    return {ticket["ticket"]: {"macs": ticket["macs"], "bytes": ticket["bytes"]} for ticket in counted}
 
 
 def _count(

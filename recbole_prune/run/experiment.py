@@ -18,8 +18,9 @@ from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
+from recbole_prune.run import checkpoints
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.store import SCOPE, RunFolder
+from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.run.workshop import UNTRAINED, Workshop
@@ -80,23 +81,25 @@ class Experiment:
         for record in self.folder.tickets():
             ticket = Ticket.from_record(record)
             self.tickets[ticket.ticket] = ticket
+        if self.tickets and self.folder.identity() is None:
+            self.logger.info(f"{self.folder.path / CONFIG} has no seal: an older version began this run")
 
     def _decide_scope(self) -> Scope:
         """The scope in the folder; in a new one it is found and stored.
 
         Raises:
-            StoreError: ``scope.json`` is damaged.
+            StoreError: ``scope.json`` is damaged, or ``config.yaml`` beside it.
         """
         if (self.folder.path / SCOPE).exists():
             try:
-                return Scope.from_json(self.folder.read_sealed(SCOPE))
+                return Scope.from_json(self.folder.read_scope())
             except ValueError as error:
                 raise StoreError(f"{self.folder.path / SCOPE} is corrupt: {error}") from error
         scope = self.workshop.find_scope(leave_out_untrained=not self.tickets)
         if 0 in self.tickets:  # version 0.1.0 found in the dense training what is never trained
             names = self.tickets[0].method.get("untrained", [])
             scope = scope.without(names, UNTRAINED).require_targets(self.config["model"])
-        self.folder.write_sealed(SCOPE, scope.to_json())
+        self.folder.write_scope(scope.to_json())
         return scope
 
     def masks_of(self, ticket: Ticket) -> MaskSet:
@@ -106,8 +109,12 @@ class Experiment:
         return MaskSet.from_bytes(self.folder.read(ticket.mask_file, ticket.mask_sha256), self.scope)
 
     def checkpoint_of(self, ticket: Ticket) -> dict[str, Any]:
-        """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled."""
-        data = self.folder.read(ticket.checkpoint_file, ticket.checkpoint_sha256)
+        """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled.
+
+        Raises:
+            StoreError: it was not kept, or it is damaged.
+        """
+        data = checkpoints.read(self.folder, ticket)
         checkpoint: dict[str, Any] = torch.load(BytesIO(data), map_location="cpu", weights_only=False)
         return checkpoint
 
@@ -150,13 +157,23 @@ class Experiment:
         return float(calculate_valid_score(result, self.config["valid_metric"].lower()))
 
     def trained_model(self, ticket: Ticket) -> MaskAware:
-        """The model of a finished ticket with its best weights, as RecBole would test it."""
+        """The model of a finished ticket with its best weights, as RecBole would test it.
+
+        Raises:
+            StoreError: its files are damaged, or it was trained on another dataset.
+        """
         masks = None if ticket.mask_file is None else self.masks_of(ticket)
         model = self.workshop.build_model(ticket.changes)
         checkpoint = self.checkpoint_of(ticket)
         model.storage = "masked"  # an export reads whole tables
-        model.set_masks(masks)
-        model.load_state_dict(checkpoint["state_dict"])
+        try:
+            model.set_masks(masks)
+            model.load_state_dict(checkpoint["state_dict"])
+        except (RuntimeError, IndexError, KeyError) as error:
+            raise StoreError(
+                f"{self.folder.path / ticket.checkpoint_file} does not fit {self.config['model']} as it is built from "
+                f"dataset {self.config['dataset']}: {' '.join(str(error).split())}"
+            ) from error
         model.load_other_parameter(checkpoint.get("other_parameter"))
         model.eval()
         return model

@@ -8,7 +8,7 @@ out: a run may have had it, and rebuilding a model needs none of it.
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +20,7 @@ from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import TICKET
 from recbole_prune.config import host, names, schema, values
 from recbole_prune.config.fingerprint import WITHOUT_EFFECT
+from recbole_prune.data.saved import NOWHERE, OPENING
 from recbole_prune.errors import ArtifactError, ConfigError
 
 # of the settings without effect on a result, those that say where the data and the devices are
@@ -33,16 +34,17 @@ _LONGEST_SEPARATOR = 3
 # RecBole pads every sequence to this length, whatever the data have
 _PADDED_TO = "MAX_ITEM_LIST_LENGTH"
 _LONGEST_PADDING = 1000
+# widths, layers and counts of a model, where no tensor is as large: up to this, or a multiple of RecBole's default
+_LARGEST_NUMBER = 10_000
+_TIMES_DEFAULT = 100
+_DURATION = re.compile(r"\w+_(?:steps?|epochs|interval)")  # of a training, which a rebuilt model does not go through
 
 # what a constructor is told where it looks for a checkpoint; it is given the artifact's weights instead
 _NO_CHECKPOINT = "none"
 # RecBole would unpickle files that it finds at these places
 _NO_PICKLES = {
-    "checkpoint_dir": os.path.join(os.devnull, "none"),
-    "dataset_save_path": None,
-    "dataloaders_save_path": None,
-    "save_dataset": False,
-    "save_dataloaders": False,
+    "checkpoint_dir": NOWHERE,
+    **OPENING,
 }
 
 
@@ -77,6 +79,7 @@ def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -
         values.check_values({name: value}, [name], model if isinstance(model, str) else model.__name__)
     except ConfigError as error:
         raise ArtifactError(f"{fields.path}: {fields.place}.{error}") from error
+    _refuse_absurd(fields, name, model if isinstance(model, str) else model.__name__, artifact)
     if name in EVALUATED:
         return fields.text(name, EVALUATED[name])
     if name in CHECKPOINTS and value:
@@ -93,6 +96,17 @@ def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -
         histories = np.diff(artifact.seen.indptr.astype(np.int64))
         return fields.whole(name, max(_LONGEST_PADDING, int(histories.max(initial=0))))
     return value
+
+
+def _refuse_absurd(fields: Fields, name: str, model: str, artifact: Artifact) -> None:
+    """Refuse a whole number with which building the model would take hours, or all memory: a billion layers."""
+    usual, given = (values.numbers_in(each) for each in (values.default_of(name, model), fields.values[name]))
+    if not usual or not given or _DURATION.fullmatch(name):
+        return
+    dimensions = (size for tensor in artifact.tensors.values() for size in tensor.shape)
+    most = max(_LARGEST_NUMBER, _TIMES_DEFAULT * max(usual), *dimensions)
+    if max(given) > most:
+        raise fields.wrong(name, f"at most {most}, unless you say otherwise in load_ticket(folder, config_dict)")
 
 
 def _stays_in_folder(part: object) -> bool:

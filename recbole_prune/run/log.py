@@ -22,15 +22,17 @@ _NEEDLESS = ("Max value of ",)
 
 
 @contextmanager
-def log_of_run(config: PruneConfig, folder: Path) -> Iterator[None]:
+def log_of_run(config: PruneConfig, folder: Path) -> Iterator[LogFile]:
     """Write ``log.txt`` while the run lasts, and on standard error what this package says and every warning.
+
+    Of a run that starts over the file waits for :meth:`LogFile.write_held`, or its end.
 
     RecBole's ``state`` is the least level that is shown; ``state=DEBUG`` shows all that the file gets. Where the root
     logger has handlers already, showing is left to them.
     """
     root, level = logging.getLogger(), _level(config["state"])
     with ExitStack() as undo:
-        file = LogFile(folder / "log.txt")
+        file = LogFile(folder / "log.txt", held=config.settings.fresh)
         undo.callback(file.close)
         for warning in config.warnings:  # given before this log was open
             file.handle(root.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
@@ -42,7 +44,7 @@ def log_of_run(config: PruneConfig, folder: Path) -> Iterator[None]:
         root.setLevel(min(root.level or logging.INFO, level, logging.INFO))
         undo.callback(setattr, warnings, "showwarning", warnings.showwarning)
         warnings.showwarning = _log_warning
-        yield
+        yield file
 
 
 def _level(state: object) -> int:

@@ -13,10 +13,13 @@ import yaml
 
 from recbole_prune.artifact import read_artifact
 from recbole_prune.errors import ArtifactError, StoreError
-from recbole_prune.run.store import SCOPE, RunFolder, read_file
+from recbole_prune.run.files import WAY_OUT, read_file
+from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Ticket
 
 _LIBRARIES = ("recbole-prune", "recbole", "torch", "numpy", "scipy", "pandas", "safetensors")
+# settings that the path of a run folder says, and not the hash in it
+_IN_PATH = ("model", "dataset", "pruner", "distiller")
 
 
 def versions() -> dict[str, str]:
@@ -49,12 +52,30 @@ def require_same_data(config: Any, folder: RunFolder) -> str:
         StoreError: the dataset's files changed since.
     """
     data = data_digest(Path(config["data_path"]), config["dataset"])
-    if folder.is_trained() and read_record(folder.path).get("data_sha256") != data:
+    if folder.is_trained() and read_record(folder).get("data_sha256") != data:
         raise StoreError(
             f"the files of dataset {config['dataset']} changed since {folder.path} was begun: put the old data back, "
             "name its folder with --data_path, or start over with --fresh=True (this folder is kept aside)"
         )
     return data
+
+
+def require_same_run(config: Any, folder: RunFolder) -> None:
+    """Refuse a folder that holds all of another run, whose files fit each other.
+
+    Raises:
+        StoreError: what was trained there was trained with other settings.
+    """
+    if not folder.is_trained():
+        return
+    found, wanted = read_record(folder), config.plain_settings()
+    differing = [name for name in _IN_PATH if found["settings"].get(name) != wanted.get(name)]
+    if differing or found.get("run_hash", config.run_hash) != config.run_hash:
+        what = f"{', '.join(differing)} differ" if differing else f"run_hash is {found['run_hash']}"
+        raise StoreError(
+            f"{folder.path / CONFIG} is that of another run than of this command ({what}): put back what belongs into "
+            "the folder, or start over with --fresh=True (it is kept aside)"
+        )
 
 
 def record(config: Any, folder: RunFolder, data: str) -> None:
@@ -78,22 +99,23 @@ def record(config: Any, folder: RunFolder, data: str) -> None:
         "scope": [config.settings.prune_scope, config.settings.prune_include, config.settings.prune_exclude],
         "settings": config.plain_settings(),
     }
-    folder.write("config.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
+    folder.write(CONFIG, yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: RunFolder) -> dict[str, Any]:
     """What :func:`record` wrote.
 
     Raises:
-        StoreError: ``config.yaml`` is missing or damaged.
+        StoreError: ``config.yaml`` is missing, damaged, or not the one that the run was begun with.
     """
-    path = folder / "config.yaml"
+    folder.identity()
+    path = folder.path / CONFIG
     try:
         document = yaml.safe_load(read_file(path).decode())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StoreError(f"cannot read {path}: {error}") from error
-    if not isinstance(document, dict) or "settings" not in document:
-        raise StoreError(f"{path} is corrupt: it holds no settings; restore it or start over with --fresh=True")
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
+        raise StoreError(f"cannot read {path}: {' '.join(str(error).split())}; {WAY_OUT}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("settings"), dict):
+        raise StoreError(f"{path} is corrupt: it holds no settings; {WAY_OUT}")
     return document
 
 

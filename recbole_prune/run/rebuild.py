@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
 from recbole_prune.artifact.encoding import Array
 from recbole_prune.artifact.files import TICKET
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.errors import ArtifactError, ConfigError, PruneError
 from recbole_prune.run.foreign_settings import settings_of
 from recbole_prune.scoring.probe import load_state, tensors_of
@@ -156,25 +155,38 @@ def _constructing_from(state: Mapping[str, Array]) -> Iterator[None]:
     ``torch.load`` hands ``state`` to models that open the checkpoint of an earlier stage (S3Rec, RaCT, NeuMF): what
     they would read is overwritten afterwards, its file need not exist any more, and it would be a pickle. ``np.load``
     opens no pickle (LDiffRec reads one beside the data). Weights far beyond those of ``state`` are refused when they
-    are made, before anything is written into their memory.
+    are made or copied (a transformer's layers are copies), before anything is written into their memory.
     """
-    torch_load, numpy_load, register = torch.load, np.load, nn.Module.register_parameter
     entries = sum(array.size for array in state.values())
     room = {"entries": 4 * entries + _SPARE, "weights": 8 * len(state) + _SPARE_WEIGHTS}
+    numpy_load, make_weight = np.load, nn.Parameter.__new__
 
-    def register_within(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not isinstance(param, UninitializedParameter):
-            room["entries"] -= param.numel()
-            room["weights"] -= 1
-            if min(room.values()) < 0:
-                raise RuntimeError(f"its settings ask for far more than the {entries} entries that are stored")
-        register(self, name, param)
+    def load_state_instead(*args: object, **kwargs: object) -> dict[str, Any]:
+        return {"state_dict": tensors_of(state)}
 
-    torch.load = lambda *args, **kwargs: {"state_dict": tensors_of(state)}
-    np.load = lambda *args, **kwargs: numpy_load(*args, **{**kwargs, "allow_pickle": False})
-    nn.Module.register_parameter = register_within  # type: ignore[method-assign]
+    def load_no_pickle(*args: Any, **kwargs: Any) -> Any:
+        return numpy_load(*args, **{**kwargs, "allow_pickle": False})
+
+    def make_within(kind: type, *args: Any, **kwargs: Any) -> nn.Parameter:
+        weight: nn.Parameter = make_weight(kind, *args, **kwargs)
+        room["entries"] -= weight.numel()
+        room["weights"] -= 1
+        if min(room.values()) < 0:
+            raise RuntimeError(f"its settings ask for far more than the {entries} entries that are stored")
+        return weight
+
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(torch, "load", load_state_instead))
+        stack.enter_context(_replaced(np, "load", load_no_pickle))
+        stack.enter_context(_replaced(nn.Parameter, "__new__", staticmethod(make_within)))
+        yield
+
+
+@contextmanager
+def _replaced(owner: object, name: str, member: object) -> Iterator[None]:
+    before = vars(owner)[name]
+    setattr(owner, name, member)
     try:
         yield
     finally:
-        torch.load, np.load = torch_load, numpy_load
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        setattr(owner, name, before)

@@ -1,35 +1,51 @@
-"""Other runs over the same training settings: their dense model is shared, their results stand in the table."""
+"""Other runs over the same training settings: their dense model is shared, their results stand in the table.
+
+What is damaged there, or cannot be read, costs this run nothing but a warning.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.files import read_file
 from recbole_prune.run.provenance import read_record
-from recbole_prune.run.store import REWIND, RunFolder
+from recbole_prune.run.store import CONFIG, REWIND, SUMMARY, RunFolder
 from recbole_prune.run.ticket import Ticket, method_name
 
 _SAME = ("base_hash", "data_sha256", "versions")
 
 
-def _others(folder: Path) -> Iterator[Path]:
-    """Run folders beside ``folder`` that were begun with the same training settings, data and versions."""
+@contextmanager
+def _harmless(place: Path, what: str) -> Iterator[None]:
+    """Turn what is wrong with another run into a warning that names it; a line of another version may lack fields."""
+    try:
+        yield
+    except (StoreError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"{place} cannot be read: {type(error).__name__} {error}"
+        getLogger("recbole_prune").warning(f"{what}: {error if isinstance(error, StoreError) else said}")
+
+
+def _others(folder: RunFolder) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """Runs beside this one that were begun with the same training settings, data and versions, and their records."""
     own = read_record(folder)
-    for other in sorted(folder.parent.iterdir()):
-        if other == folder or not (other / "config.yaml").is_file() or ".old-" in other.name:
+    for path in sorted(folder.path.parent.iterdir()):
+        if path == folder.path or ".old-" in path.name:
             continue
-        try:
-            record = read_record(other)
-        except StoreError:
-            continue
-        if all(record.get(key) == own[key] for key in _SAME):
-            yield other
+        other, record = RunFolder(path), None
+        with _harmless(path, "a run beside this one is left out"):
+            if (path / CONFIG).is_file():
+                record = read_record(other)
+        if record is not None and all(record.get(key) == own[key] for key in _SAME):
+            yield other, record
 
 
 def adopt_dense(experiment: Experiment) -> None:
@@ -41,37 +57,49 @@ def adopt_dense(experiment: Experiment) -> None:
     folder, settings = experiment.folder, experiment.settings
     if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:
         return
-    scope = read_record(folder.path)["scope"]
-    for other in _others(folder.path):
-        if read_record(other)["scope"] != scope:
-            continue
-        source = RunFolder(other)
-        try:
-            dense = next((t for t in map(Ticket.from_record, source.tickets()) if t.ticket == 0), None)
-            if dense is None or dense.mask_file is None or dense.mask_sha256 is None:
+    scope, unkept = read_record(folder)["scope"], []
+    for other, record in _others(folder):
+        with _harmless(other.path, "a dense model is not shared"):
+            dense = _dense_of(other) if record.get("scope") == scope else None
+            if dense is None:
                 continue
-            method = {key: value for key, value in dense.method.items() if not key.startswith("rewind_")}
-            if settings.prune_rewind == "late":
-                if dense.method.get("rewind_epoch") != settings.prune_rewind_epoch:
-                    continue
-                method.update({key: dense.method[key] for key in ("rewind_epoch", "rewind_sha256")})
-                folder.write(REWIND, source.read(REWIND, method["rewind_sha256"]))
-            mask = source.read(dense.mask_file, dense.mask_sha256)
-            MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise
-            folder.write(dense.checkpoint_file, source.read(dense.checkpoint_file, dense.checkpoint_sha256))
-            folder.write(dense.mask_file, mask)
-        except StoreError as error:
-            experiment.logger.warning(f"cannot share the dense model of {other}: {error}")
-            continue
-        adopted = replace(dense, method={**method, "adopted_from": other.name})
-        folder.append_ticket(adopted.to_record())
-        experiment.load_journal()
-        experiment.logger.info(f"ticket 0 is the dense model that {other.name} trained with the same settings")
-        return
+            if not other.has(dense.checkpoint_file):
+                unkept.append(other.path.name)
+            elif _adopt(dense, other, experiment):
+                return
+    if unkept:
+        experiment.logger.info(f"no dense model to share: {', '.join(unkept)} did not keep its checkpoint of ticket 0")
+
+
+def _dense_of(other: RunFolder) -> Ticket | None:
+    """Ticket 0 of another run, None where it has none."""
+    return next((ticket for ticket in map(Ticket.from_record, other.tickets()) if ticket.ticket == 0), None)
+
+
+def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
+    """Whether ticket 0 of another run could be made this run's."""
+    folder, settings = experiment.folder, experiment.settings
+    if dense.mask_file is None or dense.mask_sha256 is None:
+        return False
+    method = {key: value for key, value in dense.method.items() if not key.startswith("rewind_")}
+    if settings.prune_rewind == "late":
+        if dense.method.get("rewind_epoch") != settings.prune_rewind_epoch:
+            return False
+        method.update({key: dense.method[key] for key in ("rewind_epoch", "rewind_sha256")})
+        folder.write(REWIND, other.read(REWIND, method["rewind_sha256"]))
+    mask = other.read(dense.mask_file, dense.mask_sha256)
+    MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise
+    folder.write(dense.checkpoint_file, other.read(dense.checkpoint_file, dense.checkpoint_sha256))
+    folder.write(dense.mask_file, mask)
+    adopted = replace(dense, method={**method, "adopted_from": other.path.name})
+    folder.append_ticket(adopted.to_record())
+    experiment.load_journal()
+    experiment.logger.info(f"ticket 0 is the dense model that {other.path.name} trained with the same settings")
+    return True
 
 
 class SiblingRow(NamedTuple):
-    """A pruned ticket of another run over the same training settings, as its ``summary.json`` tells it."""
+    """A pruned ticket of another run over the same training settings: its journal line, and ``bytes`` where known."""
 
     pruner: str
     distiller: str | None
@@ -86,11 +114,24 @@ class SiblingRow(NamedTuple):
 def rows_of_others(folder: RunFolder) -> list[SiblingRow]:
     """Every pruned ticket of finished runs over the same training settings."""
     rows = []
-    for other in _others(folder.path):
-        try:
-            summary = json.loads((other / "summary.json").read_bytes())
-            method = summary["pruner"], summary.get("distiller")
-            rows += [SiblingRow(*method, ticket) for ticket in summary["tickets"] if ticket["ticket"] > 0]
-        except (OSError, ValueError, KeyError):
-            continue
+    for other, record in _others(folder):
+        with _harmless(other.path, "a run beside this one is left out of the table"):
+            if not (other.path / SUMMARY).is_file():
+                continue  # it goes on
+            method = record["settings"]["pruner"], record["settings"].get("distiller")
+            tickets = [ticket for ticket in map(Ticket.from_record, other.tickets()) if ticket.ticket > 0]
+            sizes = _bytes_of_tickets(other)
+            rows += [
+                SiblingRow(*method, {**ticket.to_record(), "bytes": sizes.get(ticket.ticket)}) for ticket in tickets
+            ]
     return rows
+
+
+def _bytes_of_tickets(other: RunFolder) -> dict[int, int]:
+    """Bytes of each ticket, as another run's summary says; none where it is damaged."""
+    path = other.path / SUMMARY
+    with _harmless(path, "the bytes of its tickets are not shown"):
+        has_seals = other.identity() is not None
+        summary = other.read_summary() if has_seals else json.loads(read_file(path))
+        return {t["ticket"]: t["bytes"] for t in summary["tickets"] if isinstance(t["bytes"], int)}
+    return {}

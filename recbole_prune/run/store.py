@@ -1,116 +1,37 @@
 """The run folder: atomic writes, the journal of tickets, hashes, the lock, resume points.
 
-What a run continues from is written only here: beside its place, synced and renamed; tickets, masks, checkpoints and
-resume points are checked against a sha256 when they are read back. ``log.txt``, the TensorBoard series and the artifact
-are written by others.
+What a run continues from is written only here: beside its place, synced and renamed. All of it is checked when it is
+read back. ``scope.json`` holds the sha256 of ``config.yaml``; every line of the journal, the resume point and the
+summary hold that of ``scope.json``; lines and point hold those of masks, checkpoints and states. So nothing of another
+run is taken for this one's. In folders of older versions ``scope.json``, lines and point hold no sha256 of another
+file; they are read, continued and exported without. ``log.txt``, the TensorBoard series and the artifact are written
+by others.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
-import stat
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recbole_prune.artifact.replacing import remove_leftovers
 from recbole_prune.errors import StoreError
-from recbole_prune.signals import on_abort
+from recbole_prune.run.files import WAY_OUT, explained, read_file, write_atomic
+from recbole_prune.run.seals import digest_of, seal, sha256, unseal
 
+CONFIG = "config.yaml"
 JOURNAL = "tickets.jsonl"
 SCOPE = "scope.json"
+SUMMARY = "summary.json"
 REWIND = "rewind.safetensors"
 RESUME = "resume"
 ARTIFACT = "artifact"
 SERIES = "tensorboard"
-_FILES = (".lock", "config.yaml", SCOPE, JOURNAL, "summary.json", REWIND, "log.txt")
+_FILES = (".lock", CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
+_SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
 _FOLDERS = ("masks", "checkpoints", RESUME)  # of files only
-_UMASK = os.umask(0)
-os.umask(_UMASK)
-
-
-def sha256(data: bytes) -> str:
-    """Hex digest of bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def canonical(record: dict[str, Any]) -> bytes:
-    """One line of JSON with sorted keys."""
-    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _seal(record: dict[str, Any]) -> bytes:
-    """One line of JSON that carries the sha256 of its record."""
-    sealed = {**record, "sha256": sha256(canonical(record))}
-    return json.dumps(sealed, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _unseal(line: bytes) -> dict[str, Any] | None:
-    """The record of a line, or None if it is not byte for byte what :func:`_seal` wrote."""
-    try:
-        record = json.loads(line)
-        record.pop("sha256")
-        return record if _seal(record) == line else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old or the new content, never a mixture.
-
-    Raises:
-        StoreError: the folder is not writable or the disk is full; the old file stays.
-    """
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with on_abort(partial(Path(temporary).unlink, missing_ok=True)):
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_UMASK)
-            os.replace(temporary, path)
-        _sync_folder(path.parent)
-
-
-def read_file(path: Path) -> bytes:
-    """Content of a file of a run folder; what is no file is not opened: reading a pipe never ends.
-
-    Raises:
-        StoreError: it is missing, no file, or cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise StoreError(f"cannot read {path}: it is not a file; {_WAY_OUT}")
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}; {_WAY_OUT}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system lets a folder be synced (network file systems may not)."""
-    if os.name == "posix":
-        with suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 class RunFolder:
@@ -119,27 +40,40 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: Any = None
+        self._identity: str | None = None
 
-    def open(self, *, fresh: bool = False) -> None:
-        """Create and lock the folder; with ``fresh`` an older one is moved aside to ``<name>.old-N``.
+    def open(self) -> None:
+        """Create and lock the folder.
 
         Raises:
             StoreError: it is not writable, another process works in it, or something stands in the place of a file.
         """
-        with _explained(self.path):
+        with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_what_is_in_the_way()
         self._acquire()
-        if fresh and any(child.name != ".lock" for child in self.path.iterdir()):
-            self.close()
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-                number += 1
-            with _explained(aside):
-                os.rename(self.path, aside)
-                self.path.mkdir()
-            self._acquire()
         self._sweep()
+
+    def is_empty(self) -> bool:
+        """Whether nothing but the lock is in it."""
+        return all(child.name == ".lock" for child in self.path.iterdir())
+
+    def start_over(self) -> None:
+        """Move what is there aside, to ``<name>.old-N``, and lock a new folder in its place.
+
+        Raises:
+            StoreError: it cannot be moved, or another process was faster.
+        """
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.check_present()
+        self.close()
+        with explained(aside):
+            os.rename(self.path, aside)
+            self.path.mkdir()
+        self._identity = None
+        self._acquire()
 
     def _acquire(self) -> None:
         handle = self._open_lock()
@@ -160,7 +94,7 @@ class RunFolder:
     def _open_lock(self) -> Any:
         """The lock's file, to be read only on a disk that takes no writes; None where such a folder has none."""
         path = self.path / ".lock"
-        with _explained(path):
+        with explained(path):
             try:
                 return open(path, "a+")
             except OSError:
@@ -228,18 +162,22 @@ class RunFolder:
         write_atomic(self.path / name, data)
         return sha256(data)
 
+    def has(self, name: str) -> bool:
+        """Whether a file of the folder is there.
+
+        Raises:
+            StoreError: the run folder is gone.
+        """
+        self.check_present()
+        return (self.path / name).exists()
+
     def remove(self, name: str) -> None:
         """Remove a file of the folder, if it is there."""
         path = self.path / name
+        self._identity = None
         if path.exists():
-            with _explained(path):
+            with explained(path):
                 path.unlink()
-
-    def write_json(self, name: str, record: Any) -> str:
-        """Write indented JSON, unless the file holds just that."""
-        data = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        path = self.path / name
-        return sha256(data) if path.is_file() and path.read_bytes() == data else self.write(name, data)
 
     def subfolder(self, name: str) -> Path:
         """A folder in it for files that others write.
@@ -249,26 +187,89 @@ class RunFolder:
         """
         self.check_present()
         path = self.path / name
-        with _explained(path):
+        with explained(path):
             path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def write_sealed(self, name: str, record: dict[str, Any]) -> None:
-        """Write a record as JSON that carries its own sha256."""
-        self.write(name, _seal(record) + b"\n")
+    # ---- what ties the files of a run to each other ------------------------------------------------------------------
 
-    def read_sealed(self, name: str) -> dict[str, Any]:
-        """Read what :meth:`write_sealed` wrote.
+    def identity(self) -> str | None:
+        """What lines, resume point and summary of this run hold: the sha256 of ``scope.json``, and so of its config.
+
+        None where ``scope.json`` is not there yet, or was written by a version without these seals.
 
         Raises:
-            StoreError: the file is missing or differs from what was written.
+            StoreError: ``scope.json`` is damaged, or ``config.yaml`` is not the one that it was written with.
+        """
+        if self._identity is None and (self.path / SCOPE).exists():
+            record = self.read_scope()
+            if record.get(_SEAL_OF_CONFIG) is not None:
+                self._identity = digest_of(record)
+        return self._identity
+
+    def write_scope(self, record: dict[str, Any]) -> None:
+        """Write ``scope.json`` with the seal of ``config.yaml``, but for a run that was begun without seals."""
+        if (self.path / CONFIG).exists() and not self.is_trained():
+            record = {**record, _SEAL_OF_CONFIG: sha256(read_file(self.path / CONFIG))}
+        self.write(SCOPE, seal(record) + b"\n")
+        self._identity = None
+        self.identity()  # kept from now on: who edits a file meanwhile does not cost a trained ticket its line
+
+    def read_scope(self) -> dict[str, Any]:
+        """What :meth:`write_scope` wrote.
+
+        Raises:
+            StoreError: it is missing or differs from what was written, or ``config.yaml`` does.
         """
         self.check_present()
-        path = self.path / name
-        record = _unseal(read_file(path).rstrip(b"\n"))
+        path = self.path / SCOPE
+        record = unseal(read_file(path).rstrip(b"\n"))
         if record is None:
-            raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {_WAY_OUT}")
+            raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {WAY_OUT}")
+        digest = record.get(_SEAL_OF_CONFIG)
+        if digest is not None and sha256(read_file(self.path / CONFIG)) != digest:
+            raise StoreError(
+                f"{self.path / CONFIG} is not as this run was begun with it: its sha256 is not the one in {path}; put "
+                "the old file back (settings are changed on the command line, which begins a run of its own), or start "
+                "over with --fresh=True (the folder is kept aside)"
+            )
         return record
+
+    def _bound(self, record: dict[str, Any]) -> dict[str, Any]:
+        identity = self.identity()
+        return record if identity is None else {**record, _RUN: identity}
+
+    def _own(self, record: dict[str, Any], place: str) -> dict[str, Any]:
+        """Undo :meth:`_bound`; ``place`` is for the message."""
+        if record.pop(_RUN, None) != self.identity():
+            raise StoreError(f"{place} is of another run than {self.path / SCOPE}, or that is missing; {WAY_OUT}")
+        return record
+
+    def write_summary(self, record: dict[str, Any]) -> None:
+        """Write ``summary.json``, unless the file holds just that.
+
+        Raises:
+            StoreError: it cannot be written.
+            ValueError: the record holds a number that JSON lacks.
+        """
+        data = seal(self._bound(record), indent=2) + b"\n"
+        path = self.path / SUMMARY
+        if not path.is_file() or path.read_bytes() != data:
+            self.write(SUMMARY, data)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What :meth:`write_summary` wrote.
+
+        Raises:
+            StoreError: it is missing, damaged, of another run, or has no seal.
+        """
+        path = self.path / SUMMARY
+        record = unseal(read_file(path).rstrip(b"\n"), indent=2)
+        if record is None:
+            raise StoreError(f"{path} is damaged: its sha256 does not fit its content")
+        return self._own(record, str(path))
+
+    # ---- files with a known sha256, the journal, resume points -------------------------------------------------------
 
     def read(self, name: str, digest: str) -> bytes:
         """Read a file and check its hash.
@@ -280,14 +281,14 @@ class RunFolder:
         path = self.path / name
         data = read_file(path)
         if sha256(data) != digest:
-            raise StoreError(f"{path} is corrupt: its sha256 is not {digest}; {_WAY_OUT}")
+            raise StoreError(f"{path} is corrupt: its sha256 is not {digest}; {WAY_OUT}")
         return data
 
     def tickets(self) -> list[dict[str, Any]]:
         """The journal, every line checked.
 
         Raises:
-            StoreError: a line is damaged; the message names it and nothing is changed on disk.
+            StoreError: a line is damaged or of another run; the message names it and nothing is changed on disk.
         """
         path = self.path / JOURNAL
         if not path.exists():
@@ -296,10 +297,10 @@ class RunFolder:
         for number, line in enumerate(read_file(path).split(b"\n"), 1):
             if not line:
                 continue
-            record = _unseal(line)
+            record = unseal(line)
             if record is None:
-                raise StoreError(f"{path} line {number} is corrupt; {_WAY_OUT}")
-            records.append(record)
+                raise StoreError(f"{path} line {number} is corrupt; {WAY_OUT}")
+            records.append(self._own(record, f"{path} line {number}"))
         return records
 
     def append_ticket(self, record: dict[str, Any]) -> None:
@@ -309,7 +310,7 @@ class RunFolder:
         before = read_file(path) if path.exists() else b""
         if before and not before.endswith(b"\n"):
             before += b"\n"
-        write_atomic(path, before + _seal(record) + b"\n")
+        write_atomic(path, before + seal(self._bound(record)) + b"\n")
 
     def is_trained(self) -> bool:
         """Whether a ticket is finished or can be continued, which ties the folder to its data.
@@ -324,7 +325,7 @@ class RunFolder:
         name = f"{RESUME}/ticket-{ticket:03d}-epoch-{epoch:05d}.safetensors"
         digest = self.write(name, data)
         pointer = {"ticket": ticket, "epoch": epoch, "file": name, "digest": digest, **extra}
-        self.write_sealed(f"{RESUME}/point.json", pointer)
+        self.write(f"{RESUME}/point.json", seal(self._bound(pointer)) + b"\n")
         for other in (self.path / RESUME).glob("*.safetensors"):
             if other != self.path / name:
                 other.unlink()
@@ -333,16 +334,17 @@ class RunFolder:
         """The resume point of a ticket: (its description, its data), or None.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: it is damaged or of another run.
         """
         self.check_present()
         path = self.path / RESUME / "point.json"
         if not path.exists():
             return None
         data = read_file(path)
-        pointer = _unseal(data[:-1]) if data.endswith(b"\n") else None
+        pointer = unseal(data[:-1]) if data.endswith(b"\n") else None
         if pointer is None:
             raise StoreError(f"{path} is corrupt; remove the folder {path.parent} to train this ticket from its start")
+        pointer = self._own(pointer, str(path))
         if pointer["ticket"] != ticket:
             return None
         return pointer, self.read(pointer["file"], pointer["digest"])
@@ -354,6 +356,3 @@ class RunFolder:
             for file in sorted(folder.iterdir(), key=lambda f: f.name != "point.json"):
                 file.unlink()
             folder.rmdir()
-
-
-_WAY_OUT = "restore it from a copy, or start over with --fresh=True (the folder is kept aside)"

@@ -117,6 +117,7 @@ class TicketTraining(Files):
                 at_end=plan.rewind == "none" and plan.ticket > 0,
             ),
             fused=settings.prune_fused,
+            keep_moments=settings.prune_keep_moments,
             watcher=self.progress,
             meter=self.meter,
         )

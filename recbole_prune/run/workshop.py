@@ -8,7 +8,6 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import torch
-from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
@@ -17,6 +16,7 @@ from recbole_prune.config.evaluation import check_cutoffs
 from recbole_prune.data import random_streams
 from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.membership import samplers_over_arrays
+from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
 from recbole_prune.masking import padding

@@ -14,6 +14,9 @@ from recbole_prune.config.pickling import unshared
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.rows import CompressedRows
 
+# makes its sums when it is built, and fails at its next step where a state that it loads lacks them
+_NEVER_EMPTY = torch.optim.Adagrad
+
 
 def fused(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The same optimizer, newly made, in torch's fused form; or as it is where torch has none for it.
@@ -51,15 +54,19 @@ def add_group(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Paramete
 
 
 def dense_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, added: Iterable[nn.Parameter] = ()
+    optimizer: torch.optim.Optimizer, model: nn.Module, added: Iterable[nn.Parameter] = (), *, moments: bool = True
 ) -> dict[str, Any]:
     """The ``state_dict`` that RecBole's own optimizer of the dense model would have; the optimizer stays as it is.
 
     Moments of a compact table become those of the dense one, 0 at pruned entries, and nothing is fused: an optimizer
     that loads the moments of live entries with ``fused`` writes beyond them at its next step. The group of ``added``
     (:func:`add_group`) is left out; it is the last, so that no number of another parameter changes.
+
+    Without ``moments`` it is the state before the first step, from which an optimizer goes on with new ones.
     """
     state = _without(optimizer, set(map(id, added)))
+    if not moments and not isinstance(optimizer, _NEVER_EMPTY):
+        state["state"] = {}
     rows = {id(module.values): module.rows for _, module in compact_modules(model)}
     unfused = inspect.signature(type(optimizer)).parameters.get("fused")
     groups = [{**group, "fused": unfused.default} if unfused else group for group in state["param_groups"]]
@@ -96,10 +103,10 @@ def _dense_form(name: str, value: Any, parameter: torch.Tensor, rows: Compressed
 
 @contextmanager
 def saved_as_dense(
-    optimizer: torch.optim.Optimizer, model: nn.Module, added: Iterable[nn.Parameter] = ()
+    optimizer: torch.optim.Optimizer, model: nn.Module, added: Iterable[nn.Parameter] = (), *, moments: bool = True
 ) -> Iterator[None]:
     """While it is open, ``optimizer.state_dict()`` is :func:`dense_state`."""
-    state = dense_state(optimizer, model, added)
+    state = dense_state(optimizer, model, added, moments=moments)
     optimizer.state_dict = lambda: state  # type: ignore[method-assign]
     try:
         yield

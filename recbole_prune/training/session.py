@@ -60,6 +60,7 @@ class Session:
             data order and counters of a :meth:`Training.rewind_state`.
         learning_rate: factor on the learning rate, epoch by epoch.
         fused: use the fused form of the optimizer.
+        keep_moments: checkpoints hold the optimizer's moments too.
         watcher: told about epochs, batches and validations.
         meter: measures epochs and validations.
     """
@@ -71,6 +72,7 @@ class Session:
     start: State | None = None
     learning_rate: LearningRate = field(default_factory=LearningRate)
     fused: bool = True
+    keep_moments: bool = False
     watcher: Watcher = field(default_factory=Watcher)
     meter: Meter = field(default_factory=Meter)
 

@@ -174,7 +174,8 @@ class MaskAwareTrainer(_Trainer):
         """RecBole's checkpoint, handed to the run folder."""
         self.model.apply_masks()
         buffer = BytesIO()
-        with saved_as_dense(self.optimizer, self.model, self._every_added_parameter()):
+        added, moments = self._every_added_parameter(), self.session.keep_moments
+        with saved_as_dense(self.optimizer, self.model, added, moments=moments):
             super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)
         self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
