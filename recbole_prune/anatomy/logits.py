@@ -1,0 +1,112 @@
+"""A model's scores before any sigmoid: of pairs and batches, differentiable, and of all items for a teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from recbole_prune.anatomy.scorers import Rows, Scorer, user_ids
+from recbole_prune.anatomy.shared_calls import evaluating, sharing
+from recbole_prune.anatomy.vectors import SCORERS, known_class, reason_unknown, scorer_of
+from recbole_prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+
+def reason_without_lists(model_class: type) -> str:
+    """Why :func:`pair_logits` has nothing to say of a class, one sentence; "" where it has."""
+    known = known_class(model_class)
+    if known is None:
+        return reason_unknown(model_class)
+    reason = SCORERS[known.__name__].no_lists
+    return f"{model_class.__name__} {reason}" if reason else ""
+
+
+def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+    """Logits of some items for each row, differentiable.
+
+    Args:
+        model: a RecBole model, in the mode of the caller's choice.
+        rows: user ids ``[b]`` of a general or knowledge-aware model, or RecBole's rows.
+        items: item ids ``[b, k]``.
+
+    Returns:
+        ``[b, k]``.
+
+    Raises:
+        ConfigError: the model's rows have no lists of items, or its class is unknown.
+    """
+    reason = reason_without_lists(type(model))
+    if reason:
+        raise ConfigError(reason)
+    return _scorer(model).logits(model, rows, items)
+
+
+def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
+    """The logit of every row of a batch (of context-aware models) or of its item (of others), differentiable, ``[b]``.
+
+    Raises:
+        ConfigError: the model's class is unknown.
+    """
+    return _scorer(model).batch_logits(model, batch)
+
+
+def _scorer(model: AbstractRecommender) -> Scorer:
+    scorer = scorer_of(model)
+    if scorer is None:
+        raise ConfigError(reason_unknown(type(model)))
+    return scorer
+
+
+@torch.no_grad()
+def score_rows(model: AbstractRecommender, rows: Rows, item_features: Interaction | None = None) -> torch.Tensor:
+    """Scores of all items in evaluation mode, free of gradients: of a teacher.
+
+    They are logits where those are known, else what ``full_sort_predict`` or else ``predict`` gives. A model that is
+    asked for many rows propagates once inside :func:`~recbole_prune.anatomy.vectors.shared_propagation`.
+
+    Args:
+        model: a RecBole model; non-gradient ones too.
+        rows: user ids ``[b]`` or RecBole's rows.
+        item_features: RecBole's features of all items, for models that read them from the rows (context-aware ones).
+
+    Returns:
+        ``[b, items]``; column 0 is padding.
+
+    Raises:
+        ConfigError: the model needs ``item_features`` and has none.
+    """
+    scorer = scorer_of(model)
+    methods = scorer.methods if scorer else ()
+    with evaluating(model), sharing(model, methods):
+        if scorer is not None and not scorer.no_lists:
+            return scorer.all_logits(model, rows)
+        return _own_scores(model, scorer, _interaction(model, rows), item_features)
+
+
+def _interaction(model: AbstractRecommender, rows: Rows) -> Interaction:
+    from recbole.data.interaction import Interaction
+
+    return Interaction({model.USER_ID: user_ids(model, rows)}) if isinstance(rows, torch.Tensor) else rows
+
+
+def _own_scores(
+    model: AbstractRecommender, scorer: Scorer | None, rows: Interaction, item_features: Interaction | None
+) -> torch.Tensor:
+    """As RecBole's evaluation: all items at once, or every row beside every item."""
+    if scorer is None:
+        try:
+            scores: torch.Tensor = model.full_sort_predict(rows)
+            return scores.reshape(len(rows), -1)
+        except NotImplementedError:
+            pass
+    if item_features is None:
+        raise ConfigError(f"{type(model).__name__} scores pairs and needs the features of the items beside each row")
+    pairs = rows.repeat_interleave(len(item_features))
+    pairs.update(item_features.repeat(len(rows)))
+    pairs = pairs.to(model.device)
+    scores = model.predict(pairs) if scorer is None else scorer.batch_logits(model, pairs)
+    return scores.reshape(len(rows), -1)

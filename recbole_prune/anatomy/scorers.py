@@ -1,0 +1,302 @@
+"""The kinds of scoring that RecBole's models have: by vectors, by pairs, by whole rows, by bundles of fields.
+
+``general_scorers.py`` and ``sequential_scorers.py`` say which class is of which kind; ``vectors.py`` and ``logits.py``
+are what others call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+import torch
+from torch import nn
+
+from recbole_prune.anatomy.shared_calls import call, evaluating, input_of, sharing
+from recbole_prune.sparse.pair_scores import pair_scores
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+# user ids [b] of a general recommender, or RecBole's rows
+Rows = Union[torch.Tensor, "Interaction"]
+
+# pairs of a row and an item that go through a network at once
+_PAIRS_AT_ONCE = 1 << 14
+_USERS_AT_ONCE = 1 << 10
+
+
+def user_ids(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+    """The user ids of rows, ``[b]``."""
+    ids: torch.Tensor = rows if isinstance(rows, torch.Tensor) else rows[model.USER_ID]
+    return ids
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a class of models scores.
+
+    Attributes:
+        no_vectors: why it has no user and item vectors, a sentence without its subject; "" where it has.
+        no_lists: why a row has no list of items, likewise.
+        methods: what its loss computes that its scores may use again (:func:`shared_calls.sharing`).
+    """
+
+    no_vectors: str = ""
+    no_lists: str = ""
+    methods: tuple[str, ...] = ("forward",)
+
+    def on(self, model: AbstractRecommender) -> Scorer:
+        """The scorer of one model, whose settings may decide."""
+        return self
+
+    def layer(self, model: AbstractRecommender) -> nn.Module | None:
+        """The layer to watch in the calls of :attr:`methods`."""
+        return None
+
+    def item_count(self, model: AbstractRecommender) -> int:
+        """Number of items, the padding item 0 included."""
+        return int(model.n_items)
+
+    def all_items(self, model: AbstractRecommender) -> torch.Tensor:
+        """Every item id, ``[items]``."""
+        return torch.arange(self.item_count(model), device=model.device)
+
+    def logits(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Logits of items ``[b, k]`` for rows ``[b]``, differentiable, ``[b, k]``."""
+        raise NotImplementedError
+
+    def all_logits(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """Logits of all items for rows ``[b]``, ``[b, items]``."""
+        parts = self.all_items(model).split(max(1, _PAIRS_AT_ONCE // len(rows)))
+        return torch.cat([self.logits(model, rows, part.expand(len(rows), -1)) for part in parts], dim=1)
+
+    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
+        """The logit of every row of a batch and its item, ``[b]``."""
+        return self.logits(model, batch, batch[model.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+    def ranked(self, model: AbstractRecommender, logits: torch.Tensor) -> torch.Tensor:
+        """What ``full_sort_predict`` gives where the logits are these."""
+        return logits
+
+    def predicted(self, model: AbstractRecommender, logits: torch.Tensor) -> torch.Tensor:
+        """What ``predict`` gives where the logits are these."""
+        return self.ranked(model, logits)
+
+
+@dataclass(frozen=True)
+class Vectors(Scorer):
+    """Scoring by a vector of the user (of the row, in sequential models) and one of the item. It holds no model.
+
+    Attributes:
+        dot: the score is the plain dot product of the two vectors.
+        shared_space: both have one width and are compared coordinate by coordinate, so that cosines say something.
+        of_rows: the user vector is that of a row (a history) and not of a user id.
+    """
+
+    dot: bool = True
+    shared_space: bool = True
+    of_rows: bool = False
+
+    def user_vectors(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """The vectors of users (ids or rows ``[b]``), differentiable, ``[b, width]``."""
+        raise NotImplementedError
+
+    def item_table(self, model: AbstractRecommender) -> torch.Tensor:
+        """The vectors of all items, differentiable, ``[items, width]``; row 0 is padding and means nothing."""
+        return self.item_vectors(model, self.all_items(model))
+
+    def item_vectors(self, model: AbstractRecommender, items: torch.Tensor) -> torch.Tensor:
+        """The vectors of item ids of any shape, differentiable, ``[..., width]``."""
+        return self.item_table(model)[items]
+
+    @torch.no_grad()
+    def tables(self, model: AbstractRecommender) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """All vectors as they are in evaluation, free of gradients: of a teacher.
+
+        Returns:
+            (users ``[users, width]`` or None where they are of rows, items ``[items, width]``); rows 0 are padding.
+        """
+        with evaluating(model), sharing(model, self.methods):
+            items = self.item_table(model).clone()
+            if self.of_rows:
+                return None, items
+            ids = torch.arange(int(model.n_users), device=model.device)
+            return torch.cat([self.user_vectors(model, part) for part in ids.split(_USERS_AT_ONCE)]), items
+
+    @torch.no_grad()
+    def widths(self, model: AbstractRecommender) -> tuple[int, int]:
+        """The widths of user and item vectors."""
+        one = torch.ones(1, dtype=torch.long, device=model.device)
+        with evaluating(model), sharing(model, self.methods):
+            width = self.item_vectors(model, one).shape[-1]
+            # what is compared with item vectors coordinate by coordinate is as wide
+            return (width if self.of_rows else self.user_vectors(model, one).shape[-1]), width
+
+    def query(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """What the item vectors are multiplied with, ``[b, item width]``."""
+        return self.user_vectors(model, rows)
+
+    def offset(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the products for items of any shape that ends in ``[..., k]``."""
+        return None
+
+    def logits(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Products of queries and item vectors, plus offsets."""
+        query = self.query(model, rows)
+        if self._has_table(model, items):
+            products = pair_scores(query, self.item_table(model), items)
+        else:
+            distinct, places = items.unique(return_inverse=True)
+            products = pair_scores(query, self.item_vectors(model, distinct), places)
+        offset = self.offset(model, rows, items)
+        return products if offset is None else products + offset
+
+    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
+        """Whether the whole table costs no more than the rows of the items."""
+        return self.item_count(model) <= items.numel()
+
+    def all_logits(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """One matrix product."""
+        products = self.query(model, rows) @ self.item_table(model).t()
+        offset = self.offset(model, rows, self.all_items(model).expand(len(rows), -1))
+        return products if offset is None else products + offset
+
+
+@dataclass(frozen=True)
+class LookedUp(Vectors):
+    """Vectors are rows of two tables.
+
+    Attributes:
+        users, items: names of the tables.
+    """
+
+    users: str = "user_embedding"
+    items: str = "item_embedding"
+
+    def user_vectors(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """Rows of the user table."""
+        vectors: torch.Tensor = getattr(model, self.users)(user_ids(model, rows))
+        return vectors
+
+    def item_vectors(self, model: AbstractRecommender, items: torch.Tensor) -> torch.Tensor:
+        """Rows of the item table."""
+        vectors: torch.Tensor = getattr(model, self.items)(items)
+        return vectors
+
+    def item_table(self, model: AbstractRecommender) -> torch.Tensor:
+        """The item table, without what stands behind the items (entities)."""
+        table: torch.Tensor = getattr(model, self.items).weight[: self.item_count(model)]
+        return table
+
+
+@dataclass(frozen=True)
+class Propagated(Vectors):
+    """Vectors are rows of two tables that one call computes.
+
+    Attributes:
+        path: of the method, whose first two results are users and items; entities may follow the items.
+        argument: name of the model's attribute that it takes.
+    """
+
+    path: str = "forward"
+    argument: str = ""
+
+    def propagate(self, model: AbstractRecommender) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both tables."""
+        arguments = [getattr(model, self.argument)] if self.argument else []
+        found = call(model, self.path, *arguments, whole=True)
+        return found[0], found[1][: self.item_count(model)]
+
+    def user_vectors(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """Rows of the first table."""
+        return self.propagate(model)[0][user_ids(model, rows)]
+
+    def item_table(self, model: AbstractRecommender) -> torch.Tensor:
+        """The second table."""
+        return self.propagate(model)[1]
+
+    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Decoded(Vectors):
+    """Autoencoders: the user vector is what the last layer reads, an item vector is a row of that layer.
+
+    Attributes:
+        decoder: name of the module whose last linear layer it is.
+    """
+
+    dot: bool = False  # the layer adds a bias
+    methods: tuple[str, ...] = ("get_rating_matrix", "forward")
+    decoder: str = "decoder"
+
+    def layer(self, model: AbstractRecommender) -> nn.Linear:
+        """The last linear layer."""
+        return last_linear(getattr(model, self.decoder))
+
+    def arguments(self, model: AbstractRecommender, users: torch.Tensor) -> Iterator[object]:
+        """What ``forward`` takes."""
+        yield call(model, "get_rating_matrix", users)
+
+    def user_vectors(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """The last layer's input."""
+        return input_of(self.layer(model), model, "forward", *self.arguments(model, user_ids(model, rows)))
+
+    def item_table(self, model: AbstractRecommender) -> torch.Tensor:
+        """The last layer's weight."""
+        return self.layer(model).weight
+
+    def offset(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """The last layer's bias."""
+        return self.layer(model).bias[items]
+
+    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
+        return True
+
+
+def last_linear(module: nn.Module) -> nn.Linear:
+    """The last linear layer of a module."""
+    return [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+
+
+@dataclass(frozen=True)
+class OfPairs(Scorer):
+    """Scoring by a network that reads a row and an item; a base before :class:`Vectors` where there are some.
+
+    Attributes:
+        fields: names of the model's attributes that name the fields of a row; general models read the user only.
+    """
+
+    fields: tuple[str, ...] = ("USER_ID",)
+
+    def of_pairs(self, model: AbstractRecommender, items: torch.Tensor, *fields: torch.Tensor) -> torch.Tensor:
+        """Logits ``[pairs]`` of items and the fields of their rows."""
+        logits: torch.Tensor = model.forward(*fields, items)
+        return logits
+
+    def logits(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Every pair through the network."""
+        fields = [rows] if isinstance(rows, torch.Tensor) else [rows[getattr(model, name)] for name in self.fields]
+        repeated = [field.repeat_interleave(items.shape[1], dim=0) for field in fields]
+        return self.of_pairs(model, items.reshape(-1), *repeated).reshape(items.shape)
+
+    def all_logits(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """Every pair, some items at a time."""
+        return Scorer.all_logits(self, model, rows)
+
+
+@dataclass(frozen=True)
+class WholeRows(Scorer):
+    """Scoring of all items of a row at once, without vectors."""
+
+    def all_logits(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+        """What the model computes for a row."""
+        raise NotImplementedError
+
+    def logits(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Some of them."""
+        return self.all_logits(model, rows).gather(1, items)
