@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from recbole_prune.anatomy.scorers import Rows, Scorer, user_ids
-from recbole_prune.anatomy.shared_calls import evaluating, sharing
-from recbole_prune.anatomy.vectors import SCORERS, known_class, reason_unknown, scorer_of
+from recbole_prune.anatomy.shared_calls import evaluating
+from recbole_prune.anatomy.vectors import SCORERS, known_class, reason_unknown, scorer_of, shared_propagation
 from recbole_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,10 +39,17 @@ def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> 
     Raises:
         ConfigError: the model's rows have no lists of items, or its class is unknown.
     """
-    reason = reason_without_lists(type(model))
-    if reason:
-        raise ConfigError(reason)
-    return _scorer(model).logits(model, rows, items)
+    with shared_propagation(model):
+        return _scorer_with_lists(model).logits(model, rows, items)
+
+
+def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+    """Logits of all items for each row, differentiable, ``[b, items]``: for models whose loss is over whole rows.
+
+    Column 0 is padding. Arguments and errors as :func:`pair_logits`.
+    """
+    with shared_propagation(model):
+        return _scorer_with_lists(model).all_logits(model, rows)
 
 
 def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
@@ -51,7 +58,15 @@ def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor
     Raises:
         ConfigError: the model's class is unknown.
     """
-    return _scorer(model).batch_logits(model, batch)
+    with shared_propagation(model):
+        return _scorer(model).batch_logits(model, batch)
+
+
+def _scorer_with_lists(model: AbstractRecommender) -> Scorer:
+    reason = reason_without_lists(type(model))
+    if reason:
+        raise ConfigError(reason)
+    return _scorer(model)
 
 
 def _scorer(model: AbstractRecommender) -> Scorer:
@@ -66,7 +81,7 @@ def score_rows(model: AbstractRecommender, rows: Rows, item_features: Interactio
     """Scores of all items in evaluation mode, free of gradients: of a teacher.
 
     They are logits where those are known, else what ``full_sort_predict`` or else ``predict`` gives. A model that is
-    asked for many rows propagates once inside :func:`~recbole_prune.anatomy.vectors.shared_propagation`.
+    asked for many rows propagates once inside :func:`shared_propagation`.
 
     Args:
         model: a RecBole model; non-gradient ones too.
@@ -80,8 +95,7 @@ def score_rows(model: AbstractRecommender, rows: Rows, item_features: Interactio
         ConfigError: the model needs ``item_features`` and has none.
     """
     scorer = scorer_of(model)
-    methods = scorer.methods if scorer else ()
-    with evaluating(model), sharing(model, methods):
+    with evaluating(model), shared_propagation(model):
         if scorer is not None and not scorer.no_lists:
             return scorer.all_logits(model, rows)
         return _own_scores(model, scorer, _interaction(model, rows), item_features)
