@@ -10,7 +10,7 @@ import pytest
 import torch
 from marks import slow_but
 from recbole.data.interaction import Interaction
-from recbole.utils import KGDataLoaderState, get_model, init_seed
+from recbole.utils import KGDataLoaderState, get_model
 from training_bench import Bench
 from zoo import gradient_models, kind_of, missing_package, not_prunable_models
 
@@ -25,12 +25,14 @@ from recbole_prune.anatomy.vectors import (
     shared_propagation,
     vectors_of,
 )
+from recbole_prune.data.random_streams import random_state, set_random_state
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.known_scores import contradiction
 from recbole_prune.training.model import mask_aware
 
 QUICK = ["BPR", "LightGCN", "NeuMF", "SASRec"]
 ROWS, ITEMS = 5, 12
+STREAMS = random_state()
 COUNTS = (121, 241)  # users and items of the data, with padding
 
 # facts of RecBole's source, kept apart from the table that is tested
@@ -70,7 +72,7 @@ def some_rows(bench: Bench, count: int = ROWS) -> Interaction:
 
 def own_scores(model: Any, rows: Interaction) -> torch.Tensor | None:
     """``full_sort_predict``, None where the model has none."""
-    init_seed(7, True)
+    set_random_state(STREAMS)
     for cache in CACHES:
         if hasattr(model, cache):
             setattr(model, cache, None)
@@ -83,7 +85,7 @@ def own_scores(model: Any, rows: Interaction) -> torch.Tensor | None:
 
 def own_predictions(model: Any, rows: Interaction, items: torch.Tensor) -> torch.Tensor:
     """``predict`` of every row with each of its items."""
-    init_seed(7, True)
+    set_random_state(STREAMS)
     pairs = rows.repeat_interleave(items.shape[1])
     pairs.update(Interaction({model.ITEM_ID: items.reshape(-1)}))
     with torch.no_grad():
@@ -118,10 +120,10 @@ def test_vectors_and_logits_are_the_models_own(name: str, tiny_data: Path) -> No
     full = own_scores(model, rows)
     model.eval()
 
-    init_seed(7, True)
+    set_random_state(STREAMS)
     logits = pair_logits(model, rows, items)
     assert logits.shape == (ROWS, ITEMS) and logits.requires_grad
-    init_seed(7, True)
+    set_random_state(STREAMS)
     everything = score_rows(model, rows)
     assert everything.shape == (ROWS, count) and not everything.requires_grad
     if name != "KTUP":  # its noise is drawn anew for every pair
@@ -137,10 +139,10 @@ def test_vectors_and_logits_are_the_models_own(name: str, tiny_data: Path) -> No
         expected = logits.exp() - 1e-8 if name in PROBABILITIES else expected
         assert close(expected.detach(), own_predictions(model, rows, items))
     rows.update(Interaction({model.ITEM_ID: items[:, 0]}))  # loaders of whole users have no items
-    init_seed(7, True)
+    set_random_state(STREAMS)
     alone = batch_logits(model, rows)
     assert alone.shape == (ROWS,)
-    init_seed(7, True)
+    set_random_state(STREAMS)
     assert close(alone.detach(), pair_logits(model, rows, items[:, :1])[:, 0].detach())
 
     assert contradiction(model, rows) == ""
@@ -157,7 +159,7 @@ def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor,
     assert reason_without_vectors(type(model)) == ""
     assert vectors.dot == (name not in NOT_PLAIN_PRODUCTS)
     assert vectors.of_rows == (kind_of(name) == "sequential")
-    init_seed(7, True)
+    set_random_state(STREAMS)
     with torch.no_grad(), shared_propagation(model):
         users, of_items = vectors.user_vectors(model, rows), vectors.item_vectors(model, items)
         whole = vectors.item_table(model)
@@ -170,7 +172,7 @@ def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor,
         agree = close(torch.einsum("bd,bkd->bk", users, of_items), expected)
         agree |= name == "DMF" and close(torch.einsum("bd,bkd->bk", users, of_items).sigmoid(), expected)
         assert agree == vectors.dot
-    init_seed(7, True)
+    set_random_state(STREAMS)
     all_users, all_items = vectors.tables(model)
     assert not all_items.requires_grad and (name in RANDOM or close(all_items, whole))
     assert (all_users is None) == vectors.of_rows
@@ -179,7 +181,7 @@ def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor,
         assert not all_users.requires_grad and bool(all_users.isfinite().all())
         ids = rows[model.USER_ID]
         assert name in RANDOM or close(all_users[ids], users)
-        init_seed(7, True)
+        set_random_state(STREAMS)
         assert close(vectors.user_vectors(model, ids).detach(), users)
 
 
@@ -241,7 +243,7 @@ def test_settings_that_change_a_score(name: str, tiny_data: Path) -> None:
     rows, items = some_rows(bench), torch.arange(1, 1 + ITEMS).expand(ROWS, -1)
     vectors, scorer = vectors_of(model), scorer_of(model)
     assert vectors is not None and scorer is not None and vectors.dot == dot
-    init_seed(7, True)
+    set_random_state(STREAMS)
     logits = pair_logits(model, rows, items)
     scores = own_predictions(model, rows, items)
     expected = {"MKR": logits.sigmoid(), "MCCLK": logits.sigmoid(), "NeuMF": logits.sigmoid(), "CDAE": logits.relu()}
@@ -249,7 +251,7 @@ def test_settings_that_change_a_score(name: str, tiny_data: Path) -> None:
     assert contradiction(model, rows) == ""
     assert float(logits.std()) > 1e-3
     with shared_propagation(model):
-        init_seed(7, True)
+        set_random_state(STREAMS)
         users, of_items = vectors.user_vectors(model, rows), vectors.item_vectors(model, items)
     if dot:
         assert close(torch.einsum("bd,bkd->bk", users, of_items), logits)
@@ -301,7 +303,7 @@ def test_one_propagation_per_step(name: str, tiny_data: Path, monkeypatch: pytes
     owner = model.get_submodule(SHARING[name].rpartition(".")[0])
     results = counted(monkeypatch, type(owner), "forward")
 
-    init_seed(7, True)
+    set_random_state(STREAMS)
     alone = total(model.calculate_loss(rows))
     stream = torch.get_rng_state()
     calls = len(results)
@@ -314,7 +316,7 @@ def test_one_propagation_per_step(name: str, tiny_data: Path, monkeypatch: pytes
         return seen
 
     model.added_losses = losses
-    init_seed(7, True)
+    set_random_state(STREAMS)
     together = total(model.calculate_loss(rows))
     assert len(results) == calls
     assert torch.equal(torch.get_rng_state(), stream)

@@ -12,14 +12,13 @@ from recbole_prune.anatomy.logits import batch_logits, pair_logits, reason_witho
 from recbole_prune.anatomy.scorers import Scorer
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, scorer_of
-from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.data.random_streams import preserved_random_streams, random_state, set_random_state
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
 _ROWS = 16
-_SEED = 2020
 # of a row's largest score; vectors and whole rows may be summed in another order
 _TOLERANCE = 1e-4
 
@@ -53,17 +52,15 @@ def contradiction(model: AbstractRecommender, rows: Interaction) -> str:
 
 def _both(model: AbstractRecommender, scorer: Scorer, rows: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
     """The scores that follow from the logits, and the model's own, drawn from the same random streams."""
-    torch.manual_seed(_SEED)
-    np.random.seed(_SEED)
     if reason_without_lists(type(model)):
         return scorer.predicted(model, batch_logits(model, rows)), model.predict(rows).reshape(-1)
+    streams = random_state()
     try:
         forget_caches(model)
         own = model.full_sort_predict(rows).reshape(len(rows), -1)
     except NotImplementedError:
         return _of_pairs(model, scorer, rows)
-    torch.manual_seed(_SEED)
-    np.random.seed(_SEED)
+    set_random_state(streams)
     return scorer.ranked(model, score_rows(model, rows)), own
 
 
@@ -74,7 +71,7 @@ def _of_pairs(model: AbstractRecommender, scorer: Scorer, rows: Interaction) -> 
     chosen = torch.linspace(1, count - 1, min(_ROWS, count - 1), device=model.device).long()
     pairs = rows.repeat_interleave(len(chosen))
     pairs.update(Interaction({model.ITEM_ID: chosen.repeat(len(rows))}))
-    torch.manual_seed(_SEED)
+    streams = random_state()
     own = model.predict(pairs).reshape(len(rows), -1)
-    torch.manual_seed(_SEED)
+    set_random_state(streams)
     return scorer.predicted(model, pair_logits(model, rows, chosen.expand(len(rows), -1))), own
