@@ -17,9 +17,12 @@ from zoo import gradient_models, kind_of, missing_package, not_prunable_models
 from recbole_prune.anatomy import shared_calls
 from recbole_prune.anatomy import vectors as table
 from recbole_prune.anatomy.caches import CACHES
-from recbole_prune.anatomy.logits import batch_logits, pair_logits, reason_without_lists, score_rows
+from recbole_prune.anatomy.logits import batch_logits, pair_logits, row_logits, score_rows
 from recbole_prune.anatomy.vectors import (
+    field_vectors,
     known_class,
+    reason_without_fields,
+    reason_without_lists,
     reason_without_vectors,
     scorer_of,
     shared_propagation,
@@ -126,6 +129,8 @@ def test_vectors_and_logits_are_the_models_own(name: str, tiny_data: Path) -> No
     set_random_state(STREAMS)
     everything = score_rows(model, rows)
     assert everything.shape == (ROWS, count) and not everything.requires_grad
+    set_random_state(STREAMS)
+    assert close(row_logits(model, rows), everything)
     if name != "KTUP":  # its noise is drawn anew for every pair
         assert close(everything.gather(1, items), logits.detach())
         assert float(everything.std()) > 1e-3
@@ -156,7 +161,7 @@ def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor,
     if vectors is None:
         assert reason_without_vectors(type(model)).startswith(f"{name} ")
         return
-    assert reason_without_vectors(type(model)) == ""
+    assert reason_without_vectors(type(model)) == "" and "not context-aware" in reason_without_fields(type(model))
     assert vectors.dot == (name not in NOT_PLAIN_PRODUCTS)
     assert vectors.of_rows == (kind_of(name) == "sequential")
     set_random_state(STREAMS)
@@ -216,8 +221,17 @@ def test_logits_of_batches_of_fields(name: str, tiny_data: Path) -> None:
         assert close(logits.sigmoid(), model.predict(rows).reshape(8))
     assert logits.shape == (8,) and float(logits.std()) > 1e-3
     assert contradiction(model, rows) == ""
-    logits.sum().backward()
+    logits.square().sum().backward()
     assert any(float(p.grad.abs().sum()) > 0 for p in model.parameters() if p.grad is not None and p.ndim == 2)
+    token_table = model.token_embedding_table.embedding.weight
+    # the score reads these vectors and no others
+    assert (reason_without_fields(type(model)) == "") == (token_table.grad is not None)
+    if token_table.grad is not None:
+        token_table.grad = None
+        fields = field_vectors(model, rows)
+        assert fields.shape == (8, model.num_feature_field * model.embedding_size)
+        fields.sum().backward()
+        assert int((token_table.grad.abs().sum(1) > 0).sum()) > 8
     assert vectors_of(model) is None
     assert "bundles of fields" in reason_without_vectors(type(model))
     with pytest.raises(ConfigError, match=f"{name} reads bundles of fields, so its rows have no lists of items"):
@@ -435,7 +449,7 @@ def test_subclasses_are_known_and_others_are_not(tiny_data: Path) -> None:
     assert known_class(mask_aware(own_models.Biased)) is None
     namesake = type("LightGCN", (own_models.Biased,), {})
     assert known_class(namesake) is None
-    for reason in (reason_without_vectors(namesake), reason_without_lists(namesake)):
+    for reason in (r(namesake) for r in (reason_without_vectors, reason_without_lists, reason_without_fields)):
         assert reason.startswith("LightGCN is no model of RecBole's") and "inherits from none" in reason
 
 
@@ -446,3 +460,22 @@ def test_a_subclass_that_scores_otherwise_is_noticed(tiny_data: Path) -> None:
     assert contradiction(model, rows).startswith("the scores of own_models.BPR are not those of RecBole's BPR")
     assert model.training and torch.equal(torch.get_rng_state(), stream)
     assert contradiction(Bench("BPR", tiny_data).plain_model(own_models.Biased), rows).startswith("Biased is no model")
+
+
+@pytest.mark.parametrize("name", slow_but(["BPR"], ["BPR", "LightGCN", "FISM", "SASRec", "KSR"]))
+def test_compact_tables_give_the_same_logits_and_gradients(name: str, tiny_data: Path) -> None:
+    bench = Bench(name, tiny_data)
+    masks, found = bench.masks(0.3), {}
+    for storage in ("masked", "compact"):
+        model = bench.model(masks, storage).eval()
+        rows, items = some_rows(bench), torch.arange(1, 1 + ITEMS).expand(ROWS, -1)
+        logits = pair_logits(model, rows, items)
+        logits.square().sum().backward()
+        few = pair_logits(model, rows, items[:, :2])  # by the rows of the items, not the whole table
+        vectors = vectors_of(model)
+        assert vectors is not None
+        grad = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
+        found[storage] = logits, few, score_rows(model, rows), vectors.tables(model)[1], torch.tensor([grad])
+    for masked, compact in zip(*found.values()):
+        assert close(masked, compact)
+    assert close(found["masked"][0][:, :2], found["masked"][1])

@@ -78,11 +78,12 @@ class _FISM(LookedUp):
 
     def user_vectors(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
         ids = user_ids(model, rows)
-        history = model.item_src_embedding(model.history_item_matrix[ids]) * model.mask_mat[ids].unsqueeze(2)
         # the model itself divides by 0 where there is no history
         scale = model.history_lens[ids].clamp(min=1).float().pow(-model.alpha)
-        vectors: torch.Tensor = history.sum(1) * scale.unsqueeze(1)
-        return vectors
+        shares = model.mask_mat[ids] * scale.unsqueeze(1)
+        return functional.embedding_bag(
+            model.history_item_matrix[ids], model.item_src_embedding.weight, mode="sum", per_sample_weights=shares
+        )
 
     def offset(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
         biases: torch.Tensor = model.user_bias[user_ids(model, rows)].unsqueeze(1) + model.item_bias[items]
@@ -281,6 +282,8 @@ class _Context(Scorer):
 
     no_vectors: str = "reads bundles of fields, so no vector stands for a user or an item alone"
     no_lists: str = "reads bundles of fields, so its rows have no lists of items"
+    no_fields: str = ""
+    methods: tuple[str, ...] = ("forward", "concat_embed_input_fields")
 
     def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
         logits: torch.Tensor = call(model, "forward", batch)
@@ -309,7 +312,7 @@ class _DAGFM(_Context):
         return logits.reshape(len(batch))
 
 
-_CONTEXT = "AFM AutoInt DCN DSSM DeepFM EulerNet FFM FM FNN FiGNN FwFM LR NFM PNN WideDeep xDeepFM".split()
+_CONTEXT = "AFM AutoInt DCN DSSM DeepFM EulerNet FM FNN FiGNN FwFM NFM PNN WideDeep xDeepFM".split()
 
 GENERAL: dict[str, Scorer] = {
     **{name: LookedUp() for name in ("BPR", "LINE", "UltraGCN")},
@@ -343,6 +346,8 @@ GENERAL: dict[str, Scorer] = {
     },
     "RippleNet": _RippleNet(no_vectors="makes a user's vector anew for every item, so it has vectors of items only"),
     **{name: _Context() for name in _CONTEXT},
+    "FFM": _Context(no_fields="keeps a vector of every field for each other field, so a field has none of its own"),
+    "LR": _Context(no_fields="scores by weights of fields, without vectors"),
     "DCNV2": _DCNV2(),
     "KD_DAGFM": _DAGFM(),
 }

@@ -8,21 +8,12 @@ import torch
 
 from recbole_prune.anatomy.scorers import Rows, Scorer, user_ids
 from recbole_prune.anatomy.shared_calls import evaluating
-from recbole_prune.anatomy.vectors import SCORERS, known_class, reason_unknown, scorer_of, shared_propagation
+from recbole_prune.anatomy.vectors import reason_unknown, reason_without_lists, scorer_of, shared_propagation
 from recbole_prune.errors import ConfigError
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
-
-
-def reason_without_lists(model_class: type) -> str:
-    """Why :func:`pair_logits` has nothing to say of a class, one sentence; "" where it has."""
-    known = known_class(model_class)
-    if known is None:
-        return reason_unknown(model_class)
-    reason = SCORERS[known.__name__].no_lists
-    return f"{model_class.__name__} {reason}" if reason else ""
 
 
 def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:

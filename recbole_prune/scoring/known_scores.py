@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from recbole_prune.anatomy.caches import forget_caches
-from recbole_prune.anatomy.logits import batch_logits, pair_logits, reason_without_lists, score_rows
+from recbole_prune.anatomy.logits import batch_logits, pair_logits, score_rows
 from recbole_prune.anatomy.scorers import Scorer
 from recbole_prune.anatomy.shared_calls import evaluating
-from recbole_prune.anatomy.vectors import known_class, reason_unknown, scorer_of
+from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_lists, scorer_of
 from recbole_prune.data.random_streams import preserved_random_streams, random_state, set_random_state
 
 if TYPE_CHECKING:
