@@ -1,4 +1,4 @@
-"""How RecBole's general, knowledge-aware and context-aware models, and ours, score: one entry per class."""
+"""How RecBole's general and knowledge-aware models, and ours, score: one entry per class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from recbole_prune.anatomy.scorers import (
 from recbole_prune.anatomy.shared_calls import call, watched
 
 if TYPE_CHECKING:
-    from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
 
@@ -276,44 +275,6 @@ class _RippleNet(OfPairs):
         return logits
 
 
-@dataclass(frozen=True)
-class _Context(Scorer):
-    """``forward`` gives logits of rows, ``predict`` adds a sigmoid."""
-
-    no_vectors: str = "reads bundles of fields, so no vector stands for a user or an item alone"
-    no_lists: str = "reads bundles of fields, so its rows have no lists of items"
-    no_fields: str = ""
-    methods: tuple[str, ...] = ("forward", "concat_embed_input_fields")
-
-    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
-        logits: torch.Tensor = call(model, "forward", batch)
-        return logits.reshape(len(batch))
-
-    def ranked(self, model: AbstractRecommender, logits: torch.Tensor) -> torch.Tensor:
-        return logits.sigmoid()
-
-
-class _DCNV2(_Context):
-    """Here ``forward`` ends in the sigmoid."""
-
-    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
-        with watched(model.predict_layer) as seen:
-            model.forward(batch)
-        return seen[-1][1].reshape(len(batch))
-
-
-class _DAGFM(_Context):
-    """Here too; the network of the phase keeps its logits."""
-
-    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
-        model.forward(batch)
-        network = model.teacher_network if model.phase == "teacher_training" else model.student_network
-        logits: torch.Tensor = network.logits
-        return logits.reshape(len(batch))
-
-
-_CONTEXT = "AFM AutoInt DCN DSSM DeepFM EulerNet FM FNN FiGNN FwFM NFM PNN WideDeep xDeepFM".split()
-
 GENERAL: dict[str, Scorer] = {
     **{name: LookedUp() for name in ("BPR", "LINE", "UltraGCN")},
     **{name: Propagated() for name in ("DGCF", "LightGCN", "NGCF", "SpectralCF", "NCL", "KGAT", "KGIN")},
@@ -345,9 +306,4 @@ GENERAL: dict[str, Scorer] = {
         for name in ("KGCN", "KGNNLS")
     },
     "RippleNet": _RippleNet(no_vectors="makes a user's vector anew for every item, so it has vectors of items only"),
-    **{name: _Context() for name in _CONTEXT},
-    "FFM": _Context(no_fields="keeps a vector of every field for each other field, so a field has none of its own"),
-    "LR": _Context(no_fields="scores by weights of fields, without vectors"),
-    "DCNV2": _DCNV2(),
-    "KD_DAGFM": _DAGFM(),
 }

@@ -1,7 +1,7 @@
 """The kinds of scoring that RecBole's models have: by vectors, by pairs, by whole rows, by bundles of fields.
 
-``general_scorers.py`` and ``sequential_scorers.py`` say which class is of which kind; ``vectors.py`` and ``logits.py``
-are what others call.
+``general_scorers.py``, ``sequential_scorers.py`` and ``context_scorers.py`` say which class is of which kind;
+``vectors.py`` and ``logits.py`` are what others call.
 """
 
 from __future__ import annotations

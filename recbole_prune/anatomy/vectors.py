@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from recbole_prune.anatomy.context_scorers import CONTEXT
 from recbole_prune.anatomy.general_scorers import GENERAL
 from recbole_prune.anatomy.scorers import Scorer, Vectors
 from recbole_prune.anatomy.sequential_scorers import SEQUENTIAL
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-SCORERS: dict[str, Scorer] = {**GENERAL, **SEQUENTIAL}
+SCORERS: dict[str, Scorer] = {**GENERAL, **SEQUENTIAL, **CONTEXT}
 _MODULES = ("recbole.model.", "recbole_prune.models.")
 
 
