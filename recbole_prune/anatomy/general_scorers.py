@@ -1,4 +1,4 @@
-"""How RecBole's general, knowledge-aware and context-aware models, and ours, score: one entry per class."""
+"""How RecBole's general and knowledge-aware models, and ours, score: one entry per class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from recbole_prune.anatomy.scorers import (
 from recbole_prune.anatomy.shared_calls import call, watched
 
 if TYPE_CHECKING:
-    from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
 
@@ -78,11 +77,12 @@ class _FISM(LookedUp):
 
     def user_vectors(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
         ids = user_ids(model, rows)
-        history = model.item_src_embedding(model.history_item_matrix[ids]) * model.mask_mat[ids].unsqueeze(2)
         # the model itself divides by 0 where there is no history
         scale = model.history_lens[ids].clamp(min=1).float().pow(-model.alpha)
-        vectors: torch.Tensor = history.sum(1) * scale.unsqueeze(1)
-        return vectors
+        shares = model.mask_mat[ids] * scale.unsqueeze(1)
+        return functional.embedding_bag(
+            model.history_item_matrix[ids], model.item_src_embedding.weight, mode="sum", per_sample_weights=shares
+        )
 
     def offset(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
         biases: torch.Tensor = model.user_bias[user_ids(model, rows)].unsqueeze(1) + model.item_bias[items]
@@ -275,42 +275,6 @@ class _RippleNet(OfPairs):
         return logits
 
 
-@dataclass(frozen=True)
-class _Context(Scorer):
-    """``forward`` gives logits of rows, ``predict`` adds a sigmoid."""
-
-    no_vectors: str = "reads bundles of fields, so no vector stands for a user or an item alone"
-    no_lists: str = "reads bundles of fields, so its rows have no lists of items"
-
-    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
-        logits: torch.Tensor = call(model, "forward", batch)
-        return logits.reshape(len(batch))
-
-    def ranked(self, model: AbstractRecommender, logits: torch.Tensor) -> torch.Tensor:
-        return logits.sigmoid()
-
-
-class _DCNV2(_Context):
-    """Here ``forward`` ends in the sigmoid."""
-
-    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
-        with watched(model.predict_layer) as seen:
-            model.forward(batch)
-        return seen[-1][1].reshape(len(batch))
-
-
-class _DAGFM(_Context):
-    """Here too; the network of the phase keeps its logits."""
-
-    def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
-        model.forward(batch)
-        network = model.teacher_network if model.phase == "teacher_training" else model.student_network
-        logits: torch.Tensor = network.logits
-        return logits.reshape(len(batch))
-
-
-_CONTEXT = "AFM AutoInt DCN DSSM DeepFM EulerNet FFM FM FNN FiGNN FwFM LR NFM PNN WideDeep xDeepFM".split()
-
 GENERAL: dict[str, Scorer] = {
     **{name: LookedUp() for name in ("BPR", "LINE", "UltraGCN")},
     **{name: Propagated() for name in ("DGCF", "LightGCN", "NGCF", "SpectralCF", "NCL", "KGAT", "KGIN")},
@@ -342,7 +306,4 @@ GENERAL: dict[str, Scorer] = {
         for name in ("KGCN", "KGNNLS")
     },
     "RippleNet": _RippleNet(no_vectors="makes a user's vector anew for every item, so it has vectors of items only"),
-    **{name: _Context() for name in _CONTEXT},
-    "DCNV2": _DCNV2(),
-    "KD_DAGFM": _DAGFM(),
 }

@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from recbole_prune.anatomy.scorers import Rows, Scorer, user_ids
-from recbole_prune.anatomy.shared_calls import evaluating, sharing
-from recbole_prune.anatomy.vectors import SCORERS, known_class, reason_unknown, scorer_of
+from recbole_prune.anatomy.shared_calls import evaluating
+from recbole_prune.anatomy.vectors import reason_unknown, reason_without_lists, scorer_of, shared_propagation
 from recbole_prune.errors import ConfigError
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
-
-
-def reason_without_lists(model_class: type) -> str:
-    """Why :func:`pair_logits` has nothing to say of a class, one sentence; "" where it has."""
-    known = known_class(model_class)
-    if known is None:
-        return reason_unknown(model_class)
-    reason = SCORERS[known.__name__].no_lists
-    return f"{model_class.__name__} {reason}" if reason else ""
 
 
 def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
@@ -39,10 +30,17 @@ def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> 
     Raises:
         ConfigError: the model's rows have no lists of items, or its class is unknown.
     """
-    reason = reason_without_lists(type(model))
-    if reason:
-        raise ConfigError(reason)
-    return _scorer(model).logits(model, rows, items)
+    with shared_propagation(model):
+        return _scorer_with_lists(model).logits(model, rows, items)
+
+
+def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
+    """Logits of all items for each row, differentiable, ``[b, items]``: for models whose loss is over whole rows.
+
+    Column 0 is padding. Arguments and errors as :func:`pair_logits`.
+    """
+    with shared_propagation(model):
+        return _scorer_with_lists(model).all_logits(model, rows)
 
 
 def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
@@ -51,7 +49,15 @@ def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor
     Raises:
         ConfigError: the model's class is unknown.
     """
-    return _scorer(model).batch_logits(model, batch)
+    with shared_propagation(model):
+        return _scorer(model).batch_logits(model, batch)
+
+
+def _scorer_with_lists(model: AbstractRecommender) -> Scorer:
+    reason = reason_without_lists(type(model))
+    if reason:
+        raise ConfigError(reason)
+    return _scorer(model)
 
 
 def _scorer(model: AbstractRecommender) -> Scorer:
@@ -66,7 +72,7 @@ def score_rows(model: AbstractRecommender, rows: Rows, item_features: Interactio
     """Scores of all items in evaluation mode, free of gradients: of a teacher.
 
     They are logits where those are known, else what ``full_sort_predict`` or else ``predict`` gives. A model that is
-    asked for many rows propagates once inside :func:`~recbole_prune.anatomy.vectors.shared_propagation`.
+    asked for many rows propagates once inside :func:`shared_propagation`.
 
     Args:
         model: a RecBole model; non-gradient ones too.
@@ -80,8 +86,7 @@ def score_rows(model: AbstractRecommender, rows: Rows, item_features: Interactio
         ConfigError: the model needs ``item_features`` and has none.
     """
     scorer = scorer_of(model)
-    methods = scorer.methods if scorer else ()
-    with evaluating(model), sharing(model, methods):
+    with evaluating(model), shared_propagation(model):
         if scorer is not None and not scorer.no_lists:
             return scorer.all_logits(model, rows)
         return _own_scores(model, scorer, _interaction(model, rows), item_features)

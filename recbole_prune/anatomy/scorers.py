@@ -1,7 +1,7 @@
 """The kinds of scoring that RecBole's models have: by vectors, by pairs, by whole rows, by bundles of fields.
 
-``general_scorers.py`` and ``sequential_scorers.py`` say which class is of which kind; ``vectors.py`` and ``logits.py``
-are what others call.
+``general_scorers.py``, ``sequential_scorers.py`` and ``context_scorers.py`` say which class is of which kind;
+``vectors.py`` and ``logits.py`` are what others call.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class Scorer:
     Attributes:
         no_vectors: why it has no user and item vectors, a sentence without its subject; "" where it has.
         no_lists: why a row has no list of items, likewise.
+        no_fields: why the vectors of a row's fields say nothing, likewise.
         methods: what its loss computes that its scores may use again (:func:`shared_calls.sharing`).
     """
 
     no_vectors: str = ""
     no_lists: str = ""
+    no_fields: str = "is not context-aware, so its rows are no bundles of fields"
     methods: tuple[str, ...] = ("forward",)
 
     def on(self, model: AbstractRecommender) -> Scorer:

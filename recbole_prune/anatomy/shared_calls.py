@@ -161,7 +161,7 @@ def input_of(layer: nn.Module, model: AbstractRecommender, path: str, *arguments
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's own mode, without the work that ``train()`` does in SGL."""
     modes = [(module, module.training) for module in model.modules()]
-    if model.training:
+    if any(mode for _, mode in modes):
         model.eval()
     try:
         yield

@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
+from recbole_prune.anatomy.context_scorers import CONTEXT
 from recbole_prune.anatomy.general_scorers import GENERAL
-from recbole_prune.anatomy.scorers import Rows, Scorer, Vectors
+from recbole_prune.anatomy.scorers import Scorer, Vectors
 from recbole_prune.anatomy.sequential_scorers import SEQUENTIAL
-from recbole_prune.anatomy.shared_calls import sharing
+from recbole_prune.anatomy.shared_calls import call, sharing
 
 if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-__all__ = ["Rows", "Vectors", "known_class", "reason_without_vectors", "scorer_of", "shared_propagation", "vectors_of"]
-
-SCORERS: dict[str, Scorer] = {**GENERAL, **SEQUENTIAL}
+SCORERS: dict[str, Scorer] = {**GENERAL, **SEQUENTIAL, **CONTEXT}
 _MODULES = ("recbole.model.", "recbole_prune.models.")
 
 
@@ -40,12 +42,36 @@ def vectors_of(model: AbstractRecommender) -> Vectors | None:
     return scorer if isinstance(scorer, Vectors) else None
 
 
+def field_vectors(model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
+    """The vectors of the fields of a context-aware model's rows side by side, differentiable, ``[b, fields x width]``.
+
+    Only for classes that have them (:func:`reason_without_fields`).
+    """
+    with shared_propagation(model):
+        vectors: torch.Tensor = call(model, "concat_embed_input_fields", batch)
+    return vectors.flatten(1)
+
+
 def reason_without_vectors(model_class: type) -> str:
     """Why a class has no user and item vectors, one sentence; "" where it has."""
+    return _reason(model_class, "no_vectors")
+
+
+def reason_without_lists(model_class: type) -> str:
+    """Why the rows of a class have no lists of items to score, one sentence; "" where they have."""
+    return _reason(model_class, "no_lists")
+
+
+def reason_without_fields(model_class: type) -> str:
+    """Why :func:`field_vectors` has nothing to say of a class, one sentence; "" where it has."""
+    return _reason(model_class, "no_fields")
+
+
+def _reason(model_class: type, name: str) -> str:
     known = known_class(model_class)
     if known is None:
         return reason_unknown(model_class)
-    reason = SCORERS[known.__name__].no_vectors
+    reason = getattr(SCORERS[known.__name__], name)
     return f"{model_class.__name__} {reason}" if reason else ""
 
 

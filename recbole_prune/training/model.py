@@ -13,6 +13,7 @@ from torch import nn
 from recbole_prune.anatomy.caches import forget_caches, refresh
 from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.propagation import faster_forward
+from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.propagation import speed_up_propagation
@@ -38,7 +39,8 @@ class MaskAware(_Model):
         storage: how pruned tables are held (``prune_storage``).
         dense_moments: pruned entries keep gradients and moments.
         own_products: multiply the model's graphs in this package's way, equal up to rounding (``prune_fused``).
-        added_losses: called with a batch; scalars by name that are added to its recommendation loss.
+        added_losses: called with a batch; scalars by name that are added to its recommendation loss. Vectors and
+            logits that they ask ``anatomy/`` for come from what that loss has computed.
     """
 
     masks: MaskSet | None = None
@@ -192,7 +194,10 @@ def mask_aware(model_class: type) -> type:
 
     def loss(self: MaskAware, interaction: Interaction, *args: object, **kwargs: object) -> Losses:
         own: Callable[..., Losses] = getattr(super(made, self), name)
-        return self.with_added_losses(own(interaction, *args, **kwargs), interaction)
+        if self.added_losses is None:
+            return own(interaction, *args, **kwargs)
+        with shared_propagation(self):
+            return self.with_added_losses(own(interaction, *args, **kwargs), interaction)
 
     loss.__name__ = name
     bases = MaskAware, *faster_forward(model_class), model_class
