@@ -138,6 +138,17 @@ def test_the_recipes_differ_in_the_selection_only():
         ("prune_exclude", "[]", []),
         ("output_dir", "2024", "2024"),
         ("output_dir", 2024, "2024"),
+        (
+            "distill_teacher_settings",
+            "{'embedding_size': 200, \"a\": [None, 'b']}",
+            {"embedding_size": 200, "a": [None, "b"]},
+        ),
+        ("distill_teacher_settings", '{"a": {"b": true}, "c": null}', {"a": {"b": True}, "c": None}),
+        ("distill_teacher_settings", {"a": 1.5}, {"a": 1.5}),
+        ("distill_teacher_settings", "None", {}),
+        ("distill_teacher_settings", "", {}),
+        ("distill_teacher", Path("saved/BPR.pth"), "saved/BPR.pth"),
+        ("distill_teacher", "~/BPR.pth", str(Path.home() / "BPR.pth")),
     ],
 )
 def test_values_are_converted(name, value, expected):
@@ -180,6 +191,11 @@ def test_values_are_converted(name, value, expected):
         ("prune_include", "[unclosed", "a list of words"),
         ("prune_include", 3, "a list of words"),
         ("export_values", "fp8", "fp32, fp16, int8"),
+        ("distill_teacher_settings", "embedding_size", "a dict such as {'key': value}"),
+        ("distill_teacher_settings", "{'a': __import__('os').getcwd()}", "a dict such as {'key': value}"),
+        ("distill_teacher_settings", "{1: 2}", "a dict such as {'key': value}"),
+        ("distill_teacher_settings", ["a"], "a dict such as {'key': value}"),
+        ("distill_teacher", True, "the path of a file or folder, or empty"),
     ],
 )
 def test_refusals_name_key_value_and_what_is_allowed(name, value, allowed):

@@ -17,6 +17,8 @@ import numpy as np
 from recbole_prune.anatomy.outside import CHECKPOINTS
 from recbole_prune.config import schema
 from recbole_prune.config.settings import Settings, defaults, is_used
+from recbole_prune.config.teachers import content_digest
+from recbole_prune.errors import ConfigError
 
 # settings of RecBole that say where a process runs; they do not belong to what is trained
 OF_THE_PROCESS = frozenset({
@@ -33,12 +35,18 @@ WITHOUT_EFFECT = OF_THE_PROCESS | {
 }  # fmt: skip
 
 
-def differences(config: Any, settings: Settings) -> dict[str, Any]:
+def differences(config: Any, settings: Settings, missing: str | None = None) -> dict[str, Any]:
     """Return the settings of a run that differ from their defaults and matter to its result, in JSON's types.
+
+    A teacher on disk is the sha256 of its content: where it lies is no matter.
 
     Args:
         config: a built RecBole Config.
         settings: the settings of this package for it.
+        missing: what stands for a teacher that is no longer there.
+
+    Raises:
+        ConfigError: a teacher is not there, or is none, and there is no ``missing``.
     """
     usual = completed_defaults(config)
     found = {}
@@ -53,8 +61,17 @@ def differences(config: Any, settings: Settings) -> dict[str, Any]:
     base = defaults(settings.pruner, settings.distiller)
     for name, key in schema.known_keys().items():
         if key.changes != "nothing" and is_used(name, settings) and settings[name] != base[name]:
-            found[name] = settings[name]
+            found[name] = _content(settings[name], missing) if key.type == "path" else to_json(settings[name])
     return found
+
+
+def _content(path: str, missing: str | None) -> str:
+    try:
+        return content_digest(path)
+    except ConfigError:
+        if missing is None:
+            raise
+        return missing
 
 
 @cache

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,8 +28,15 @@ _BOUNDS = re.compile(r"(?:(?P<low>[-\d.]+) (?P<after>[<>]=?) )?x(?: (?P<before>[
 _FILE = re.compile(r"file in properties/(?P<folder>\w+)")
 _USED_BY = {"every run": False, "the methods that list the key": True}
 _CHANGES = ("nothing", "every training", "the pruning")
-_TYPES = ("int", "float", "bool", "str", "list of str")
+_TYPES = ("int", "float", "bool", "str", "list of str", "dict", "path")
 _EMPTY = ("", "~", "none", "null")
+_CONTAINERS = {"list of str": list, "dict": dict}
+_IN_WORDS = {
+    "bool": "True or False",
+    "list of str": "a list of words",
+    "dict": "a dict such as {'key': value}",
+    "path": "the path of a file or folder",
+}
 
 Method = tuple[str, str]
 """Kind (``pruner``, ``distiller``) and name of a method; the two kinds may share a name."""
@@ -40,7 +49,8 @@ class Key:
     Attributes:
         name: the key as the user writes it.
         default: value of ``overall.yaml``; a method's own default is in ``methods``.
-        type: ``int``, ``float``, ``bool``, ``str`` or ``list of str``.
+        type: ``int``, ``float``, ``bool``, ``str``, ``list of str``, ``dict``, or ``path`` of a file or folder, whose
+            content counts and not its name.
         optional: whether the value may be empty (None).
         range: text between the brackets, or "" where every value of the type is allowed.
         meaning: one sentence for the help.
@@ -76,7 +86,7 @@ class Key:
             text = f"one of {', '.join(self.choices)}" if self.choices else f"empty, there is no {self.range} yet"
         else:
             article = "an" if self.type == "int" else "a"
-            text = {"bool": "True or False", "list of str": "a list of words"}.get(self.type, f"{article} {self.type}")
+            text = _IN_WORDS.get(self.type, f"{article} {self.type}")
             text += f" with {self.range.replace('x', self.name)}" if self.range else ""
         return f"{text}, or empty" if self.optional and self.choices != [] else text
 
@@ -102,8 +112,8 @@ class Key:
         if word is None or word in _EMPTY:
             if self.optional:
                 return None
-            if self.type == "list of str":
-                return []
+            if self.type in _CONTAINERS:
+                return _CONTAINERS[self.type]()
             # "none" is a word of some keys, and yaml or a RecBole user may write it as an empty value
             if word != "" and "none" in (self.choices or []):
                 return "none"
@@ -121,7 +131,7 @@ class Key:
             _compare(bounds["low"], bounds["after"], value) and _compare(value, bounds["before"], bounds["high"])
         )
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         shown = value if isinstance(value, str) else repr(value)
         near = difflib.get_close_matches(str(value).lower(), self.choices or [], n=1)
         hint = f"; did you mean {self.name}={near[0]}?" if near else ""
@@ -136,13 +146,13 @@ def _compare(left: Any, sign: str | None, right: Any) -> bool:
     return {"<": low < high, "<=": low <= high, ">": low > high, ">=": low >= high}[sign]
 
 
-def _to_int(value: Any) -> int | None:
+def _to_int(value: object) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+\s*", value):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _to_float(value: Any) -> float | None:
+def _to_float(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -152,19 +162,19 @@ def _to_float(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _to_bool(value: Any) -> bool | None:
+def _to_bool(value: object) -> bool | None:
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.strip().lower())
     return value if isinstance(value, bool) else None
 
 
-def _to_str(value: Any) -> str | None:
+def _to_str(value: object) -> str | None:
     if isinstance(value, (bool, float)) or not isinstance(value, (str, int)):
         return None
     return str(value).strip() or None
 
 
-def _to_words(value: Any) -> list[str] | None:
+def _to_words(value: object) -> list[str] | None:
     """A list of words from a list, from the text of one, or from words with commas between them."""
     if isinstance(value, str):
         if value.strip().startswith(("[", "(")):
@@ -179,7 +189,34 @@ def _to_words(value: Any) -> list[str] | None:
     return list(value) if all(isinstance(word, str) and word for word in value) else None
 
 
-_CONVERT = {"int": _to_int, "float": _to_float, "bool": _to_bool, "str": _to_str, "list of str": _to_words}
+def _to_dict(value: object) -> dict[str, Any] | None:
+    """A dict with words as keys from a mapping, or from the text of one in JSON or Python; nothing is evaluated."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            try:
+                value = ast.literal_eval(str(value).strip())
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                return None
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
+        return None
+    return dict(value)
+
+
+def _to_path(value: object) -> str | None:
+    return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) and str(value).isprintable() else None
+
+
+_CONVERT: Mapping[str, Callable[[object], Any]] = {
+    "int": _to_int,
+    "float": _to_float,
+    "bool": _to_bool,
+    "str": _to_str,
+    "list of str": _to_words,
+    "dict": _to_dict,
+    "path": _to_path,
+}
 
 
 def parse(text: str, source: str) -> dict[str, Key]:

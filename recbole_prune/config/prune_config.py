@@ -94,9 +94,14 @@ class PruneConfig(Config):
             raise
         except Exception as error:  # whatever fails in there, RecBole refuses what the user wrote
             raise ConfigError(f"RecBole refuses the settings: {_sentence(error)}") from error
-        private.differences = fingerprint.differences(self, private.settings)
+        private.differences = self._differences()
         for warning in private.warnings:
             getLogger().warning(warning)
+
+    def _differences(self) -> dict[str, Any]:
+        # settings that are read back may belong to a finished run, which needs its teacher no longer
+        missing = "missing" if self._private.replayed else None
+        return fingerprint.differences(self, self._private.settings, missing)
 
     # ---- what the user says ------------------------------------------------------------------------------------------
 
@@ -237,6 +242,11 @@ class PruneConfig(Config):
         """The run hash without what only concerns pruning: equal where the dense training is equal."""
         return fingerprint.digest(fingerprint.of_every_training(self._private.differences))
 
+    @property
+    def teacher_digest(self) -> str | None:
+        """sha256 of the content of ``distill_teacher`` when this config was built; None without one."""
+        return self._private.differences.get("distill_teacher")
+
     def plain_settings(self) -> dict[str, Any]:
         """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.
 
@@ -254,7 +264,11 @@ class PruneConfig(Config):
             theirs.setdefault("data_path", self.internal_config_dict["data_path"])
         theirs.update({name: os.path.abspath(theirs[name]) for name in fingerprint.PATHS if theirs.get(name)})
         methods = {kind: ours[kind] for kind in schema.METHOD_KINDS if ours[kind] is not None}
-        changed = {name: ours[name] for name in ours if ours[name] != base[name] and name not in _ONE_SHOT}
+        changed = {
+            name: os.path.abspath(ours[name]) if key.type == "path" else ours[name]
+            for name, key in schema.known_keys().items()
+            if ours[name] != base[name] and name not in _ONE_SHOT
+        }
         return {**theirs, "model": self.model, "dataset": self.dataset, **methods, **changed}
 
     def with_changes(self, **changes: Any) -> PruneConfig:
@@ -270,7 +284,7 @@ class PruneConfig(Config):
         new.final_config_dict = {**copy.deepcopy(self.final_config_dict), **changes}
         new.external_config_dict = {**copy.deepcopy(self.external_config_dict), **changes}
         new._private = copy.copy(self._private)
-        new._private.differences = fingerprint.differences(new, new.settings)
+        new._private.differences = new._differences()
         return new
 
     # ---- copies and pickles ------------------------------------------------------------------------------------------
