@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,18 @@ _NO_PICKLES = {
 }
 
 
+class Bounds(NamedTuple):
+    """What settings are compared with.
+
+    Attributes:
+        history: the most items that a user has, 0 where that is not known.
+        dimension: the largest dimension of a stored weight.
+    """
+
+    history: int
+    dimension: int
+
+
 def settings_of(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that rebuild an artifact's model.
 
@@ -60,6 +72,22 @@ def settings_of(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any
             code; the message names it.
     """
     fields = Fields(artifact.info, artifact.folder / TICKET).inner("settings")
+    histories = np.diff(artifact.seen.indptr.astype(np.int64))
+    dimensions = (size for tensor in artifact.tensors.values() for size in tensor.shape)
+    return checked_settings(fields, changes, Bounds(int(histories.max(initial=0)), max(dimensions, default=0)))
+
+
+def checked_settings(fields: Fields, changes: Mapping[str, Any], bounds: Bounds) -> dict[str, Any]:
+    """The settings among some from elsewhere that rebuild a model.
+
+    Args:
+        fields: the settings.
+        changes: as for :func:`settings_of`.
+        bounds: what is known of the data and the model.
+
+    Raises:
+        ArtifactError: as for :func:`settings_of`.
+    """
     model = changes.get("model") or fields.text("model")
     if isinstance(model, str):
         names.check_model(model)
@@ -68,18 +96,18 @@ def settings_of(artifact: Artifact, changes: Mapping[str, Any]) -> dict[str, Any
         if name in changes or name in _LEFT_OUT or name in schema.known_keys():
             continue
         if name in _KEPT or host.is_known_setting(name, model):
-            kept[name] = _checked(fields, name, model, artifact)
+            kept[name] = _checked(fields, name, model, bounds)
     return {**kept, **_NO_PICKLES, **changes}
 
 
-def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -> Any:
+def _checked(fields: Fields, name: str, model: str | type, bounds: Bounds) -> Any:
     """The value of a setting, where it does no harm."""
     value = fields.values[name]
     try:
         values.check_values({name: value}, [name], model if isinstance(model, str) else model.__name__)
     except ConfigError as error:
-        raise ArtifactError(f"{fields.path}: {fields.place}.{error}") from error
-    _refuse_absurd(fields, name, model if isinstance(model, str) else model.__name__, artifact)
+        raise ArtifactError(f"{fields.path}: {fields.name_of('')}{error}") from error
+    _refuse_absurd(fields, name, model if isinstance(model, str) else model.__name__, bounds)
     if name in EVALUATED:
         return fields.text(name, EVALUATED[name])
     if name in CHECKPOINTS and value:
@@ -93,18 +121,16 @@ def _checked(fields: Fields, name: str, model: str | type, artifact: Artifact) -
     if name in _SEPARATORS and len(fields.text(name)) > _LONGEST_SEPARATOR:
         raise fields.wrong(name, f"text of at most {_LONGEST_SEPARATOR} characters")
     if name == _PADDED_TO:
-        histories = np.diff(artifact.seen.indptr.astype(np.int64))
-        return fields.whole(name, max(_LONGEST_PADDING, int(histories.max(initial=0))))
+        return fields.whole(name, max(_LONGEST_PADDING, bounds.history))
     return value
 
 
-def _refuse_absurd(fields: Fields, name: str, model: str, artifact: Artifact) -> None:
+def _refuse_absurd(fields: Fields, name: str, model: str, bounds: Bounds) -> None:
     """Refuse a whole number with which building the model would take hours, or all memory: a billion layers."""
     usual, given = (values.numbers_in(each) for each in (values.default_of(name, model), fields.values[name]))
     if not usual or not given or _DURATION.fullmatch(name):
         return
-    dimensions = (size for tensor in artifact.tensors.values() for size in tensor.shape)
-    most = max(_LARGEST_NUMBER, _TIMES_DEFAULT * max(usual), *dimensions)
+    most = max(_LARGEST_NUMBER, _TIMES_DEFAULT * max(usual), bounds.dimension)
     if max(given) > most:
         raise fields.wrong(name, f"at most {most}, unless you say otherwise in load_ticket(folder, config_dict)")
 

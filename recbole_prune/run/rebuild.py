@@ -1,12 +1,12 @@
-"""The RecBole model of an artifact, built anew from its settings and the dataset."""
+"""The RecBole model of an artifact, or of a checkpoint, built anew from its settings and the dataset."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from torch import nn
 
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
 from recbole_prune.artifact.encoding import Array
+from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import TICKET
+from recbole_prune.config.fingerprint import to_json
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.errors import ArtifactError, ConfigError, PruneError
-from recbole_prune.run.foreign_settings import settings_of
+from recbole_prune.run.foreign_checkpoint import Checkpoint
+from recbole_prune.run.foreign_settings import Bounds, checked_settings, settings_of
+from recbole_prune.scoring.dot_product import to_numpy
 from recbole_prune.scoring.probe import load_state, tensors_of
 
 # what a constructor may make and drop again, beside a model as large as the one that is stored
@@ -63,28 +67,102 @@ def load_ticket(
     return rebuild_model(read_artifact(folder), changes)
 
 
+class Rebuilt(NamedTuple):
+    """A model with the data that it was built for.
+
+    Attributes:
+        model: in eval mode, with its weights.
+        config: its settings.
+        dataset: RecBole's dataset.
+        training: RecBole's dataset of the training interactions.
+    """
+
+    model: Any
+    config: PruneConfig
+    dataset: Any
+    training: Any
+
+
 def rebuild_model(artifact: Artifact, changes: Mapping[str, Any]) -> Any:
     """What :func:`load_ticket` does once the artifact is read; ``changes`` replace settings."""
-    with preserved_random_streams(), _in_one_line(artifact):
+    return rebuild(artifact, changes).model
+
+
+def rebuild(artifact: Artifact, changes: Mapping[str, Any]) -> Rebuilt:
+    """As :func:`rebuild_model`, with the data."""
+    place = str(artifact.folder / TICKET)
+    with _in_one_line(place):
         _check_model(artifact, changes.get("model"))
-        settings, state = settings_of(artifact, changes), artifact.state()
+        settings = settings_of(artifact, changes)
+        return build(settings, artifact.state(), place, lambda dataset: _check_tokens(artifact, dataset))
+
+
+def rebuild_checkpoint(checkpoint: Checkpoint, place: str, changes: Mapping[str, Any]) -> Rebuilt:
+    """Rebuild the model of a checkpoint of RecBole, of models without gradients too.
+
+    Args:
+        checkpoint: what was read.
+        place: the file, for messages.
+        changes: settings that replace its own.
+
+    Raises:
+        PruneError: as for :func:`load_ticket`.
+    """
+    plain = {name: to_json(value) for name, value in checkpoint.settings.items()}
+    with _in_one_line(place):
+        largest = max((size for tensor in checkpoint.state.values() for size in tensor.shape), default=0)
+        settings = checked_settings(Fields(plain, Path(place)), changes, Bounds(0, largest))
+        state = {name: to_numpy(tensor) for name, tensor in checkpoint.state.items()}
+        return build(settings, state, place, lambda dataset: None, checkpoint.others)
+
+
+def build(
+    settings: Mapping[str, Any],
+    state: Mapping[str, Array],
+    place: str,
+    check: Callable[[Any], None],
+    others: Mapping[str, Any] | None = None,
+) -> Rebuilt:
+    """A model as its run built it, from its settings, with stored weights.
+
+    Args:
+        settings: checked ones; ``model`` may be a class.
+        state: weights by name in the ``state_dict``.
+        place: where they are stored, for messages.
+        check: refuses a dataset.
+        others: what the model keeps beside its weights.
+
+    Raises:
+        PruneError: there is no such dataset, or the model is another one.
+    """
+    with preserved_random_streams():
         config = PruneConfig.from_plain_settings(settings, settings["model"], download=False)
-        _check_data_folder(config, artifact)
+        _check_data_folder(config, place)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
-        _check_tokens(artifact, dataset)
-        train_data = data_preparation(config, dataset)[0]
+        check(dataset)
+        training = data_preparation(config, dataset)[0]._dataset
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         try:
             with _constructing_from(state):
-                model = config.model_class(config, train_data._dataset).to(config["device"])
+                model = config.model_class(config, training).to(config["device"])
+            if others:
+                model.load_other_parameter(_on_device(others, config["device"]))
             load_state(model, state)
         except (RuntimeError, KeyError) as error:
             raise ArtifactError(
-                f"{artifact.folder / TICKET}: the weights do not fit {config['model']} as it is built from dataset "
+                f"{place}: the weights do not fit {config['model']} as it is built from dataset "
                 f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
             ) from error
-    return model.eval()
+    return Rebuilt(model.eval(), config, dataset, training)
+
+
+def _on_device(value: object, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _on_device(part, device) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_device(part, device) for part in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _check_model(artifact: Artifact, model: str | type | None) -> None:
@@ -100,9 +178,9 @@ def _check_model(artifact: Artifact, model: str | type | None) -> None:
 
 
 @contextmanager
-def _in_one_line(artifact: Artifact) -> Iterator[None]:
-    """Name the artifact's settings where RecBole fails on them in its own words, or wants to end the process."""
-    settings = f"{artifact.folder / TICKET}: settings"
+def _in_one_line(place: str) -> Iterator[None]:
+    """Name the stored settings where RecBole fails on them in its own words, or wants to end the process."""
+    settings = f"{place}: settings"
     try:
         yield
     except ConfigError as error:
@@ -114,12 +192,12 @@ def _in_one_line(artifact: Artifact) -> Iterator[None]:
         raise ArtifactError(f"{settings}: RecBole cannot build the model: {type(error).__name__} {text}") from error
 
 
-def _check_data_folder(config: PruneConfig, artifact: Artifact) -> None:
+def _check_data_folder(config: PruneConfig, place: str) -> None:
     """RecBole would wait for ever for what is written into a pipe."""
     folder = Path(config["data_path"])
     if not folder.is_dir():
         raise ArtifactError(
-            f"{artifact.folder / TICKET}: settings.data_path: there is no folder {folder}; "
+            f"{place}: settings.data_path: there is no folder {folder}; "
             "give the right one with load_ticket(folder, data_path=...)"
         )
     for entry in os.scandir(folder):

@@ -31,7 +31,8 @@ ARTIFACT = "artifact"
 SERIES = "tensorboard"
 _FILES = (".lock", CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
 _SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
-_FOLDERS = ("masks", "checkpoints", RESUME)  # of files only
+DISTILLATION = "distillation"
+_FOLDERS = ("masks", "checkpoints", RESUME, DISTILLATION)  # of files only
 
 
 class RunFolder:
