@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +12,23 @@ import torch
 from recbole_prune.data.membership import UsedIds
 
 if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
     from recbole.data.interaction import Interaction
+
+
+def training_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items of all interactions in a training dataset, some more than once.
+
+    The rows of a sequential dataset are histories with a next item: the first item of a user is in histories only.
+    """
+    rows = dataset.inter_feat
+    users, items = (rows[name].numpy() for name in (dataset.uid_field, dataset.iid_field))
+    histories = dataset.iid_field + dataset.config["LIST_SUFFIX"]
+    if histories not in rows:
+        return users, items
+    listed = rows[histories].numpy()
+    places = np.nonzero(listed)
+    return np.concatenate([users, users[places[0]]]), np.concatenate([items, listed[places]])
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Pupils:
         of_rows: whether a user is a row of a batch, as in sequential models.
     """
 
-    def __init__(self, dataset: Any, of_rows: bool) -> None:
+    def __init__(self, dataset: Dataset, of_rows: bool) -> None:
         self.dataset, self.of_rows = dataset, of_rows
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
@@ -52,9 +68,7 @@ class Pupils:
     @cached_property
     def consumed(self) -> UsedIds:
         """The items of each user in the training data."""
-        rows = self.dataset.inter_feat
-        users, items = (rows[name].numpy() for name in (self.user_field, self.item_field))
-        return UsedIds(users, items, self.user_count, self.item_count)
+        return UsedIds(*training_pairs(self.dataset), self.user_count, self.item_count)
 
     @cached_property
     def consumers(self) -> UsedIds:

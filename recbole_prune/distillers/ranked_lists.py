@@ -1,0 +1,117 @@
+"""The best columns of every row of a score matrix that is never there as a whole, and the best rows of every column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from logging import getLogger
+from time import monotonic
+
+import numpy as np
+import torch
+
+from recbole_prune.data.membership import UsedIds
+from recbole_prune.errors import ConfigError
+
+# scores of some rows [n, columns], for their ids [n]
+Score = Callable[[torch.Tensor], torch.Tensor]
+Ranked = tuple[np.ndarray, np.ndarray]
+
+_SCORES_AT_ONCE = 1 << 23
+_FEWEST_ROWS = 32
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+def best_of_rows(
+    score: Score, excluded: UsedIds, length: int, what: str, device: torch.device, ids: np.ndarray
+) -> Ranked:
+    """The best columns of every row.
+
+    Args:
+        score: gives the scores of some rows.
+        excluded: the columns of each row that are not ranked; column 0 is padding and never is.
+        length: how many to keep.
+        what: the lists, for the log and for messages.
+        device: where the scores are.
+        ids: the rows that have scores, ascending; row 0, padding, is not among them.
+
+    Returns:
+        (columns int32, scores float32), each ``[rows, length]``, best first, lower ids first among equal scores; -1 and
+        0 behind the end of a list.
+
+    Raises:
+        ConfigError: a score is NaN or infinite.
+    """
+    rows, columns = excluded.key_count, excluded.value_count
+    found = np.full((rows, length), -1, np.int32), np.zeros((rows, length), np.float32)
+    for some, scores in _chunks(score, excluded, what, device, ids):
+        best, places = scores.topk(min(length, columns), dim=1)
+        for table, part in zip(found, _in_order(best, places)):
+            table[some, : part.shape[1]] = part.cpu().numpy()
+    return found
+
+
+def best_of_columns(
+    score: Score, excluded: UsedIds, length: int, what: str, device: torch.device, ids: np.ndarray
+) -> Ranked:
+    """The best rows of every column, in one pass over the rows; as :func:`best_of_rows` otherwise.
+
+    It holds ``[columns, length]`` numbers, and merges the scores of some rows into them.
+    """
+    columns = excluded.value_count
+    best = torch.full((columns, length), -torch.inf, device=device)
+    places = torch.full((columns, length), -1, dtype=torch.int32, device=device)
+    for some, scores in _chunks(score, excluded, what, device, ids):
+        together = torch.cat([best, scores.t()], dim=1)
+        numbers = torch.from_numpy(some).to(device, torch.int32).expand(columns, -1)
+        best, kept = together.topk(length, dim=1)
+        places = torch.cat([places, numbers], dim=1).gather(1, kept)
+    best[0] = -torch.inf
+    ordered, scores = _in_order(best, places)
+    return ordered.cpu().numpy(), scores.cpu().numpy()
+
+
+def _chunks(
+    score: Score, excluded: UsedIds, what: str, device: torch.device, ids: np.ndarray
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Ids of some rows, and their scores with minus infinity where nothing is ranked."""
+    step, said = max(_FEWEST_ROWS, _SCORES_AT_ONCE // excluded.value_count), monotonic()
+    for start in range(0, len(ids), step):
+        some = ids[start : start + step]
+        scores = score(torch.from_numpy(some).to(device)).detach().to(device, torch.float32)
+        _check_finite(scores, what, some)
+        scores = scores.clone(memory_format=torch.contiguous_format)
+        scores[:, 0] = -torch.inf
+        scores.view(-1)[torch.from_numpy(_codes(excluded, some)).to(device)] = -torch.inf
+        yield some, scores
+        if monotonic() - said > _SECONDS_BETWEEN_LINES:
+            said = monotonic()
+            getLogger("recbole_prune").info(f"{what}: {start + len(some)} of {len(ids)}")
+
+
+def _codes(excluded: UsedIds, ids: np.ndarray) -> np.ndarray:
+    """Where the excluded entries stand in the flat scores of some rows."""
+    codes = excluded.codes[excluded.offsets[ids[0]] : excluded.offsets[ids[-1] + 1]]
+    keys, values = np.divmod(codes, excluded.value_count)
+    rows = np.searchsorted(ids, keys)
+    present = ids[rows] == keys
+    places: np.ndarray = rows * excluded.value_count + values
+    found: np.ndarray = places[present]
+    return found
+
+
+def _check_finite(scores: torch.Tensor, what: str, ids: np.ndarray) -> None:
+    """Column 0 may hold anything: some models score padding as minus infinity."""
+    wrong = ~scores[:, 1:].isfinite()
+    if wrong.any():
+        row = ids[int(wrong.any(1).nonzero()[0])]
+        raise ConfigError(
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} scores are NaN or infinite, the first of internal id {row}"
+        )
+
+
+def _in_order(best: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and scores, largest first, lower positions first among equal scores, the end of each list marked."""
+    places, order = places.to(torch.int32).sort(dim=1)
+    best, by_score = best.gather(1, order).sort(dim=1, descending=True, stable=True)
+    ended = best == -torch.inf
+    return places.gather(1, by_score).masked_fill(ended, -1), best.masked_fill(ended, 0.0)

@@ -1,0 +1,86 @@
+"""Teachers for tests: checkpoints that plain RecBole writes, and the students that open them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_trainer, init_seed
+from zoo import DATASET, config_for
+
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers.pupils import Pupils
+from recbole_prune.distillers.teacher import Teacher
+from recbole_prune.distillers.teacher_sources import open_teacher
+from recbole_prune.run.store import RunFolder
+
+
+class Trained:
+    """A model of plain RecBole as its launcher builds it, and the file that it saves; nothing is trained."""
+
+    def __init__(self, model: str | type, settings: dict[str, Any], folder: Path, epochs: int = 0) -> None:
+        settings = {**settings, "checkpoint_dir": str(folder)}
+        self.config = Config(model, DATASET, config_dict=settings)
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        self.dataset = create_dataset(self.config)
+        self.train_data, *_ = data_preparation(self.config, self.dataset)
+        init_seed(self.config["seed"], self.config["reproducibility"])
+        self.model = self.config.model_class(self.config, self.train_data._dataset).to(self.config["device"])
+        if epochs:  # some models count in their loss
+            for batch in self.train_data:
+                self.model.calculate_loss(batch)
+        self.trainer = get_trainer(self.config["MODEL_TYPE"], self.config["model"])(self.config, self.model)
+        self.model.eval()
+
+    def save(self, file: Path) -> Path:
+        """Write its checkpoint."""
+        self.trainer._save_checkpoint(0, verbose=False, saved_model_file=str(file))
+        return file
+
+
+def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:
+    """Settings with which a model of any kind trains on the same interactions."""
+    split = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}}
+    columns = {"load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]}}
+    return {**columns, **config_for(model, data), "user_inter_num_interval": "[0,36]", **split, **changes}
+
+
+def student_config(data: Path, teacher: Path | None, model: str = "BPR", **changes: Any) -> PruneConfig:
+    """Settings of a student of a teacher on disk."""
+    named = {} if teacher is None else {"distill_teacher": str(teacher)}
+    return PruneConfig(model, DATASET, config_dict={**settings_of(model, data), "distiller": "rrd", **named, **changes})
+
+
+_known: dict[tuple[str, bool], Pupils] = {}
+
+
+def pupils_of(config: Config, of_rows: bool = False) -> Pupils:
+    """The student's data, read once for each model and split."""
+    names = ("data_path", "model", "eval_args", "user_inter_num_interval", "MAX_ITEM_LIST_LENGTH", "load_col")
+    key = repr([config[name] for name in names]), of_rows
+    if key not in _known:
+        init_seed(config["seed"], config["reproducibility"])
+        dataset = create_dataset(config)
+        _known[key] = Pupils(data_preparation(config, dataset)[0]._dataset, of_rows)
+    return _known[key]
+
+
+def open_for(
+    data: Path,
+    teacher: Path,
+    model: str = "BPR",
+    folder: RunFolder | None = None,
+    of_rows: bool = False,
+    **changes: Any,
+) -> Teacher:
+    """The teacher as a student's run opens it."""
+    config = student_config(data, teacher, model, **changes)
+    return open_teacher(config, pupils_of(config, of_rows), folder)
+
+
+def no_gradient(*tensors: torch.Tensor) -> bool:
+    """Whether tensors are constants."""
+    return not any(tensor.requires_grad for tensor in tensors)

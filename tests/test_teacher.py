@@ -1,0 +1,740 @@
+"""Teachers: what they are found in, what they say, in the student's ids, and what is refused before any training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_models
+import pandas as pd
+import pytest
+import torch
+from teachers import Trained, no_gradient, open_for, pupils_of, settings_of, student_config
+from zoo import DATASET
+from zoo_data import make_dataset
+
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers import ranked_lists
+from recbole_prune.distillers.list_teacher import ListTeacher
+from recbole_prune.distillers.teacher import ModelTeacher, Teacher
+from recbole_prune.distillers.teacher_sources import open_teacher
+from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.errors import ConfigError, PruneError, StoreError
+from recbole_prune.quick_start import run
+from recbole_prune.run.store import RunFolder, write_atomic
+
+LENGTH = 25
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated data with a time of its own for each interaction, so that no split depends on the order of rows."""
+    folder = tmp_path_factory.mktemp("data")
+    make_dataset(folder)
+    file = folder / DATASET / f"{DATASET}.inter"
+    frame = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    frame["timestamp:float"] = np.random.default_rng(1).permutation(len(frame)).astype(str)
+    frame.to_csv(file, sep="\t", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reordered(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data with the rows of every file the other way round: RecBole gives other ids."""
+    folder = tmp_path_factory.mktemp("reordered")
+    shutil.copytree(data, folder, dirs_exist_ok=True)
+    for file in (folder / DATASET).iterdir():
+        head, *rows = file.read_text(encoding="utf-8").splitlines()
+        file.write_text("\n".join([head, *reversed(rows)]) + "\n", encoding="utf-8")
+    return folder
+
+
+class Made:
+    """Checkpoints that are made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[tuple[str, Path], tuple[Trained, Path]] = {}
+
+    def __call__(self, model: str, data: Path, **changes: Any) -> tuple[Trained, Path]:
+        if (model, data) not in self.known or changes:
+            trained = Trained(model, settings_of(model, data, **changes), self.folder, model == "Pop")
+            file = trained.save(self.folder / f"{model}-{len(self.known)}{'-'.join(changes)}.pth")
+            if changes:
+                return trained, file
+            self.known[model, data] = trained, file
+        return self.known[model, data]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("checkpoints"))
+
+
+def refusal(call: Any, kind: type[PruneError] = ConfigError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_distiller_has_one_teacher(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lists.tsv"
+    file.write_text("1\t2\n")
+    neither = refusal(lambda: student_config(data, None))
+    assert "distill_teacher" in neither and "distill_teacher_model" in neither
+    both = refusal(lambda: student_config(data, file, distill_teacher_model="BPR"))
+    assert f"distill_teacher={file}" in both and "distill_teacher_model=BPR" in both
+    assert "cannot go together" in refusal(lambda: student_config(data, file, distill_teacher_settings={"seed": 1}))
+    assert "did you mean LightGCN" in refusal(lambda: student_config(data, None, distill_teacher_model="LightGCM"))
+    for name in ("pruner", "model", "distill_teacher", "output_dir"):
+        call = {"distill_teacher_model": "BPR", "distill_teacher_settings": {name: "x"}}
+        assert f"{name} is none of" in refusal(lambda call=call: student_config(data, None, **call))
+
+
+def test_paths_that_are_no_teacher(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "teacher.pth").write_bytes(b"")
+    (tmp_path / "teacher.txt").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    near = refusal(lambda: student_config(data, tmp_path / "teachr.pth"))
+    assert "no such file" in near and f"did you mean {tmp_path / 'teacher.pth'}" in near
+    for name in ("teacher.txt", "run"):
+        assert "is no teacher: it must be" in refusal(lambda name=name: student_config(data, tmp_path / name))
+    (tmp_path / "run" / "tickets.jsonl").write_text("")
+    assert "exported no ticket yet" in refusal(lambda: student_config(data, tmp_path / "run"))
+    assert "is no teacher" in refusal(lambda: student_config(data, tmp_path / "run" / "tickets.jsonl"))
+
+
+def test_a_run_is_known_by_what_its_teacher_holds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, other = (tmp_path / name for name in ("one.tsv", "two.tsv", "other.tsv"))
+    for file, text in ((one, "1\t2\n"), (two, "1\t2\n"), (other, "1\t3\n")):
+        file.write_text(text)
+    first, second, third = (student_config(data, file) for file in (one, two, other))
+    assert first.run_hash == second.run_hash != third.run_hash
+    assert first.base_hash == second.base_hash != third.base_hash, "no dense model is shared between them"
+    plain = student_config(data, None, distill_teacher_model="BPR")
+    wider = {"distill_teacher_model": "BPR", "distill_teacher_settings": {"embedding_size": 200}}
+    assert len({plain.run_hash, student_config(data, None, **wider).run_hash, first.run_hash}) == 3
+    monkeypatch.chdir(tmp_path)
+    relative = student_config(data, Path("one.tsv"))
+    assert relative.plain_settings()["distill_teacher"] == str(one) and relative.run_hash == first.run_hash
+    one.write_text("1\t4\n")
+    assert student_config(data, one).run_hash != first.run_hash
+    one.unlink()
+    assert PruneConfig.from_plain_settings(first.plain_settings()).settings.distill_teacher == str(one)
+
+
+def test_the_settings_of_a_teacher_that_is_trained_first(data: Path) -> None:
+    given = {"distill_teacher_model": "LightGCN", "distill_teacher_settings": {"n_layers": 1}}
+    student = student_config(data, None, embedding_size=4, learning_rate=0.5, seed=7, prune_select="test", **given)
+    teacher = teacher_config(student)
+    assert (teacher["model"], teacher.settings.pruner, teacher.settings.distiller) == ("LightGCN", "none", None)
+    assert (teacher["embedding_size"], teacher["learning_rate"], teacher["n_layers"]) == (64, 0.001, 1)
+    assert teacher.settings.prune_select == "test" and teacher.settings.output_dir == student.settings.output_dir
+    for name in ("seed", "eval_args", "load_col", "user_inter_num_interval", "data_path", "topk", "metrics", "dataset"):
+        assert teacher[name] == student[name], name
+    twin = teacher_config(student_config(data, None, embedding_size=8, seed=7, prune_select="test", **given))
+    assert twin.run_hash == teacher.run_hash, "students of one teacher share it"
+    wrong = {**given, "distill_teacher_settings": {"n_layer": 1}}
+    text = refusal(lambda: teacher_config(student_config(data, None, **wrong)))
+    assert "distill_teacher_settings={'n_layer': 1}" in text and "did you mean --n_layers" in text
+    sequential = student_config(data, None, "SASRec", **given)
+    assert teacher_config(sequential)["eval_args"] == sequential["eval_args"]
+    ce = {"distill_teacher_model": "SASRec", "distill_teacher_settings": {"n_layers": 1}}
+    assert teacher_config(student_config(data, None, **ce))["train_neg_sample_args"]["distribution"] == "none"
+    fitted = refusal(lambda: teacher_config(student_config(data, None, distill_teacher_model="EASE")))
+    assert "not trained by gradient" in fitted
+
+
+# ---- what a teacher says ---------------------------------------------------------------------------------------------
+
+
+def token_of(dataset: Any, field: str, number: int) -> str:
+    return str(dataset.field2id_token[field][number])
+
+
+@pytest.mark.parametrize("same_order", [True, False])
+def test_vectors_are_those_of_the_tokens(data: Path, reordered: Path, made: Made, same_order: bool) -> None:
+    trained, file = made("BPR", data if same_order else reordered)
+    teacher = open_for(data, file, embedding_size=4)
+    assert isinstance(teacher, ModelTeacher) and (teacher.matching.items is None) == same_order
+    users, items = teacher.tables or ()
+    student = teacher.pupils.dataset
+    for field, table, weight in (
+        ("user_id", users, trained.model.user_embedding.weight),
+        ("item_id", items, trained.model.item_embedding.weight),
+    ):
+        ids = trained.dataset.field2token_id[field]
+        for number in range(1, len(table)):
+            assert torch.equal(table[number], weight[ids[token_of(student, field, number)]]), number
+    ids = torch.tensor([[3, 1], [2, 9]])
+    assert teacher.widths == (16, 16) and torch.equal(teacher.item_vectors(ids), items[ids])
+    assert torch.equal(teacher.user_vectors(ids[0]), users[ids[0]])
+    assert no_gradient(users, items) and users.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_a_teacher_is_in_no_module_and_stays_as_it_is(data: Path, made: Made) -> None:
+    teacher = open_for(data, made("NeuMF", data)[1])
+    holder = torch.nn.Module()
+    holder.teacher = teacher
+    assert not list(holder.modules())[1:] and not holder.state_dict()
+    holder.train()
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+def obvious_lists(teacher: Teacher, score: Any) -> list[list[int]]:
+    """By a loop over everything: all unobserved items by score, those with lower ids first among equal ones."""
+    consumed, items = teacher.pupils.consumed, range(1, teacher.pupils.item_count)
+    lists = [[]]
+    for user in range(1, teacher.pupils.user_count):
+        left = [item for item in items if item not in consumed[user]]
+        lists.append(sorted(left, key=lambda item: (-score(user, item), item)))
+    return lists
+
+
+@pytest.mark.parametrize(
+    ("model", "same_order"),
+    [
+        ("BPR", True),
+        ("BPR", False),
+        pytest.param("EASE", False, marks=pytest.mark.slow),
+        pytest.param("NeuMF", False, marks=pytest.mark.slow),
+        pytest.param("SASRec", False, marks=pytest.mark.slow),
+    ],
+)
+def test_rankings_are_those_of_the_obvious_way(
+    data: Path, reordered: Path, made: Made, model: str, same_order: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, file = made(model, data if same_order else reordered)
+    monkeypatch.setattr(ranked_lists, "_SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(ranked_lists, "_FEWEST_ROWS", 7)
+    teacher = open_for(data, file, distill_list_length=LENGTH)
+    all_scores = own_scores(trained)
+    maps = [
+        [
+            0,
+            *(
+                trained.dataset.field2token_id[field][token]
+                for token in teacher.pupils.dataset.field2id_token[field][1:]
+            ),
+        ]
+        for field in ("user_id", "item_id")
+    ]
+    scores = all_scores[maps[0]][:, maps[1]]
+    lists, found, users = teacher.items_of_users, teacher.scores, teacher.users_of_items
+    assert lists.dtype == users.dtype == np.int32 and found.dtype == np.float32
+    assert lists.shape == found.shape == (len(maps[0]), LENGTH) and users.shape == (len(maps[1]), LENGTH)
+    assert (lists[0] == -1).all() and (users[0] == -1).all() and not (lists == 0).any() and not (users == 0).any()
+    consumed, consumers = teacher.pupils.consumed, teacher.pupils.consumers
+    for user, expected in enumerate(obvious_lists(teacher, lambda user, item: scores[user, item])):
+        check_list(lists[user], [scores[user, item] for item in expected], scores[user], consumed[user])
+        np.testing.assert_allclose(found[user], scores[user, lists[user]] * (lists[user] >= 0), rtol=1e-4, atol=1e-6)
+    for item in range(1, teacher.pupils.item_count):
+        left = [user for user in range(1, teacher.pupils.user_count) if user not in consumers[item]]
+        check_list(users[item], sorted((scores[user, item] for user in left), reverse=True), scores[:, item],
+                   consumers[item])  # fmt: skip
+
+
+def own_scores(trained: Trained) -> np.ndarray:
+    """Scores of all users and items in the ids of a model, by its own methods."""
+    model, config = trained.model, trained.config
+    users = torch.arange(trained.dataset.user_num)
+    with torch.no_grad():
+        if trained.config["model"] == "NeuMF":
+            pairs = torch.cartesian_prod(users, torch.arange(trained.dataset.item_num))
+            return model.forward(pairs[:, 0], pairs[:, 1]).view(len(users), -1).double().numpy()
+        if trained.config["model"] != "SASRec":
+            scores = model.full_sort_predict({"user_id": users})
+            return torch.as_tensor(np.asarray(scores)).reshape(len(users), -1).double().numpy()
+        rows = trained.train_data._dataset.inter_feat
+        found = np.zeros((len(users), trained.dataset.item_num))
+        for user in range(1, len(users)):
+            mine = rows[rows["user_id"] == user]
+            last = int(mine["item_length"].argmax()) if mine["item_length"].max() < 6 else len(mine["user_id"]) - 1
+            history = [*mine["item_id_list"][last].tolist()[: mine["item_length"][last]], int(mine["item_id"][last])]
+            history = history[-config["MAX_ITEM_LIST_LENGTH"] :]
+            padded = torch.tensor([history + [0] * (6 - len(history))])
+            vector = model.forward(padded, torch.tensor([len(history)]))
+            found[user] = (vector @ model.item_embedding.weight[: trained.dataset.item_num].t()).double().numpy()
+    return found
+
+
+def check_list(listed: np.ndarray, best_first: list[float], scores: np.ndarray, excluded: set[int]) -> None:
+    """A list has the best scores in order; which of nearly equal ones come first is open."""
+    count = min(LENGTH, len(best_first))
+    assert (listed[count:] == -1).all() and len(set(listed[:count].tolist())) == count
+    assert not set(listed[:count].tolist()) & excluded
+    np.testing.assert_allclose(scores[listed[:count]], best_first[:count], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_equal_scores_are_ranked_by_id(data: Path, made: Made) -> None:
+    teacher = open_for(data, made("Pop", data)[1], distill_list_length=300)
+    lists, scores = teacher.items_of_users, teacher.scores
+    for row, values in zip(lists[1:], scores[1:]):
+        count = int((row >= 0).sum())
+        pairs = [(-value, item) for value, item in zip(values[:count], row[:count])]
+        assert pairs == sorted(pairs)
+
+
+def first_rows(pupils: Any) -> Any:
+    return pupils.dataset.inter_feat[np.arange(8)]
+
+
+@pytest.mark.parametrize("same_order", [True, False])
+@pytest.mark.slow
+def test_rows_of_a_sequential_teacher(data: Path, reordered: Path, made: Made, same_order: bool) -> None:
+    trained, file = made("SASRec", data if same_order else reordered)
+    teacher = open_for(data, file, "GRU4Rec", of_rows=True)
+    assert teacher.tables is None and teacher.widths == (16, 16)
+    batch = first_rows(teacher.pupils)
+    student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
+    histories = [[theirs[token_of(student, "item_id", item)] for item in row] for row in batch["item_id_list"].tolist()]
+    with torch.no_grad():
+        expected = trained.model.forward(torch.tensor(histories), batch["item_length"])
+    assert torch.allclose(teacher.user_vectors(batch), expected, atol=1e-6)
+    items = torch.tensor([theirs[token_of(student, "item_id", item)] for item in batch["item_id"].tolist()])
+    assert torch.equal(teacher.item_vectors(batch["item_id"]), trained.model.item_embedding.weight[items])
+    logits = (expected * trained.model.item_embedding.weight[items]).sum(1)
+    assert torch.allclose(teacher.batch_logits(batch), logits, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_histories_are_as_wide_as_the_teachers(data: Path, made: Made) -> None:
+    trained, file = made("SASRec", data, MAX_ITEM_LIST_LENGTH=4)
+    teacher = open_for(data, file, "GRU4Rec", of_rows=True)
+    batch = first_rows(teacher.pupils)
+    rows = [row[:length][-4:] for row, length in zip(batch["item_id_list"].tolist(), batch["item_length"].tolist())]
+    found = teacher.matching.rows(batch)["item_id_list"]
+    assert found.tolist() == [row + [0] * (4 - len(row)) for row in rows]
+
+
+@pytest.mark.slow
+def test_a_teacher_with_features_of_items_that_nobody_has(data: Path, made: Made) -> None:
+    trained, file = made("FDSA", data)
+    teacher = open_for(data, file)
+    assert trained.dataset.item_num > teacher.pupils.item_count
+    assert len(teacher.tables[1]) == teacher.pupils.item_count
+
+
+def click_settings() -> dict[str, Any]:
+    args = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "labeled"}
+    return {"eval_args": args, "user_inter_num_interval": None}
+
+
+@pytest.mark.parametrize("same_order", [True, False])
+@pytest.mark.slow
+def test_logits_of_clicks(data: Path, reordered: Path, made: Made, same_order: bool) -> None:
+    trained, file = made("DeepFM", data if same_order else reordered, **click_settings())
+    teacher = open_for(data, file, "FM", **click_settings())
+    batch = teacher.pupils.dataset.inter_feat[np.arange(8)]
+    batch = teacher.pupils.dataset.join(batch)
+    theirs = trained.dataset
+    keys = {"user_id": "user_id", "item_id": "item_id"}
+    ids = {
+        name: torch.tensor(
+            [theirs.field2token_id[name][token_of(teacher.pupils.dataset, name, i)] for i in batch[name]]
+        )
+        for name in keys
+    }
+    whole = theirs.join(type(batch)({**ids}))
+    with torch.no_grad():
+        expected = trained.model.forward(whole)
+    assert torch.allclose(teacher.batch_logits(batch), expected.view(-1), atol=1e-6)
+    assert "DeepFM reads bundles of fields" in refusal(lambda: teacher.items_of_users)
+    assert "DeepFM reads bundles of fields" in refusal(lambda: teacher.tables)
+    del batch.interaction["age"]
+    assert "reads the field 'age'" in refusal(lambda: teacher.batch_logits(batch))
+
+
+@pytest.mark.slow
+def test_models_without_gradients_teach_rankings_only(data: Path, made: Made) -> None:
+    teacher = open_for(data, made("ItemKNN", data)[1])
+    assert (teacher.items_of_users[1:, 0] > 0).all()
+    assert "learns from rankings" in refusal(lambda: teacher.widths)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_draws_when_it_scores(data: Path, made: Made) -> None:
+    _, file = made("DiffRec", data)
+    first, second = open_for(data, file), open_for(data, file)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    lists = first.items_of_users
+    torch.rand(5)
+    assert np.array_equal(lists, second.items_of_users)
+    torch.set_rng_state(state[0])
+    assert first.users_of_items.any() and torch.equal(torch.get_rng_state(), state[0])
+    assert np.array_equal(np.random.get_state()[1], state[1])
+
+
+@pytest.mark.slow
+def test_a_teacher_of_users_for_a_student_of_rows(data: Path, made: Made) -> None:
+    trained, file = made("BPR", data)
+    teacher = open_for(data, file, "GRU4Rec", of_rows=True)
+    batch = first_rows(teacher.pupils)
+    assert torch.equal(teacher.user_vectors(batch), trained.model.user_embedding.weight[batch["user_id"]])
+    expected = trained.model.predict(batch)
+    assert torch.allclose(teacher.batch_logits(batch), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_large_model_of_the_users_own_class(data: Path, made: Made) -> None:
+    settings = settings_of("BPR", data, embedding_size=24)
+    file = Trained(own_models.Biased, settings, made.folder).save(made.folder / "own.pth")
+    distilled = {**settings, "embedding_size": 4, "distiller": "rrd", "distill_teacher": str(file)}
+    config = PruneConfig(own_models.Biased, DATASET, config_dict=distilled)
+    teacher = open_teacher(config, pupils_of(config))
+    assert (teacher.items_of_users[1:, 0] > 0).all()
+    assert "model Biased is unknown" in refusal(lambda: open_for(data, file))
+
+
+# ---- where a teacher comes from --------------------------------------------------------------------------------------
+
+
+def test_what_the_journal_says_of_a_checkpoint(data: Path, made: Made) -> None:
+    trained, file = made("BPR", data)
+    trained.trainer.best_valid_score = 0.25
+    again = trained.save(file.with_name("scored.pth"))
+    identity = open_for(data, again).identity
+    assert identity.pop("sha256") == student_config(data, again).teacher_digest
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    assert identity == {
+        "kind": "checkpoint", "path": str(again), "model": "BPR", "parameters": parameters,
+        "metrics": {"valid": {"ndcg@10": 0.25}},
+    }  # fmt: skip
+
+
+def test_nothing_in_a_checkpoint_is_run(data: Path, tmp_path: Path, made: Made) -> None:
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "run"),)
+
+    class Later(Harmful):
+        def __reduce__(self) -> Any:
+            return print, (Harmful(),)
+
+    trained, _ = made("BPR", data)
+    state = {"config": Harmful(), "state_dict": {}, "more": Later()}
+    torch.save(state, tmp_path / "harmful.pth")
+    assert "is no checkpoint of RecBole" in refusal(lambda: open_for(data, tmp_path / "harmful.pth"))
+    whole = {"config": trained.config, "state_dict": trained.model.state_dict(), "more": Later()}
+    torch.save({**whole, "other_parameter": {"kept": Harmful()}}, tmp_path / "more.pth", pickle_protocol=4)
+    assert open_for(data, tmp_path / "more.pth").widths == (16, 16)
+    assert not (tmp_path / "run").exists()
+    for content in (b"", b"text", (tmp_path / "more.pth").read_bytes()[:-2000]):
+        (tmp_path / "broken.pth").write_bytes(content)
+        assert "is no checkpoint of RecBole" in refusal(lambda: open_for(data, tmp_path / "broken.pth"))
+
+
+@pytest.mark.slow
+def test_a_moved_data_folder_and_an_unknown_model(data: Path, tmp_path: Path, made: Made) -> None:
+    trained, _ = made("BPR", data)
+    trained.config.external_config_dict["data_path"] = str(tmp_path / "gone")
+    try:
+        assert open_for(data, trained.save(tmp_path / "moved.pth")).widths == (16, 16)
+    finally:
+        trained.config.external_config_dict["data_path"] = str(data)
+    name, trained.config.model = trained.config.model, "Elsewhere"
+    try:
+        file = trained.save(tmp_path / "elsewhere.pth")
+    finally:
+        trained.config.model = name
+    assert "model Elsewhere is unknown" in refusal(lambda: open_for(data, file))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of one epoch."""
+    folder = tmp_path_factory.mktemp("runs")
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        config = PruneConfig("BPR", DATASET, config_dict={**settings_of("BPR", data), "output_dir": str(folder)})
+        return run(config)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.slow
+def test_runs_their_checkpoints_and_artifacts(data: Path, finished: Any) -> None:
+    folder, ticket = finished.experiment.folder.path, finished.tickets[0]
+    weights = finished.experiment.weights_of(ticket)
+    paths = {"run": folder, "artifact": folder / "artifact"}
+    found = {kind: open_for(data, path) for kind, path in paths.items()}
+    found["ticket"] = open_for(data, folder / ticket.checkpoint_file)
+    for name, teacher in found.items():
+        assert torch.equal(teacher.tables[1], weights["item_embedding.weight"]), name
+        identity = teacher.identity
+        assert identity["kind"] == {"ticket": "run"}.get(name, name) and identity["ticket"] == 0
+        assert identity["model"] == "BPR" and identity["metrics"] == {"valid": ticket.valid, "test": ticket.test}
+    assert student_config(data, folder).run_hash == student_config(data, folder / "artifact").run_hash
+    changed = folder.with_name("changed")
+    shutil.copytree(folder, changed)
+    with open(changed / ticket.checkpoint_file, "ab") as file:
+        file.write(b"\0")
+    assert "not the checkpoint of which the journal" in refusal(
+        lambda: open_for(data, changed / ticket.checkpoint_file)
+    )
+    shutil.copy(folder / ticket.checkpoint_file, changed / "checkpoints" / "ticket-009.pth")
+    assert "no such ticket" in refusal(lambda: open_for(data, changed / "checkpoints" / "ticket-009.pth"))
+    with open(changed / "artifact" / "ticket.safetensors", "ab") as file:
+        file.write(b"\0")
+    assert "is too long" in refusal(lambda: open_for(data, changed))
+
+
+@pytest.mark.slow
+def test_a_teacher_that_was_trained_first(data: Path, finished: Any) -> None:
+    config = student_config(data, None, distill_teacher_model="BPR")
+    teacher = open_teacher(config, pupils_of(config), trained=finished.experiment.folder.path)
+    assert teacher.identity["kind"] == "run" and teacher.tables is not None
+
+
+# ---- other data, broken numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"user_inter_num_interval": "[0,30]"}, ["only the student has", "users, first"]),
+        ({"eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"}}, ["only the teacher trains on"]),
+        ({"eval_args": {"split": {"LS": "valid_and_test"}, "order": "RO", "mode": "full"}},
+         ["only the student trains on", "only the teacher trains on"]),
+    ],
+)  # fmt: skip
+@pytest.mark.slow
+def test_other_data_are_refused_in_one_message(
+    data: Path, made: Made, changes: dict[str, Any], parts: list[str]
+) -> None:
+    _, file = made("BPR", data, **changes)
+    text = refusal(lambda: open_for(data, file))
+    assert text.startswith(f"distill_teacher={file}: it was trained on other data")
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.slow
+def test_interactions_that_differ_are_counted(data: Path, made: Made) -> None:
+    args = {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"}
+    trained, file = made("BPR", data, eval_args=args)
+    users = trained.dataset.user_num - 1
+    assert f"only the teacher trains on {users} interactions" in refusal(lambda: open_for(data, file))
+
+
+def broken(trained: Trained, name: str, value: float, file: Path) -> Path:
+    weight = getattr(trained.model, name).weight
+    kept = weight[3, 2].item()
+    with torch.no_grad():
+        weight[3, 2] = value
+        trained.save(file)
+        weight[3, 2] = kept
+    return file
+
+
+@pytest.mark.slow
+def test_numbers_that_are_none(data: Path, tmp_path: Path, made: Made) -> None:
+    trained, _ = made("BPR", data)
+    nan = broken(trained, "item_embedding", float("nan"), tmp_path / "nan.pth")
+    assert "1 of the 3568 weights in item_embedding.weight are NaN" in refusal(lambda: open_for(data, nan))
+    infinite = broken(trained, "user_embedding", float("inf"), tmp_path / "inf.pth")
+    teacher = open_for(data, infinite)
+    assert "NaN or infinite numbers in 1 of its user vectors" in refusal(lambda: teacher.tables)
+    trained, _ = made("NeuMF", data)
+    infinite = broken(trained, "user_mf_embedding", float("inf"), tmp_path / "inf2.pth")
+    teacher = open_for(data, infinite)
+    assert "scores are NaN or infinite, the first of internal id 3" in refusal(lambda: teacher.items_of_users)
+    batch = teacher.pupils.dataset.inter_feat
+    mine = batch[batch["user_id"] == 3]
+    assert "logits that are NaN" in refusal(lambda: teacher.batch_logits(mine))
+
+
+# ---- rankings on disk ------------------------------------------------------------------------------------------------
+
+
+def folder_at(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.open()
+    return folder
+
+
+def test_rankings_are_computed_once(data: Path, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, file = made("BPR", data)
+    folder = folder_at(tmp_path / "run")
+    first = open_for(data, file, folder=folder)
+    expected = [first.items_of_users, first.scores, first.users_of_items]
+    content = {path.name: path.read_bytes() for path in (folder.path / "distillation").iterdir()}
+    assert set(content) == {"teacher.json", "items_of_users.safetensors", "users_of_items.safetensors"}
+    assert len(content["users_of_items.safetensors"]) < 4 * expected[2].size + 200
+    monkeypatch.setattr(ModelTeacher, "rank_items", lambda self: pytest.fail("ranked again"))
+    monkeypatch.setattr(ModelTeacher, "rank_users", lambda self: pytest.fail("ranked again"))
+    second = open_for(data, file, folder=folder)
+    for one, other in zip(expected, [second.items_of_users, second.scores, second.users_of_items]):
+        assert np.array_equal(one, other) and one.dtype == other.dtype
+    monkeypatch.undo()
+    again = folder_at(tmp_path / "again")
+    third = open_for(data, file, folder=again)
+    assert third.items_of_users is not None and third.users_of_items is not None
+    assert {path.name: path.read_bytes() for path in (again.path / "distillation").iterdir()} == content
+    write_atomic(folder.path / "distillation" / "items_of_users.safetensors", b"other")
+    assert "is corrupt" in refusal(lambda: open_for(data, file, folder=folder).items_of_users, StoreError)
+    folder.close()
+    again.close()
+
+
+@pytest.mark.slow
+def test_a_teacher_that_changed_since_the_run_began(
+    data: Path, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, file = made("BPR", data)
+    copy = tmp_path / "copy.pth"
+    shutil.copy(file, copy)
+    folder = folder_at(tmp_path / "run")
+    config = student_config(data, copy)
+    open_teacher(config, pupils_of(config), folder)
+    other = shutil.copy(made("BPR", data, embedding_size=8)[1], copy)
+    assert "it changed while this run began" in refusal(
+        lambda: open_teacher(config, pupils_of(config), folder), StoreError
+    )
+    open_for(data, other, folder=folder)  # nothing is trained yet
+    monkeypatch.setattr(RunFolder, "is_trained", lambda self: True)
+    text = refusal(lambda: open_for(data, file, folder=folder), StoreError)
+    assert "the teacher changed since" in text and "--fresh=True" in text
+    folder.close()
+
+
+# ---- ranked lists ----------------------------------------------------------------------------------------------------
+
+
+class Listed:
+    """Lists for the students of a dataset, as text."""
+
+    def __init__(self, data: Path) -> None:
+        self.pupils = pupils_of(student_config(data, None, distill_teacher_model="BPR"))
+        self.users, self.items = (
+            [str(token) for token in self.pupils.dataset.field2id_token[field][1:]] for field in ("user_id", "item_id")
+        )
+        draw = np.random.default_rng(3)
+        self.lists = {user: [self.items[i] for i in draw.permutation(len(self.items))[:40]] for user in self.users}
+
+    def tsv(self, lists: dict[str, list[str]] | None = None) -> str:
+        chosen = self.lists if lists is None else lists
+        return "".join("\t".join([user, *items]) + "\n" for user, items in chosen.items())
+
+    def jsonl(self) -> str:
+        records = [
+            {"user": user, "items": items, "scores": [10.0 - rank - number / 100 for rank in range(len(items))]}
+            for number, (user, items) in enumerate(self.lists.items())
+        ]
+        return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture(scope="module")
+def listed(data: Path) -> Listed:
+    return Listed(data)
+
+
+def write(folder: Path, text: str, name: str = "lists.tsv") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+def test_lists_teach_rankings(data: Path, listed: Listed, tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path, getattr(listed, suffix)(), f"lists.{suffix}")
+    teacher = open_for(data, file, distill_list_length=LENGTH)
+    assert isinstance(teacher, ListTeacher) and teacher.identity["kind"] == "lists"
+    consumed, consumers = listed.pupils.consumed, listed.pupils.consumers
+    kept, ranks = {}, {}
+    for user, token in enumerate(listed.users, 1):
+        items = [listed.items.index(item) + 1 for item in listed.lists[token]]
+        kept[user] = [item for item in items if item not in consumed[user]]
+        expected = kept[user][:LENGTH]
+        assert teacher.items_of_users[user].tolist() == expected + [-1] * (LENGTH - len(expected))
+        for rank, item in enumerate(kept[user] if suffix == "tsv" else items):
+            ranks[user, item] = rank if suffix == "tsv" else rank + (user - 1) / 100
+    for item in range(1, listed.pupils.item_count):
+        users = sorted((ranks[user, item], user) for user in kept if item in kept[user])
+        expected = [user for _, user in users][:LENGTH]
+        assert teacher.users_of_items[item].tolist() == expected + [-1] * (LENGTH - len(expected))
+        assert not set(expected) & consumers[item]
+    if suffix == "jsonl":
+        first = listed.lists[listed.users[0]].index(listed.items[teacher.items_of_users[1, 0] - 1])
+        assert teacher.scores[1, 0] == 10 - first
+    else:
+        assert "lists without scores" in refusal(lambda: teacher.scores)
+    for ask in (lambda: teacher.tables, lambda: teacher.widths, lambda: teacher.item_vectors(torch.ones(1).long())):
+        assert "have no vectors" in refusal(ask)
+    assert "no scores of other pairs" in refusal(lambda: teacher.batch_logits(first_rows(listed.pupils)))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "part"),
+    [
+        ("", "lists.tsv", "holds no lists"),
+        ("\n\n", "lists.tsv", "holds no lists"),
+        ("u\ti\n\nu\tj\n", "lists.tsv", "line 3: user 'u' has a list already, in line 1"),
+        ("u\ti\tj\ti\n", "lists.tsv", "line 1: item 'i' stands twice"),
+        ("u\n", "lists.tsv", "line 1: the list of user 'u' is empty"),
+        ("v\ti\nu\ti\t\tj\n", "lists.tsv", "line 2 is malformed"),
+        ("\ti\n", "lists.tsv", "line 1 is malformed"),
+        ("{", "lists.jsonl", "line 1 is malformed: it is not valid JSON"),
+        ('{"user": "u", "items": ["i"]}\n[]\n', "lists.jsonl", "line 2 is malformed: it must be an object"),
+        ('{"user": "u", "item": ["i"]}', "lists.jsonl", "line 1 is malformed: it must be an object"),
+        ('{"user": "u", "items": "i"}', "lists.jsonl", "user and items must be tokens"),
+        ('{"user": true, "items": ["i"]}', "lists.jsonl", "user and items must be tokens"),
+        ('{"user": "u", "items": []}', "lists.jsonl", "line 1: the list of user 'u' is empty"),
+        ('{"user": "u", "items": ["i"], "scores": []}', "lists.jsonl", "a number for each of the 1 items"),
+        ('{"user": "u", "items": ["i"], "scores": [NaN]}', "lists.jsonl", "must be finite numbers, but one is nan"),
+        ('{"user": "u", "items": ["i"], "scores": ["1"]}', "lists.jsonl", "must be finite numbers, but one is '1'"),
+        ('{"user": "u", "items": ["i"], "scores": [1e39]}', "lists.jsonl", "must be finite numbers, but one is 1e+39"),
+        ('{"user": "u", "items": ["i", "j"], "scores": [1, 2]}', "lists.jsonl", "best first"),
+    ],
+)  # fmt: skip
+def test_lines_that_are_no_lists(data: Path, tmp_path: Path, text: str, name: str, part: str, listed: Listed) -> None:
+    file = write(tmp_path, text, name)
+    config = student_config(data, file)
+    assert part in refusal(lambda: open_teacher(config, listed.pupils))
+
+
+def test_bytes_that_are_no_text(data: Path, tmp_path: Path, listed: Listed) -> None:
+    (tmp_path / "lists.tsv").write_bytes(b"u\ti\n\xff\ti\n")
+    config = student_config(data, tmp_path / "lists.tsv")
+    assert "line 2 is not valid UTF-8" in refusal(lambda: open_teacher(config, listed.pupils))
+
+
+def test_unknown_tokens_are_counted_and_named(
+    data: Path, tmp_path: Path, listed: Listed, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = {"nobody": listed.items[:5], **listed.lists}
+    some[listed.users[0]] = ["nothing", *listed.lists[listed.users[0]]]
+    config = student_config(data, write(tmp_path, listed.tsv(some)))
+    teacher = open_teacher(config, listed.pupils)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(f"1 of the {len(some)} users in" in text and "'nobody'" in text for text in said)
+    assert any("1 of the" in text and "'nothing'" in text for text in said)
+    assert (teacher.items_of_users[1] != -1).any() and 0 not in teacher.items_of_users
+    few = {listed.users[0]: listed.items[:5], "a": listed.items[:1]}
+    config = student_config(data, write(tmp_path, listed.tsv(few)))
+    text = refusal(lambda: open_teacher(config, listed.pupils))
+    assert "1 of the 2 users" in text and "at most 10%" in text
+    config = student_config(data, write(tmp_path, listed.tsv({listed.users[0]: [*listed.items[:5], "x"]})))
+    assert "1 of the 6 items" in refusal(lambda: open_teacher(config, listed.pupils))
+
+
+def test_users_without_lists(data: Path, tmp_path: Path, listed: Listed, caplog: pytest.LogCaptureFixture) -> None:
+    user = listed.users[0]
+    config = student_config(data, write(tmp_path, listed.tsv({user: listed.lists[user]})))
+    teacher = open_teacher(config, listed.pupils)
+    assert (teacher.items_of_users[2:] == -1).all()
+    assert f"{len(listed.users) - 1} of {len(listed.users)} users have no list" in caplog.text
+    mine = [listed.items[item - 1] for item in listed.pupils.consumed[1]]
+    config = student_config(data, write(tmp_path, listed.tsv({user: mine})))
+    assert "has no list with an item" in refusal(lambda: open_teacher(config, listed.pupils).items_of_users)
