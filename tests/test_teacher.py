@@ -25,7 +25,8 @@ from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teacher_training import teacher_config
 from recbole_prune.errors import ConfigError, PruneError, StoreError
 from recbole_prune.quick_start import run
-from recbole_prune.run.store import RunFolder, write_atomic
+from recbole_prune.run.files import write_atomic
+from recbole_prune.run.store import RunFolder
 
 LENGTH = 25
 

@@ -11,6 +11,8 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.errors import StoreError
+from recbole_prune.run.files import WAY_OUT, read_file
+from recbole_prune.run.seals import seal, unseal
 from recbole_prune.run.store import DISTILLATION, RunFolder
 
 Arrays = dict[str, np.ndarray]
@@ -35,7 +37,9 @@ class ListStore:
         if folder is None:
             return
         if (folder.path / _RECORD).exists():
-            found = folder.read_sealed(_RECORD)
+            found = unseal(read_file(folder.path / _RECORD).rstrip(b"\n"))
+            if found is None:
+                raise StoreError(f"{folder.path / _RECORD} is corrupt: its sha256 does not fit its content; {WAY_OUT}")
             if {**found, "files": {}} == self._record:
                 self._record = found
                 return
@@ -45,7 +49,7 @@ class ListStore:
                     f"the teacher changed since {folder.path} was begun: its sha256 was {before} and is {sha256}; put "
                     "the old one back, or start over with --fresh=True (this folder is kept aside)"
                 )
-        folder.write_sealed(_RECORD, self._record)
+        folder.write(_RECORD, seal(self._record) + b"\n")
 
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """Arrays that were stored under a name; they are computed and stored where there are none.
@@ -61,5 +65,5 @@ class ListStore:
         if self.folder is not None:
             digests = {**digests, name: self.folder.write(file, save_safetensors(arrays))}
             self._record = {**self._record, "files": digests}
-            self.folder.write_sealed(_RECORD, self._record)
+            self.folder.write(_RECORD, seal(self._record) + b"\n")
         return arrays

@@ -21,7 +21,8 @@ from recbole_prune.distillers.teacher import Basics, ModelTeacher, Teacher
 from recbole_prune.errors import ConfigError, PruneError, StoreError
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint
-from recbole_prune.run.store import RunFolder, sha256
+from recbole_prune.run.seals import sha256
+from recbole_prune.run.store import RunFolder
 
 if TYPE_CHECKING:
     from recbole_prune.distillers.pupils import Pupils
