@@ -397,12 +397,10 @@ def test_settings_are_read_only_and_answer_by_attribute():
 
 @pytest.fixture
 def with_a_distiller_called_imp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Properties that also have ``distiller/imp.yaml`` with keys of its own and one that the pruner uses too."""
+    """Properties whose only distiller is ``distiller/imp.yaml``."""
     folder = tmp_path / "properties"
     shutil.copytree(paths.properties_dir(), folder)
-    with open(folder / "overall.yaml", "a", encoding="utf-8") as file:
-        file.write("\n#: Distilling; used by: the methods that list the key; changes: every training\n")
-        file.write("distill_weight: 1.0  # (float) weight of the teacher's loss [x > 0]\n")
+    shutil.rmtree(folder / "distiller")
     (folder / "distiller").mkdir()
     (folder / "distiller" / "imp.yaml").write_text("# A teacher with the name of a pruner.\ndistill_weight: 0.5\n")
     for module in (paths, schema):
@@ -412,11 +410,11 @@ def with_a_distiller_called_imp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("with_a_distiller_called_imp")
 def test_methods_are_told_apart_by_kind_and_name() -> None:
-    assert defaults("imp", None)["distill_weight"] == 1.0 and defaults("none", "imp")["distill_weight"] == 0.5
+    assert defaults("imp", None)["distill_weight"] == 0.01 and defaults("none", "imp")["distill_weight"] == 0.5
     key = schema.known_keys()["distill_weight"]
     assert key.kinds == ["distiller"] and key.used_by("distiller", "imp") and not key.used_by("pruner", "imp")
     settings, warnings = settle({"pruner": "imp", "distill_weight": 2.0}, {}, HOST)
-    assert settings.distill_weight == 1.0 and warnings == ["distill_weight has no effect without --distiller"]
+    assert settings.distill_weight == 0.01 and warnings == ["distill_weight has no effect without --distiller"]
     settings, warnings = settle({"pruner": "none", "distiller": "imp", "prune_rate": 0.1}, {}, HOST)
     assert warnings == ["prune_rate has no effect with --pruner=none"] and settings.distill_weight == 0.5
     settings, warnings = settle({"pruner": "imp", "distiller": "imp", "prune_rate": 0.1, "distill_weight": 3}, {}, HOST)
