@@ -144,6 +144,9 @@ def test_the_settings_of_a_teacher_that_is_trained_first(data: Path) -> None:
         assert teacher[name] == student[name], name
     twin = teacher_config(student_config(data, None, embedding_size=8, seed=7, prune_select="test", **given))
     assert twin.run_hash == teacher.run_hash, "students of one teacher share it"
+    own = {**settings_of("BPR", data), "seed": 7, "prune_select": "test", "n_layers": 1}
+    alone = {name: value for name, value in own.items() if name not in ("embedding_size", "epochs", "train_batch_size")}
+    assert PruneConfig("LightGCN", DATASET, config_dict=alone).run_hash == teacher.run_hash, "as does a run of its own"
     wrong = {**given, "distill_teacher_settings": {"n_layer": 1}}
     text = refusal(lambda: teacher_config(student_config(data, None, **wrong)))
     assert "distill_teacher_settings={'n_layer': 1}" in text and "did you mean --n_layers" in text
