@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -15,6 +17,7 @@ from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
+from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.run.store import RunFolder
 
 
@@ -84,3 +87,17 @@ def open_for(
 def no_gradient(*tensors: torch.Tensor) -> bool:
     """Whether tensors are constants."""
     return not any(tensor.requires_grad for tensor in tensors)
+
+
+def refusal(call: Any, kind: type[PruneError] = ConfigError) -> str:
+    """The one line with which a call is refused."""
+    with pytest.raises(kind) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def first_rows(pupils: Any) -> Any:
+    """A few rows of the student's training data."""
+    return pupils.dataset.inter_feat[np.arange(8)]
