@@ -18,7 +18,8 @@ from zoo_data import make_dataset
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import ranked_lists
-from recbole_prune.distillers.teacher import ModelTeacher, Teacher
+from recbole_prune.distillers.model_teacher import ModelTeacher
+from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teacher_training import teacher_config
 from recbole_prune.errors import StoreError

@@ -17,7 +17,8 @@ from recbole_prune.config.teachers import Named, find_teacher
 from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.list_teacher import ListTeacher, read_lists
 from recbole_prune.distillers.matching import Matching, require_same_data
-from recbole_prune.distillers.teacher import Basics, ModelTeacher, Teacher
+from recbole_prune.distillers.model_teacher import ModelTeacher
+from recbole_prune.distillers.teacher import Basics, Teacher
 from recbole_prune.errors import ConfigError, PruneError, StoreError
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint

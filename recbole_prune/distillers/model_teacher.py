@@ -1,0 +1,198 @@
+"""A trained model of RecBole as a teacher, in the student's ids."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Callable
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_prune.anatomy.logits import batch_logits, reason_without_lists, score_rows
+from recbole_prune.anatomy.vectors import (
+    known_class,
+    reason_without_vectors,
+    shared_propagation,
+    vectors_of,
+)
+from recbole_prune.distillers.matching import LastStates, Matching
+from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_rows
+from recbole_prune.distillers.teacher import Basics, Rows, Tables, Teacher, same_draws
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+
+_USERS_AT_ONCE = 1 << 10
+
+
+class ModelTeacher(Teacher):
+    """A trained model of RecBole, with or without gradients; it stays in evaluation mode.
+
+    Args:
+        model: on the student's device.
+        dataset: RecBole's training dataset that it was built for.
+        matching: of the student's ids and its own.
+        basics: as for :class:`Teacher`.
+    """
+
+    def __init__(self, model: AbstractRecommender, dataset: Dataset, matching: Matching, basics: Basics) -> None:
+        super().__init__(basics)
+        self.model = model.eval().requires_grad_(False)
+        self.matching = matching
+        self.device: torch.device = matching.device
+        self._accessor = vectors_of(model)
+        self._states = LastStates(dataset, self.device) if hasattr(model, "ITEM_SEQ") else None
+
+    # ---- vectors -----------------------------------------------------------------------------------------------------
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The widths of its user and item vectors."""
+        self._require_vectors()
+        users, items = self._tables
+        width = self._accessor.widths(self.model)[0] if users is None else users.shape[1]  # type: ignore[union-attr]
+        return width, items.shape[1]
+
+    @property
+    def tables(self) -> Tables:
+        """Its tables, in the student's order."""
+        self._require_vectors()
+        users, items = self._tables
+        return None if users is None else (users, items)
+
+    def _require_vectors(self) -> None:
+        if self._accessor is None:
+            kind = type(self.model)
+            known = reason_without_vectors(kind) if known_class(kind) else f"none of {kind.__name__} are known"
+            raise self.refuse(f"has no vectors to copy, take a method that learns from rankings: {known}")
+
+    @cached_property
+    def _tables(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        assert self._accessor is not None
+        with same_draws(self.pupils.seed):
+            users, items = self._accessor.tables(self.model)
+        items = _in_order(items, self.matching.items).float()
+        if users is not None:
+            users = _in_order(users, self.matching.users).float()
+        elif not self.pupils.of_rows:
+            users = self._vectors_of_states()
+        for kind, table in (("user", users), ("item", items)):
+            wrong = 0 if table is None else int((~table[1:].isfinite()).any(1).sum())
+            if wrong:
+                raise self.refuse(f"has NaN or infinite numbers in {wrong} of its {kind} vectors")
+        return users, items
+
+    def _vectors_of_states(self) -> torch.Tensor:
+        """Vectors of the students' users after all their training items; 0 for those without a history."""
+        assert self._accessor is not None
+        known, parts = self._known_users(), []
+        with torch.no_grad():
+            for ids in torch.from_numpy(known).split(_USERS_AT_ONCE):
+                parts.append(self._accessor.user_vectors(self.model, self._rows_of(ids.to(self.device))))
+        found = torch.cat(parts).float()
+        table = found.new_zeros(self.pupils.user_count, found.shape[1])
+        table[torch.from_numpy(known).to(self.device)] = found
+        return table
+
+    @torch.no_grad()
+    def user_vectors(self, rows: Rows) -> torch.Tensor:
+        """Vectors of users, or of rows where student and teacher have vectors of rows."""
+        self._require_vectors()
+        users, accessor = self._tables[0], self._accessor
+        if users is not None:
+            return users[rows if isinstance(rows, torch.Tensor) else rows[self.pupils.user_field].to(users.device)]
+        assert accessor is not None
+        return self._reading(lambda: accessor.user_vectors(self.model, self.matching.rows(rows)).float())
+
+    def item_vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        """Vectors of items."""
+        self._require_vectors()
+        return self._tables[1][ids]
+
+    # ---- logits and rankings -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def batch_logits(self, interaction: Interaction) -> torch.Tensor:
+        """The logit of every row of a batch; where it is a product of vectors, nothing is propagated anew."""
+        tables = self._products if self._states is None else None
+        if tables is None:
+            logits = self._reading(lambda: batch_logits(self.model, self.matching.rows(interaction)))
+        else:
+            logits = self._reading(lambda: self._product_of_pairs(tables, interaction))
+        if not logits.isfinite().all():
+            raise self.refuse("gives logits that are NaN or infinite")
+        return logits.float()
+
+    def _product_of_pairs(self, tables: tuple[torch.Tensor, torch.Tensor], batch: Interaction) -> torch.Tensor:
+        users, items = (batch[field].to(self.device) for field in (self.pupils.user_field, self.pupils.item_field))
+        return (tables[0][users] * tables[1][items]).sum(1)
+
+    def _reading(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Name the field of a row that the student's batches lack."""
+        try:
+            return compute()
+        except KeyError as error:
+            raise self.refuse(f"reads the field {error}, which the student's batches do not have") from error
+
+    def _known_users(self) -> np.ndarray:
+        """The users that it can be asked about: all but those without a history for a sequential teacher."""
+        users = np.arange(self.pupils.user_count)
+        if self._states is None:
+            return users[1:]
+        theirs = users if self.matching.users is None else self.matching.users.cpu().numpy()
+        return users[np.isin(theirs, self._states.known())]
+
+    def _rows_of(self, users: torch.Tensor) -> Rows:
+        """What the model is asked with: its ids of users, or their histories."""
+        ids = users if self.matching.users is None else self.matching.users[users]
+        return ids if self._states is None else self._states.rows(ids)
+
+    def _scores_of(self, users: torch.Tensor) -> torch.Tensor:
+        scores = self._reading(lambda: score_rows(self.model, self._rows_of(users)))
+        return scores if self.matching.items is None else scores[:, self.matching.items.to(scores.device)]
+
+    def _require_lists(self) -> None:
+        reason = reason_without_lists(type(self.model)) if known_class(type(self.model)) else ""
+        if reason:
+            raise self.refuse(f"ranks no items for a user: {reason}")
+
+    @property
+    def _products(self) -> Tables:
+        """The tables whose products are the scores; None where they are not."""
+        if self._accessor is None or not self._accessor.dot:
+            return None
+        users, items = self._tables
+        if users is None:
+            users = self._vectors_of_states()
+        return users, items
+
+    def rank_items(self) -> Ranked:
+        """A pass over the users."""
+        self._require_lists()
+        tables = self._products
+        score = self._scores_of if tables is None else lambda users: tables[0][users] @ tables[1].t()
+        with shared_propagation(self.model):
+            return best_of_rows(score, self.pupils.consumed, *self._arguments("items of users"), self._known_users())
+
+    def rank_users(self) -> Ranked:
+        """A pass over the items where scores are products, else a second one over the users."""
+        self._require_lists()
+        tables, known = self._products, self._known_users()
+        arguments = self._arguments("users of items")
+        if tables is None or len(known) < self.pupils.user_count - 1:
+            score = self._scores_of if tables is None else lambda users: tables[0][users] @ tables[1].t()
+            with shared_propagation(self.model):
+                return best_of_columns(score, self.pupils.consumed, *arguments, known)
+        items = np.arange(1, self.pupils.item_count)
+        return best_of_rows(lambda ids: tables[1][ids] @ tables[0].t(), self.pupils.consumers, *arguments, items)
+
+    def _arguments(self, what: str) -> tuple[int, str, torch.device]:
+        return self.length, f"the teacher {self.identity['path']}, {what}", self.device
+
+
+def _in_order(table: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    """Rows in the student's order."""
+    return table if ids is None else table[ids.to(table.device)]
