@@ -21,6 +21,7 @@ from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.scoring.flops_counter import draw_like_flops_counter
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
 from recbole_prune.training.model import MaskAware, mask_aware
@@ -132,7 +133,7 @@ class Workshop:
         """RecBole's model as a mask-aware subclass, built under the run's seed with everything reset.
 
         Building anew is the rewind: weights, caches, counters and what a model samples in its constructor come
-        out as in the dense run, and the random streams and data order start over.
+        out as in the dense run, and the random streams and data order start over, where RecBole's own run has them.
 
         Args:
             changes: settings of RecBole's that differ from the run's.
@@ -143,6 +144,7 @@ class Workshop:
         model: MaskAware = made.to(config["device"])
         model.storage = config.settings.prune_storage
         model.own_products = config.settings.prune_fused
+        draw_like_flops_counter(model, config, self.dataset)
         return model
 
     def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:
