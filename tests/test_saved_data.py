@@ -52,7 +52,7 @@ def test_a_second_process_that_finds_the_saved_data_goes_on_as_the_first(
 ) -> None:
     """Stopped in an epoch of ticket 1, and again before it: the tickets are those of a run in one go.
 
-    BERT4Rec draws as many numbers for RecBole's FLOPs counter as the second row of the data has items.
+    BERT4Rec's transform draws random numbers, for RecBole's FLOPs counter too.
     """
     pruned = {setting: True, "pruner": "imp", "prune_rate": 0.3, "prune_rounds": 1, "prune_fused": False}
 
