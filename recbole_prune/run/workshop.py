@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import torch
+from recbole.data.transform import construct_transform
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
@@ -21,6 +23,7 @@ from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.scoring.flops_counter import draw_like_flops_counter
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
 from recbole_prune.training.model import MaskAware, mask_aware
@@ -63,9 +66,13 @@ class Workshop:
             if self.dataset.iid_field is not None:
                 check_cutoffs(config, self.dataset.item_num)
             self.seen = seen_by_users(self.dataset, config)
+            # dataloaders that are found on disk leave the dataset without the order of a split
+            found = config["save_dataloaders"] or config["dataloaders_save_path"]
+            self._split_dataset = _split_copy(self.dataset) if found else self.dataset
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
+        construct_transform(config)  # it sets what models ask for, also where loaders were found on disk
         if config["save_dataloaders"]:
             random_streams.share_the_global_stream(self.loaders)
         self._check_parts()
@@ -132,7 +139,7 @@ class Workshop:
         """RecBole's model as a mask-aware subclass, built under the run's seed with everything reset.
 
         Building anew is the rewind: weights, caches, counters and what a model samples in its constructor come
-        out as in the dense run, and the random streams and data order start over.
+        out as in the dense run, and the random streams and data order start over, where RecBole's own run has them.
 
         Args:
             changes: settings of RecBole's that differ from the run's.
@@ -143,6 +150,7 @@ class Workshop:
         model: MaskAware = made.to(config["device"])
         model.storage = config.settings.prune_storage
         model.own_products = config.settings.prune_fused
+        draw_like_flops_counter(model, config, self._split_dataset)
         return model
 
     def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:
@@ -213,6 +221,14 @@ class Workshop:
             getLogger().info(f"cannot tell before training which targets are trained: {type(error).__name__}: {error}")
             return []
         return [name for name in names if name not in received]
+
+
+def _split_copy(dataset: Dataset) -> Dataset:
+    """The dataset with its rows in the order that splitting gives them; it stays as it is, as do the random streams."""
+    copied = copy.copy(dataset)
+    with random_streams.preserved_random_streams():
+        copied.build()
+    return copied
 
 
 @contextmanager
