@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.membership import samplers_over_arrays
 from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.data.user_uniform import sample_users_uniformly
-from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
+from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
 from recbole_prune.scoring.flops_counter import draw_like_flops_counter
@@ -60,7 +60,7 @@ class Workshop:
         if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
             raise NothingToPrune(f"{config['model']} is not trained by gradient: it has no weights to prune")
         init_seed(config["seed"], config["reproducibility"])
-        with _recbole_says(f"load the dataset {config['dataset']}"):
+        with in_one_line(f"load the dataset {config['dataset']}"):
             self.dataset: Dataset = create_dataset(config)
             getLogger().info(self.dataset)
             if self.dataset.iid_field is not None:
@@ -185,11 +185,12 @@ class Workshop:
 
         Raises:
             NothingToPrune: there is no target.
-            ConfigError: RecBole cannot build the model or score with it, or a setting does not fit it.
+            ConfigError: a setting does not fit the model.
+            RecBoleError: RecBole cannot build the model or score with it.
         """
-        with _recbole_says(f"build {self.config['model']}"):
+        with in_one_line(f"build {self.config['model']}"):
             model = self.build_model()
-        with _recbole_says(f"score with {self.config['model']}"), undisturbed(model):
+        with in_one_line(f"score with {self.config['model']}"), undisturbed(model):
             Probe(model, self.config, self.dataset)  # an artifact is compared with the model by one
         settings = self.config.settings
         scope = find_scope(
@@ -229,16 +230,3 @@ def _split_copy(dataset: Dataset) -> Dataset:
     with random_streams.preserved_random_streams():
         copied.build()
     return copied
-
-
-@contextmanager
-def _recbole_says(what: str) -> Iterator[None]:
-    """Turn RecBole's refusal of data or a model into one message, before any training."""
-    try:
-        yield
-    except (PruneError, MemoryError):
-        raise
-    except Exception as error:
-        getLogger().debug("cause", exc_info=True)
-        text = " ".join(str(error).split()) or "no reason given"
-        raise ConfigError(f"RecBole cannot {what}: {type(error).__name__}: {text}") from error
