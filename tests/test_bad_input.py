@@ -107,6 +107,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"valid_metric": "Recal@10"}, ["valid_metric=Recal@10", "did you mean Recall?"]),
         ({"valid_metric": 10}, ["valid_metric=10", "Recall"]),
         ({"metrics": ["AUC"], "valid_metric": "AUC"}, ["metrics=['AUC']", "mode=full", "labeled"]),
+        ({"eval_args": {"mode": {"valid": "full", "test": "labeled"}}}, ["mode=labeled", "Recall ranks items"]),
+        (
+            {"model": "DeepFM", "metrics": ["AUC"], "valid_metric": "AUC", "topk": None},
+            ["DeepFM learns from labels", "no field label", "threshold"],
+        ),
         ({"metrics": ["AUC", "Recall"]}, ["metrics=['AUC', 'Recall']", "AUC, MAE, RMSE, LogLoss"]),
         ({"metrics": []}, ["metrics=[]", "a list such as"]),
         ({"metrics": [3]}, ["metrics=[3]", "a list such as"]),
@@ -182,7 +187,7 @@ def test_what_recbole_takes_is_taken(settings: dict[str, Any]) -> None:
         ("NeuMF", {"mlp_hidden_size": "[64, 32]", "dropout_prob": 0}),
         ("LightGCN", {"reg_weight": 1, "n_layers": 2}),
         ("DiffRec", {"noise_scale": 0.5, "time-aware": True}),
-        ("DCN", {"reg_weight": 0.5}),
+        ("DCN", {"reg_weight": 0.5, "metrics": ["AUC"], "valid_metric": "AUC"}),
     ]:
         given = {**settings, "topk": [10], **change}
         config = PruneConfig(model, DATASET, config_dict=given)

@@ -103,6 +103,7 @@ class Workshop:
         split = f"eval_args={arguments}"
         if not len(self.train_data):
             raise ConfigError(f"{split} leaves no training data")
+        self._check_labels()
         if not len(self.select_data):
             name, other = ("test", "valid") if select == "test" else ("validation", "test")
             raise ConfigError(
@@ -119,6 +120,16 @@ class Workshop:
                     f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
                     f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
                 )
+
+    def _check_labels(self) -> None:
+        """Refuse data without what a context-aware model learns."""
+        config, label = self.config, self.config["LABEL_FIELD"]
+        made = config["train_neg_sample_args"]["distribution"] != "none"  # a sampler of negatives makes the labels
+        if config["MODEL_TYPE"] == ModelType.CONTEXT and not made and label not in self.train_data._dataset.inter_feat:
+            raise ConfigError(
+                f"{config['model']} learns from labels, but the interactions have no field {label}: make it of "
+                "ratings with threshold, such as {'rating': 4}, or load a column (load_col) and name it in LABEL_FIELD"
+            )
 
     def with_config(self, config: PruneConfig) -> Workshop:
         """The same data under settings of this package that differ; no setting of RecBole's may."""
@@ -151,6 +162,20 @@ class Workshop:
         model.storage = config.settings.prune_storage
         model.own_products = config.settings.prune_fused
         draw_like_flops_counter(model, config, self._split_dataset)
+        return model
+
+    def scored_model(self, changes: Changes | None = None) -> MaskAware:
+        """A newly built model that has scored a few users once.
+
+        Raises:
+            RecBoleError: RecBole cannot build the model, or score with it.
+        """
+        config = self.config_with(changes)
+        with in_one_line(f"build {config['model']}"):
+            model = self.build_model(changes)
+        with in_one_line(f"score with {config['model']}"), undisturbed(model):
+            probe = Probe(model, config, self.dataset)  # an artifact is compared with the model by one
+            probe.score(model, next(probe.blocks()))
         return model
 
     def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:
@@ -188,10 +213,7 @@ class Workshop:
             ConfigError: a setting does not fit the model.
             RecBoleError: RecBole cannot build the model or score with it.
         """
-        with in_one_line(f"build {self.config['model']}"):
-            model = self.build_model()
-        with in_one_line(f"score with {self.config['model']}"), undisturbed(model):
-            Probe(model, self.config, self.dataset)  # an artifact is compared with the model by one
+        model = self.scored_model()
         settings = self.config.settings
         scope = find_scope(
             model,
