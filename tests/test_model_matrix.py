@@ -23,7 +23,7 @@ import torch
 from conformance import used_keys
 from marks import slow_but
 from recbole.trainer.trainer import Trainer
-from recbole.utils import get_model
+from recbole.utils import get_model, init_seed
 from training_bench import experiment_of, leaks, scores
 from zoo import DATASET, all_models, config_for, gradient_models, missing_package, not_prunable_models, stages_of
 from zoo_plain import last_stage_settings, reload
@@ -231,8 +231,10 @@ def check_kept(experiment: Experiment, tickets: list[Ticket], exact: bool) -> No
 def check_checkpoint(workshop: Workshop, experiment: Experiment, ticket: Ticket) -> None:
     """It has RecBole's config, zeros where entries are pruned, and a plain model of it scores like ours."""
     checkpoint = torch.load(experiment.folder.path / ticket.checkpoint_file, map_location="cpu", weights_only=False)
-    assert type(checkpoint["config"]).__module__ == "recbole.config.configurator"
-    plain = get_model(experiment.config["model"])(checkpoint["config"], workshop.train_data._dataset)
+    config = checkpoint["config"]
+    assert type(config).__module__ == "recbole.config.configurator"
+    init_seed(config["seed"], config["reproducibility"])  # FwFM draws weights that no checkpoint holds
+    plain = get_model(config["model"])(config, workshop.train_data._dataset)
     plain.load_state_dict(checkpoint["state_dict"])
     plain.load_other_parameter(checkpoint.get("other_parameter"))
     compare(plain, experiment, ticket)
