@@ -178,8 +178,8 @@ def rows(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def cells() -> list[Any]:
     """(model, method, storage) of every cell; storages alternate, and both are taken where a cell is quick."""
     methods, models = list(PRUNERS), gradient_models()
-    assert len(methods) % 2, "so storages alternate along rows and columns"
-    every = [(*cell, STORAGES[number % 2]) for number, cell in enumerate(product(models, methods))]
+    places = product(enumerate(models), enumerate(methods))
+    every = [(model, method, STORAGES[(x + y) % 2]) for (x, model), (y, method) in places]
     quick = [cell for cell in every if cell[0] in QUICK and cell[1] in QUICK_METHODS]
     others = [(model, method, next(s for s in STORAGES if s != storage)) for model, method, storage in quick]
     return slow_but(quick, sorted([*every, *others], key=lambda cell: models.index(cell[0])))
