@@ -273,6 +273,7 @@ def test_imp_runs_on_the_last_stage(
     experiment = experiment_of(result, model, settings)
     tickets = [Ticket.from_record(record) for record in result["tickets"]]
     assert [t.kept for t in tickets] == kept_counts(tickets[0].prunable, rate=0.3, rounds=2)
+    check_kept(experiment, tickets, exact=True)
     check_reload(experiment, tickets[2])
 
 
