@@ -18,7 +18,7 @@ from recbole_prune import PruneConfig, load_ticket, run_recbole_prune
 from recbole_prune.artifact import read_artifact
 from recbole_prune.cli import main
 from recbole_prune.data.saved import create_dataset
-from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.errors import ConfigError, PruneError, RecBoleError
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -85,7 +85,7 @@ def test_a_second_process_that_finds_the_saved_data_goes_on_as_the_first(
 def test_loaders_that_recbole_cannot_save_are_refused_in_one_line(tiny_data: Path, tmp_path: Path) -> None:
     """Those of a knowledge graph."""
     settings = settings_of("CKE", tiny_data, tmp_path / "saved", save_dataloaders=True)
-    with pytest.raises(ConfigError, match="RecBole cannot .*KnowledgeBasedDataLoader") as caught:
+    with pytest.raises(RecBoleError, match="RecBole cannot .*KnowledgeBasedDataLoader") as caught:
         run_recbole_prune("CKE", DATASET, config_dict=settings)
     assert "\n" not in str(caught.value)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.membership import samplers_over_arrays
 from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.data.user_uniform import sample_users_uniformly
-from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
+from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
 from recbole_prune.scoring.flops_counter import draw_like_flops_counter
@@ -60,7 +60,7 @@ class Workshop:
         if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
             raise NothingToPrune(f"{config['model']} is not trained by gradient: it has no weights to prune")
         init_seed(config["seed"], config["reproducibility"])
-        with _recbole_says(f"load the dataset {config['dataset']}"):
+        with in_one_line(f"load the dataset {config['dataset']}"):
             self.dataset: Dataset = create_dataset(config)
             getLogger().info(self.dataset)
             if self.dataset.iid_field is not None:
@@ -103,6 +103,7 @@ class Workshop:
         split = f"eval_args={arguments}"
         if not len(self.train_data):
             raise ConfigError(f"{split} leaves no training data")
+        self._check_labels()
         if not len(self.select_data):
             name, other = ("test", "valid") if select == "test" else ("validation", "test")
             raise ConfigError(
@@ -119,6 +120,16 @@ class Workshop:
                     f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
                     f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
                 )
+
+    def _check_labels(self) -> None:
+        """Refuse data without what a context-aware model learns."""
+        config, label = self.config, self.config["LABEL_FIELD"]
+        made = config["train_neg_sample_args"]["distribution"] != "none"  # a sampler of negatives makes the labels
+        if config["MODEL_TYPE"] == ModelType.CONTEXT and not made and label not in self.train_data._dataset.inter_feat:
+            raise ConfigError(
+                f"{config['model']} learns from labels, but the interactions have no field {label}: make it of "
+                "ratings with threshold, such as {'rating': 4}, or load a column (load_col) and name it in LABEL_FIELD"
+            )
 
     def with_config(self, config: PruneConfig) -> Workshop:
         """The same data under settings of this package that differ; no setting of RecBole's may."""
@@ -153,6 +164,20 @@ class Workshop:
         draw_like_flops_counter(model, config, self._split_dataset)
         return model
 
+    def scored_model(self, changes: Changes | None = None) -> MaskAware:
+        """A newly built model that has scored a few users once.
+
+        Raises:
+            RecBoleError: RecBole cannot build the model, or score with it.
+        """
+        config = self.config_with(changes)
+        with in_one_line(f"build {config['model']}"):
+            model = self.build_model(changes)
+        with in_one_line(f"score with {config['model']}"), undisturbed(model):
+            probe = Probe(model, config, self.dataset)  # an artifact is compared with the model by one
+            probe.score(model, next(probe.blocks()))
+        return model
+
     def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:
         """Initial weights under the seed moved by ``offset``; the random streams stay where they are."""
         config = self.config_with(changes)
@@ -185,12 +210,10 @@ class Workshop:
 
         Raises:
             NothingToPrune: there is no target.
-            ConfigError: RecBole cannot build the model or score with it, or a setting does not fit it.
+            ConfigError: a setting does not fit the model.
+            RecBoleError: RecBole cannot build the model or score with it.
         """
-        with _recbole_says(f"build {self.config['model']}"):
-            model = self.build_model()
-        with _recbole_says(f"score with {self.config['model']}"), undisturbed(model):
-            Probe(model, self.config, self.dataset)  # an artifact is compared with the model by one
+        model = self.scored_model()
         settings = self.config.settings
         scope = find_scope(
             model,
@@ -229,16 +252,3 @@ def _split_copy(dataset: Dataset) -> Dataset:
     with random_streams.preserved_random_streams():
         copied.build()
     return copied
-
-
-@contextmanager
-def _recbole_says(what: str) -> Iterator[None]:
-    """Turn RecBole's refusal of data or a model into one message, before any training."""
-    try:
-        yield
-    except (PruneError, MemoryError):
-        raise
-    except Exception as error:
-        getLogger().debug("cause", exc_info=True)
-        text = " ".join(str(error).split()) or "no reason given"
-        raise ConfigError(f"RecBole cannot {what}: {type(error).__name__}: {text}") from error
