@@ -33,7 +33,8 @@ def run(config: PruneConfig) -> RunResult:
         what was found; its ``failure`` is set where the artifact or the summary could not be written.
 
     Raises:
-        PruneError: nothing to prune, a damaged or busy folder; the message says what to do.
+        PruneError: nothing to prune, a damaged or busy folder; the message says what to do. Where RecBole failed it
+            says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
     folder = RunFolder(run_path(config))

@@ -21,21 +21,19 @@ import torch
 from marks import slow_but
 from recbole.trainer.trainer import Trainer
 from training_bench import experiment_of, leaks, scores, without_clocks
-from zoo import DATASET, config_for, gradient_models, missing_package
+from zoo import DATASET, config_for
 from zoo_plain import reload
 
 from recbole_prune import load_ticket, run_recbole_prune
 from recbole_prune.config import schema
-from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.settings import rounds_planned
-from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.pruners import PRUNERS, get_pruner
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.ticket_training import TicketTraining
-from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 QUICK_MODEL = "BPR"
@@ -503,24 +501,3 @@ def telling_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", [method for method in PRUNERS if get_pruner(method).promises.above_random])
 def test_a_chosen_mask_beats_a_random_one(method: str, seed: int, tiny_data: Path, telling_runs: Path) -> None:
     check_above_random(method, tiny_data, telling_runs, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", gradient_models())
-def test_models_are_refused_for_listed_reasons(model: str, tiny_data: Path, tmp_path: Path) -> None:
-    """Every model of RecBole is asked for, none is trained."""
-    reason = missing_package(model)
-    if reason:
-        pytest.skip(reason)
-    configs = {
-        method: PruneConfig(model, DATASET, config_dict=settings_of(method, model, tiny_data)) for method in PRUNERS
-    }
-    workshop = Workshop(next(iter(configs.values())))
-    folder = RunFolder(tmp_path / "run")  # one for all: the scope is found once
-    refused = {}
-    for method, config in configs.items():
-        try:
-            get_pruner(method)(Experiment(workshop.with_config(config), folder)).check()
-        except PruneError as error:
-            refused[method] = str(error)
-    assert not {method: message for method, message in refused.items() if not _is_listed(message, method)}

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from zoo_data import make_dataset
 
 from recbole_prune import compat
 from recbole_prune.models import join_recbole
 
 torch.set_num_threads(1)
+_load_yaml = yaml.load
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, loader: Any) -> Any:
+    return _load_yaml(text, Loader=loader)
+
+
+def _load_again(stream: Any, Loader: Any) -> Any:
+    """``yaml.load`` that parses RecBole's property files once, not for every config that a test builds."""
+    return copy.deepcopy(_parsed(stream, Loader)) if isinstance(stream, str) else _load_yaml(stream, Loader=Loader)
+
+
+yaml.load = _load_again
 compat.apply()  # tests import RecBole's modules and those that join them, in any order
 join_recbole()
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from recbole_prune.anatomy import tables
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.allocate import select, select_official
 from recbole_prune.masking.masks import MaskSet
@@ -302,6 +303,12 @@ def test_official_counts_without_ties_follow_the_schedule() -> None:
 # ---- what the pruners make of it
 
 
+class Config(dict):  # type: ignore[type-arg]
+    """Settings of a model that no table names."""
+
+    model_class = object
+
+
 def magnitude_experiment(**changes: Any) -> Any:
     """What a magnitude pruner asks for, around random dense weights."""
     scope = two_tables()
@@ -320,7 +327,7 @@ def magnitude_experiment(**changes: Any) -> Any:
     return SimpleNamespace(
         settings=SimpleNamespace(**settings),
         scope=scope,
-        config={"seed": 2020},
+        config=Config(seed=2020, model="BPR"),
         weights_of=lambda ticket: weights,
         masks_of=lambda ticket: MaskSet.dense(scope),
     )
@@ -336,6 +343,39 @@ def test_first_iterative_mask_equals_the_one_shot_mask_of_that_sparsity(allocati
     keep = iterative.counts()[1]
     assert iterative.masks(1, keep, dense, dense).equals(one_shot.masks(1, keep, dense, dense))
     assert one_shot.masks(3, one_shot.counts()[3], dense, dense).kept == 122_472
+
+
+def test_a_minimum_is_checked_where_it_is_asked_for() -> None:
+    """Of all entries, or of each table's share."""
+    wide, narrow = Target("a", "embedding", (100, 10)), Target("b", "embedding", (100, 2))
+    changes = {"prune_rounds": None, "prune_target_sparsity": 0.4, "prune_rate": 0.4, "prune_min_per_row": 2}
+    for allocation, refused in (("global", False), ("tensor", True)):
+        experiment = magnitude_experiment(prune_allocation=allocation, **changes)
+        experiment.scope = Scope((wide, narrow))
+        pruner = OneShotMagnitudePruning(experiment)
+        pruner.counts = lambda: [1200, 720]  # type: ignore[method-assign]
+        if refused:
+            with pytest.raises(ConfigError, match="prune_min_per_row=2 protects 200 entries of b .*keeps only 120:"):
+                pruner.check()
+        else:
+            pruner.check()
+
+
+def test_tables_that_need_a_value_in_every_row_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every pruner that makes masks; the others of the model are free."""
+    monkeypatch.setitem(tables._NO_ROW_OF_ZEROS, object.__module__, ("a",))
+    scope = scope_of((200, 8), (200, 8))
+    experiment = magnitude_experiment()
+    experiment.scope = scope
+    weights = {t.name: torch.randn(t.shape) * torch.rand(t.shape[0], 1) ** 6 for t in scope}
+    experiment.weights_of, experiment.masks_of = lambda _: weights, lambda _: MaskSet.dense(scope)
+    masks = OneShotMagnitudePruning(experiment).masks(1, 500, None, None)  # type: ignore[arg-type]
+    assert masks.kept == 500
+    assert int(masks.per_row("a").min()) == 1 and int(masks.per_row("b").min()) == 0
+    pruner = OneShotMagnitudePruning(experiment)
+    pruner.counts = lambda: [3184, 198]  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="BPR needs a live entry in every row, which protects 199 .*only 198"):
+        pruner.check()
 
 
 # ---- the random control

@@ -7,6 +7,7 @@ import os
 import shutil
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.values import check_values
 from recbole_prune.errors import PruneError
+from recbole_prune.masking.allocate import select
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope, Target
 from recbole_prune.pruners.base import Pruner
 from recbole_prune.run.provenance import read_record
 from recbole_prune.run.store import RunFolder
@@ -94,6 +98,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"prune_storage": "sparse"}, ["prune_storage", "sparse", "compact"]),
         ({"model": "MultiVAE", "pruner": "small_dense"}, ["small_dense", "MultiVAE", "embedding_size"]),
         ({"model": "MultiVAE", "pruner": "lcm"}, ["lcm", "MultiVAE"]),
+        (
+            {"model": "ConvNCF", "pruner": "small_dense", "prune_rounds": 1, "embedding_size": 16}
+            | {"cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
+            ["small_dense", "no narrower form of ConvNCF", "Kernel size can't be greater"],
+        ),
         ({"prune_rate": None, "prune_rounds": None, "prune_target_sparsity": 1e-9}, ["prune_target_sparsity"]),
         ({"load_col": {"inter": ["user_id", "no_such_field"]}}, ["tiny"]),
         # what evaluation will ask for
@@ -107,6 +116,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"valid_metric": "Recal@10"}, ["valid_metric=Recal@10", "did you mean Recall?"]),
         ({"valid_metric": 10}, ["valid_metric=10", "Recall"]),
         ({"metrics": ["AUC"], "valid_metric": "AUC"}, ["metrics=['AUC']", "mode=full", "labeled"]),
+        ({"eval_args": {"mode": {"valid": "full", "test": "labeled"}}}, ["mode=labeled", "Recall ranks items"]),
+        (
+            {"model": "DeepFM", "metrics": ["AUC"], "valid_metric": "AUC", "topk": None},
+            ["DeepFM learns from labels", "no field label", "threshold"],
+        ),
         ({"metrics": ["AUC", "Recall"]}, ["metrics=['AUC', 'Recall']", "AUC, MAE, RMSE, LogLoss"]),
         ({"metrics": []}, ["metrics=[]", "a list such as"]),
         ({"metrics": [3]}, ["metrics=[3]", "a list such as"]),
@@ -182,7 +196,7 @@ def test_what_recbole_takes_is_taken(settings: dict[str, Any]) -> None:
         ("NeuMF", {"mlp_hidden_size": "[64, 32]", "dropout_prob": 0}),
         ("LightGCN", {"reg_weight": 1, "n_layers": 2}),
         ("DiffRec", {"noise_scale": 0.5, "time-aware": True}),
-        ("DCN", {"reg_weight": 0.5}),
+        ("DCN", {"reg_weight": 0.5, "metrics": ["AUC"], "valid_metric": "AUC"}),
     ]:
         given = {**settings, "topk": [10], **change}
         config = PruneConfig(model, DATASET, config_dict=given)
@@ -244,6 +258,16 @@ def test_nan_loss_stops_with_the_ticket_and_loses_nothing(
         with pytest.raises(PruneError, match=r"ticket 1 .*NaN.*learning_rate"):
             run(settings)
     assert len(run(settings)["tickets"]) == 3
+
+
+def test_a_nan_loss_names_rows_without_entries() -> None:
+    scope = Scope((Target("a", "embedding", (5, 2), (0,)), Target("b", "embedding", (4, 2))))
+    for keep, words in ((14, ""), (9, "2 rows of b have no live entry")):
+        order = {"a": torch.ones(5, 2), "b": torch.tensor([[4.0, 4.0], [3.0, 3.0], [0.0, 0.0], [0.0, 0.0]])}
+        masks = select(order, MaskSet.dense(scope), keep, min_per_row={"a": 1, "b": int(keep == 14)})
+        trainer: Any = SimpleNamespace(model=SimpleNamespace(masks=masks))
+        assert words in MaskAwareTrainer._empty_rows(trainer)
+        assert bool(words) == bool(MaskAwareTrainer._empty_rows(trainer))
 
 
 def test_disk_full_in_the_middle_keeps_what_is_there(

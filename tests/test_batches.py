@@ -27,6 +27,7 @@ from recbole_prune.bench.plain import PlainData
 from recbole_prune.data.batches import ArrayBatchSampler, assemble_batches_fast
 from recbole_prune.data.membership import ArraySampler, UsedIds, convert_sampler, samplers_over_arrays
 from recbole_prune.data.user_uniform import sample_users_uniformly
+from recbole_prune.errors import PruneError
 
 FEATURES = {"user": ["user_id", "age", "gender"], "item": ["item_id", "release_year", "class"]}
 INTERACTIONS = {"inter": ["user_id", "item_id", "rating", "timestamp"]}
@@ -232,8 +233,9 @@ def test_user_of_every_item_is_refused_like_in_recbole() -> None:
         inter_feat = Interaction({"u": torch.tensor([1, 1, 1, 2]), "i": torch.tensor([1, 2, 3, 3])})
 
     for sampler in (Sampler, ArraySampler):
-        with pytest.raises(ValueError, match="interacted with all items"):
+        with pytest.raises(ValueError, match="interacted with all items") as caught:
             sampler(["train"], [Everything()])
+        assert isinstance(caught.value, PruneError) == (sampler is ArraySampler), "no fault of this package"
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])

@@ -33,7 +33,7 @@ def test_a_method_is_added_by_a_class_a_property_file_and_a_line(
     registered: Registered, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subject = registered(toys.Honest)
-    assert ("toy", QUICK_MODEL, "compact") in [case.values for case in conformance.cases() if not case.marks]
+    assert ("toy", QUICK_MODEL, "compact") in [case.values[:3] for case in conformance.cases() if not case.marks]
     assert main(["run", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--pruner=toy\n    A toy: random entries in a seeded order.\n    prune_rate=0.2" in shown

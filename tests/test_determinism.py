@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from training_bench import Killed, scramble_random_streams, without_clocks
 from zoo import DATASET, OF_EVERY_TRAINER, config_for, gradient_models, missing_package
 
 from recbole_prune import run_recbole_prune
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.export import export_chosen
 from recbole_prune.run.store import RESUME, RunFolder
+from recbole_prune.run.ticket import Plan, Ticket
 
 
 def run(model: str, data: Path, pruner: str = "dsl") -> Path:
@@ -41,6 +45,26 @@ def killed_after_ticket_0(model: str, data: Path, monkeypatch: pytest.MonkeyPatc
             run(model, data)
 
 
+def disturbed_after_ticket_0(model: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run in which much is built, scored, evaluated and exported between its tickets."""
+    obtain = Experiment.obtain
+
+    def obtain_and_disturb(self: Experiment, number: int, plan: Callable[[], Plan]) -> Ticket:
+        ticket = obtain(self, number, plan)
+        if number == 0:
+            export_chosen(self, [ticket], Path("elsewhere").absolute())
+            self.validate(self.weights_of(ticket), self.masks_of(ticket))
+            self.workshop.find_scope()
+            scramble_random_streams()
+        return ticket
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "obtain", obtain_and_disturb)
+        folder = run(model, data)
+    assert Path("elsewhere/ticket.json").is_file()
+    return folder
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """Journal lines without clocks, bytes of masks and of the last checkpoint (an adopted one has other settings)."""
     records = [without_clocks(record) for record in RunFolder(folder).tickets()]
@@ -50,31 +74,37 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"records": records, **{file.name: file.read_bytes() for file in files}}
 
 
-@pytest.mark.parametrize("model", slow_but(["KGAT"], OF_EVERY_TRAINER))
+@pytest.mark.parametrize("model", slow_but(["KGAT"], [*OF_EVERY_TRAINER, "KGIN"]))
 def test_who_trained_the_dense_model_does_not_matter(
     model: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one go = by a process killed right after it = by a run of another pruner."""
+    """In one go = by a process killed right after it = by a run of another pruner; nor does what follows it.
+
+    KGIN propagates along edges that it draws.
+    """
     reason = missing_package(model)
     if reason:
         pytest.skip(reason)
     outcomes = []
-    for way in ("whole", "killed", "adopted"):
+    for way in ("whole", "killed", "adopted", "disturbed"):
         (tmp_path / way).mkdir()
         monkeypatch.chdir(tmp_path / way)
         if way == "killed":
             killed_after_ticket_0(model, tiny_data, monkeypatch)
         elif way == "adopted":
             run(model, tiny_data, pruner="none")
-        folder = run(model, tiny_data)
+        folder = (
+            disturbed_after_ticket_0(model, tiny_data, monkeypatch) if way == "disturbed" else run(model, tiny_data)
+        )
         outcomes.append(outcome(folder))
         assert not (folder / RESUME).exists()
         adopted = RunFolder(folder).tickets()[0].get("adopted_from")
         assert (adopted is not None) == (way == "adopted")
-    whole, killed, adopted = outcomes
+    whole, killed, adopted, disturbed = outcomes
     assert whole["records"][1]["updates"] >= 1
     assert killed == whole
     assert adopted == whole
+    assert disturbed == whole
 
 
 @pytest.mark.slow

@@ -67,6 +67,16 @@ def test_initial_masks_have_their_budget(density: float, init: str, seed: int) -
     assert random_masks(SCOPE, kept, init, seed).equals(masks)
 
 
+@given(more=st.integers(0, 30), seed=st.integers(0, 50))
+def test_initial_masks_without_empty_rows(more: int, seed: int) -> None:
+    kept = {"a": 49 + more, "b": 3, "c": 20}
+    masks = random_masks(SCOPE, kept, "exact", seed, without_empty_rows=["a"])
+    assert int(masks.per_row("a").min()) >= 1 and bool(masks["a"][0].all())
+    assert {name: int(masks.per_row(name).sum()) for name in kept} == kept
+    usual = random_masks(SCOPE, kept, "exact", seed)
+    assert all(masks[name].equal(usual[name]) for name in "bc")
+
+
 def test_masks_drawn_block_by_block_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_masks_module, "_BLOCK", 40)
     hits = torch.zeros(50, 8)

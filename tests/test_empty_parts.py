@@ -10,7 +10,7 @@ from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.artifact import read_artifact
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.report.compare import compare_table
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -62,7 +62,7 @@ def test_without_training_data_a_run_is_refused(shuffle: bool, tiny_data: Path, 
     (tmp_path / DATASET).mkdir()
     (tmp_path / DATASET / f"{DATASET}.inter").write_text("".join(lines[:1001]))
     arguments = {"group_by": None, "order": "RO", "mode": "full", "split": {"RS": [0, 0.5, 0.5]}}
-    with pytest.raises(ConfigError, match="training data" if not shuffle else "num_samples=0"):
+    with pytest.raises(PruneError, match="training data" if not shuffle else "num_samples=0"):
         run("BPR", tmp_path, None, eval_args=arguments, shuffle=shuffle)
 
 

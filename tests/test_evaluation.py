@@ -352,6 +352,27 @@ def test_other_models_say_once_why(model: str, reason: str, tiny_data: Path, sai
     assert said() == [reason]
 
 
+@pytest.mark.parametrize("every_batch", [False, True])
+def test_random_numbers_of_scoring_are_drawn_as_recbole_draws_them(
+    every_batch: bool, tiny_data: Path, said: Callable[[], list[str]]
+) -> None:
+    """KGIN draws edges for a table that it keeps: blocks leave table and streams as RecBole's first batch does."""
+    base = bench("KGIN", tiny_data, eval_args={"mode": "full"}, metrics=["NDCG"], valid_metric="ndcg@1")
+    ours, plain = keep_collected(base.trainer(base.model())), plain_trainer(base, base.model())
+    ends = []
+    for trainer in (ours, plain):
+        score = trainer.model.full_sort_predict
+        if every_batch:
+            trainer.model.full_sort_predict = lambda batch, score=score: (torch.rand(1), score(batch))[1]
+        init_seed(3, True)
+        results = [trainer.evaluate(loader, load_best_model=False) for loader in (base.valid, base.test)]
+        ends.append((results, random.random(), np.random.random(), torch.rand(1).item()))
+        assert trainer.model.restore_user_e is not None
+    assert ends[0] == ends[1]
+    torch.testing.assert_close(ours.model.restore_user_e, plain.model.restore_user_e)
+    assert said() == (["KGIN draws random numbers for every batch it scores"] if every_batch else [])
+
+
 def test_a_table_of_zeros_says_so(dense_data: Path, said: Callable[[], list[str]]) -> None:
     base = bench("BPR", dense_data)
     model = base.model(None)

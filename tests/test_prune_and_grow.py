@@ -119,6 +119,11 @@ def test_an_update_keeps_the_budget_and_grows_the_best(
     assert bool(new[~countable].all())
     count = grow.pruned_count(ratio, len(positions))
     assert int((mask & ~new).sum()) <= count
+    full = grow.update(
+        mask, countable, positions, weights.view(-1)[positions].abs(), ratio, choose, seed, keep_rows=True
+    )
+    assert int(full.sum()) == int(mask.sum()) and bool(full[~countable].all())
+    assert bool(full.any(1)[mask.any(1)].all())
     # brute force: what grew has gradients at least as large as every positive one that did not
     grown, left = gradient.abs()[new & ~mask], gradient.abs()[~new & countable[:, None]]
     if len(grown) and len(left) and bool((left > 0).any()) and bool((grown > 0).any()):

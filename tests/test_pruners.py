@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_but
+from torch import nn
 from training_bench import experiment_of
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
 from recbole_prune.masking.scope import Scope, Target
 from recbole_prune.pruners import PRUNERS, get_pruner
+from recbole_prune.pruners.smaller_tables import map_tables
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import REWIND
 from recbole_prune.run.ticket import REWINDS
@@ -109,6 +112,31 @@ def test_lcm_tables_are_affine_maps_of_the_dense_ones(tiny_data: Path) -> None:
     solution = torch.linalg.lstsq(wide, student).solution
     assert torch.allclose(wide @ solution, student, atol=1e-5)
     assert student.shape[1] < teacher.shape[1]
+
+
+class TwoNames(nn.Module):
+    """A model with one table under two names, as FFM has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3, padding_idx=0)
+        self.groups = nn.ModuleList([nn.ModuleList([self.table])])
+
+
+def test_a_mapped_table_is_saved_and_pickled_as_a_plain_one() -> None:
+    """Under each of its names; some checkpoints hold whole modules (SASRecF)."""
+    model, names = TwoNames(), {"table.weight", "groups.0.0.weight"}
+    map_tables(model, {"table.weight": torch.randn(5, 6)})
+    table = model.table(torch.arange(5)).detach()
+    state = model.state_dict()
+    assert set(state) == names and all(torch.equal(state[name], table) for name in names)
+    loaded = pickle.loads(pickle.dumps(model.groups))[0][0]
+    assert type(loaded) is nn.Embedding and loaded.padding_idx == 0 and torch.equal(loaded.weight, table)
+    plain = TwoNames()
+    plain.load_state_dict(state)
+    assert torch.equal(plain.table.weight, table)
+    model.load_state_dict(state)
+    assert type(model.table) is nn.Embedding and torch.equal(model.table.weight, table)
 
 
 @pytest.mark.slow

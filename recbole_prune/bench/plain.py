@@ -1,6 +1,7 @@
 """Plain RecBole from its own pieces, in the order of its ``run_recbole``: data, model and trainer of one run.
 
-It is patched only where it does not run on the installed libraries (:mod:`recbole_prune.compat`).
+Its FLOPs counter is left out. It is patched only where it does not run on the installed libraries
+(:mod:`recbole_prune.compat`).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,7 +18,7 @@ from logging import getLogger
 import recbole_prune
 from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.options import joined
-from recbole_prune.errors import ConfigError, PruneError, printable
+from recbole_prune.errors import ConfigError, PruneError, UnforeseenError, in_one_line, printable
 from recbole_prune.signals import interruption
 
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
@@ -34,6 +35,7 @@ and any --key=value. Every option can also be written --key value.
 
 # imported when called, so that recommend loads neither torch nor RecBole
 COMMANDS = ("run", "export", "recommend", "compare", "bench", "models", "doctor")
+_SHOW_TRACEBACK = "RECBOLE_PRUNE_TRACEBACK"
 _BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 
 
@@ -47,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit status: 0, 2 for an error, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
     try:
-        with _disk_errors_of_threads_logged():
+        with _disk_errors_of_threads_logged(), in_one_line():
             status = _run(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
     except PruneError as error:
-        print(f"recbole-prune: {error}", file=sys.stderr)
+        print(f"recbole-prune: {error}{_traceback_of(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         _close_broken_output()
@@ -79,6 +81,16 @@ def _run(words: list[str]) -> int:
         print(command.usage())
         return 0
     return int(command.main(joined(words)))
+
+
+def _traceback_of(error: PruneError) -> str:
+    """The traceback of what nobody foresaw if it is asked for, or how to ask where no log has it."""
+    if not isinstance(error, UnforeseenError) or error.__cause__ is None:
+        return ""
+    if os.environ.get(_SHOW_TRACEBACK):
+        cause = error.__cause__
+        return "\n" + "".join(traceback.format_exception(type(cause), cause, cause.__traceback__)).rstrip()
+    return "" if error.traceback_in else f"; {_SHOW_TRACEBACK}=1 in the environment shows the traceback"
 
 
 def _sentence(error: OSError) -> str:

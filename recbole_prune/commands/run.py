@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
-from recbole_prune.errors import printable_lines
+from recbole_prune.errors import in_one_line, printable_lines
 
 if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
@@ -58,7 +58,8 @@ def run_recbole_prune(
         ticket. With ``dry_run`` only ``plan``, a text.
 
     Raises:
-        PruneError: bad settings, nothing to prune, a damaged or busy folder; the message says what to do.
+        PruneError: bad settings, nothing to prune, a damaged or busy folder; the message says what to do. Where RecBole
+            or a class of your own failed, the message says so and ``__cause__`` is what it raised.
     """
     from recbole_prune.config.prune_config import PruneConfig
 
@@ -66,11 +67,12 @@ def run_recbole_prune(
         config_dict = {**(config_dict or {}), "saved": False}
     program, *words = sys.argv or [""]
     notebook = "ipykernel_launcher" in program
-    config = PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words)
-    if config.settings.dry_run:
-        return {"plan": _plan(config)}
-    result, text = _run(config)
-    result.raise_failure()
+    with in_one_line():
+        config = PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words)
+        if config.settings.dry_run:
+            return {"plan": _plan(config)}
+        result, text = _run(config)
+        result.raise_failure()
     return {**result.to_dict(), "table": text}
 
 

@@ -230,9 +230,14 @@ def _check_modes(mode: object, metrics: Sequence[str]) -> None:
     for each in modes:
         if not isinstance(each, str) or not _MODE.fullmatch(each):
             raise ConfigError(f"eval_args: mode={each} is not allowed: RecBole takes {_MODES}")
-    of_scores = [
-        name for name in metrics if name.lower() in known_metrics() and known_metrics()[name.lower()].of_scores
-    ]
+    known = [known_metrics()[name.lower()] for name in metrics if name.lower() in known_metrics()]
+    of_scores = [metric.name for metric in known if metric.of_scores]
+    of_rankings = [metric.name for metric in known if not metric.of_scores]
+    if of_rankings and "labeled" in modes:
+        raise ConfigError(
+            f"metrics={metrics} and eval_args: mode=labeled cannot go together: {of_rankings[0]} ranks items; "
+            "set mode to full or uni100 (a context-aware model: to uni100), or metrics to such as ['AUC', 'LogLoss']"
+        )
     if of_scores and "full" in modes:
         raise ConfigError(
             f"metrics={metrics} and eval_args: mode=full cannot go together: {of_scores[0]} compares scores with "

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 
+from recbole_prune.errors import ConfigError
+
 if TYPE_CHECKING:  # whichever of RecBole's samplers the arrays are mixed into
     from recbole.sampler.sampler import AbstractSampler
 else:
@@ -24,6 +26,10 @@ else:
 
 # multiplicative hashing (Knuth, TAOCP 3, 6.4): 2**64 over the golden ratio and over the silver ratio, made odd
 _HASHES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x6A09E667F3BCC909)
+
+
+class RefusedData(ConfigError, ValueError):
+    """Data that RecBole's samplers refuse; its own exception is a ValueError."""
 
 
 class UsedIds:
@@ -191,7 +197,7 @@ class ArraySampler(_ArraySampling, Sampler):
         """What users have used up to each phase, by its name.
 
         Raises:
-            ValueError: a user has used every item (as in RecBole).
+            RefusedData: a user has used every item (as in RecBole).
         """
         used: dict[str, UsedIds] = {}
         keys = values = np.empty(0, dtype=np.int64)
@@ -200,7 +206,7 @@ class ArraySampler(_ArraySampling, Sampler):
             values = np.concatenate([values, dataset.inter_feat[self.iid_field].numpy()])
             used[phase] = UsedIds(keys, values, self.user_num, self.item_num)
         if (np.diff(used[self.phases[-1]].offsets) + 1 == self.item_num).any():
-            raise ValueError(
+            raise RefusedData(
                 "Some users have interacted with all items, "
                 "which we can not sample negative items for them. "
                 "Please set `user_inter_num_interval` to filter those users."
@@ -215,11 +221,11 @@ class ArrayKGSampler(_ArraySampling, KGSampler):
         """The tails of every head.
 
         Raises:
-            ValueError: a head has every entity as its tail (as in RecBole).
+            RefusedData: a head has every entity as its tail (as in RecBole).
         """
         used = UsedIds(np.asarray(self.hid_list), np.asarray(self.tid_list), self.entity_num, self.entity_num)
         if (np.diff(used.offsets) + 1 == self.entity_num).any():
-            raise ValueError(
+            raise RefusedData(
                 "Some head entities have relation with all entities, "
                 "which we can not sample negative entities for them."
             )

@@ -33,6 +33,17 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def have_moved(state: dict[str, Any]) -> bool:
+    """Whether a random number was drawn from any global stream since :func:`random_state` gave ``state``."""
+    now = random_state()
+    return (
+        now["python"] != state["python"]
+        or any(not np.array_equal(a, b) for a, b in zip(now["numpy"], state["numpy"]))
+        or not torch.equal(now["torch"], state["torch"])
+        or any(not torch.equal(a, b) for a, b in zip(now.get("cuda", ()), state.get("cuda", ())))
+    )
+
+
 def dataloaders(loaders: Iterable[Any]) -> Iterator[AbstractDataLoader]:
     """All RecBole dataloaders in a stable order, those inside others (knowledge graph) included."""
     for loader in loaders:

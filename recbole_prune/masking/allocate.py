@@ -17,7 +17,7 @@ def select(
     keep: int,
     *,
     allocation: str = "global",
-    min_per_row: int = 0,
+    min_per_row: int | Mapping[str, int] = 0,
     seed: int = 0,
 ) -> MaskSet:
     """Keep exactly ``keep`` live entries, those with the highest scores.
@@ -28,7 +28,7 @@ def select(
         keep: live entries after the call, padding not counted.
         allocation: ``global`` (one threshold over all targets: the papers' ``join``) or ``tensor``
             (every target gets its share of ``keep`` by size, largest remainders first).
-        min_per_row: so many of a row's best live entries are never removed.
+        min_per_row: so many of a row's best live entries are never removed; one number, or one for each target.
         seed: decides among equal scores.
 
     Returns:
@@ -45,10 +45,11 @@ def select(
             raise TrainingError(f"{name} holds NaN: no score can be taken from it")
     names = [target.name for target in scope]
     groups = [names] if allocation == "global" else [[name] for name in names]
-    quotas = [keep] if allocation == "global" else _shares(scope, live, keep)
+    quotas = [keep] if allocation == "global" else shares(scope, {n: int(part.sum()) for n, part in live.items()}, keep)
+    minima = min_per_row if isinstance(min_per_row, Mapping) else dict.fromkeys(names, min_per_row)
     result = {}
     for group, quota in zip(groups, quotas):
-        result.update(_select_in_group(scores, live, group, quota, scope, min_per_row, seed))
+        result.update(_select_in_group(scores, live, group, quota, scope, minima, seed))
     for target in scope:
         result[target.name][list(target.padding_rows)] = True
     return MaskSet(scope, result)
@@ -81,21 +82,29 @@ def _countable(name: str, scope: Scope) -> torch.Tensor:
     return target.countable().view(-1, *[1] * (len(target.shape) - 1)).expand(target.shape)
 
 
-def _shares(scope: Scope, live: Mapping[str, torch.Tensor], keep: int) -> list[int]:
-    """Split ``keep`` over the targets by size, never more than a target has live."""
+def shares(scope: Scope, live: Mapping[str, int], keep: int) -> list[int]:
+    """Split ``keep`` over the targets by size, never more than a target has live.
+
+    Args:
+        live: live entries of each target.
+        keep: entries that stay, in all targets together.
+
+    Raises:
+        ConfigError: ``keep`` exceeds the live entries.
+    """
     total = scope.prunable
-    caps = [int(live[target.name].sum()) for target in scope]
+    caps = [live[target.name] for target in scope]
     exact = [keep * target.prunable / total for target in scope]
-    shares = [min(cap, int(value)) for cap, value in zip(caps, exact)]
-    order = sorted(range(len(shares)), key=lambda i: (-(exact[i] - int(exact[i])), i))
-    while (missing := keep - sum(shares)) > 0:
-        open_targets = [i for i in order if shares[i] < caps[i]]
+    found = [min(cap, int(value)) for cap, value in zip(caps, exact)]
+    order = sorted(range(len(found)), key=lambda i: (-(exact[i] - int(exact[i])), i))
+    while (missing := keep - sum(found)) > 0:
+        open_targets = [i for i in order if found[i] < caps[i]]
         if not open_targets:
             raise ConfigError(f"cannot keep {keep} entries: only {sum(caps)} are live")
         more = max(1, missing // len(open_targets))
         for i in open_targets[:missing]:
-            shares[i] = min(caps[i], shares[i] + more)
-    return shares
+            found[i] = min(caps[i], found[i] + more)
+    return found
 
 
 def _select_in_group(
@@ -104,7 +113,7 @@ def _select_in_group(
     group: list[str],
     keep: int,
     scope: Scope,
-    min_per_row: int,
+    minima: Mapping[str, int],
     seed: int,
 ) -> dict[str, torch.Tensor]:
     """Masks of one population with one threshold."""
@@ -114,12 +123,12 @@ def _select_in_group(
     if keep > available:
         raise ConfigError(f"cannot keep {keep} entries: only {available} are live")
     protected = torch.zeros_like(flat_live)
-    if min_per_row:
-        protected = torch.cat([_protected(scores[n], live[n], min_per_row, seed).reshape(-1) for n in group])
+    if any(minima[name] for name in group):
+        protected = torch.cat([_protected(scores[n], live[n], minima[n], seed).reshape(-1) for n in group])
         if int(protected.sum()) > keep:
             raise ConfigError(
-                f"prune_min_per_row={min_per_row} protects {int(protected.sum())} entries, but only {keep} may stay: "
-                "lower prune_min_per_row or the sparsity"
+                f"prune_min_per_row={max(minima.values())} protects {int(protected.sum())} entries, "
+                f"but only {keep} may stay: lower prune_min_per_row or the sparsity"
             )
     chosen = protected.clone()
     candidates = torch.nonzero(flat_live & ~protected).reshape(-1)

@@ -32,6 +32,24 @@ def smallest(positions: Positions, magnitudes: torch.Tensor, count: int, seed: i
     return positions[best(-magnitudes, count, seed)] if count else positions[:0]
 
 
+def largest_of_rows(positions: Positions, magnitudes: torch.Tensor, width: int) -> torch.Tensor:
+    """Which positions have the largest magnitude of their row, one in each; boolean, shape ``[live]``.
+
+    Args:
+        positions: int64, shape ``[live]``.
+        magnitudes: absolute values, shape ``[live]``.
+        width: entries in a row of the table.
+    """
+    rows = torch.div(positions, width, rounding_mode="floor")
+    order = magnitudes.sort(descending=True, stable=True).indices
+    order = order[rows[order].sort(stable=True).indices]
+    first = torch.ones(len(order), dtype=torch.bool, device=positions.device)
+    first[1:] = rows[order][1:] != rows[order][:-1]
+    result = torch.zeros_like(first)
+    result[order[first]] = True
+    return result
+
+
 def grow_by_score(
     empty: torch.Tensor, rows: torch.Tensor | None, scores: torch.Tensor, count: int, seed: int
 ) -> Positions:
@@ -95,6 +113,7 @@ def update(
     ratio: float,
     grow: Callable[[torch.Tensor, int], Positions],
     seed: int,
+    keep_rows: bool = False,
 ) -> torch.Tensor:
     """Prune the smallest live entries and grow as many others (Wang et al., arXiv 2402.02855, section 3.1).
 
@@ -107,11 +126,16 @@ def update(
         grow: called with the empty entries (boolean, as ``mask``; what was just pruned is empty) and the number wanted;
             what it returns is filled up with random positions.
         seed: decides ties and random positions.
+        keep_rows: the largest entry of each row stays, so that none becomes empty.
 
     Returns:
         a new mask with exactly as many live entries.
     """
     count = pruned_count(ratio, len(positions))
+    if keep_rows:
+        others = ~largest_of_rows(positions, magnitudes, mask.shape[1])
+        positions, magnitudes = positions[others], magnitudes[others]
+        count = min(count, len(positions))
     new = mask.clone()
     new.view(-1)[smallest(positions, magnitudes, count, seed)] = False
     empty = ~new & countable[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -45,12 +45,15 @@ def _erk(scope: Scope, density: float) -> dict[str, float]:
         full |= over
 
 
-def random_masks(scope: Scope, kept: Mapping[str, int], init: str, seed: int) -> MaskSet:
+def random_masks(
+    scope: Scope, kept: Mapping[str, int], init: str, seed: int, without_empty_rows: Collection[str] = ()
+) -> MaskSet:
     """Uniformly random masks; padding rows are live and not counted.
 
     Args:
         kept: live entries of every target; for ``bernoulli`` their expected number: every entry is live on its own.
         seed: decides the draw, with the position of the target in the scope.
+        without_empty_rows: targets in which every row gets an entry, where there are enough for that.
     """
     masks = {}
     for number, target in enumerate(scope):
@@ -63,8 +66,22 @@ def random_masks(scope: Scope, kept: Mapping[str, int], init: str, seed: int) ->
             drawn = torch.zeros(entries, dtype=torch.bool)
             drawn[torch.from_numpy(generator.permutation(entries)[:count])] = True
             mask[block] = drawn.view(len(block), target.width)
+        if target.name in without_empty_rows:
+            _fill_empty_rows(mask, rows, generator)
         masks[target.name] = mask.view(target.shape)
     return MaskSet(scope, masks)
+
+
+def _fill_empty_rows(mask: torch.Tensor, rows: torch.Tensor, generator: np.random.Generator) -> None:
+    """Move live entries of ``rows``, drawn where a row has several, into those that have none."""
+    part = mask[rows]
+    empty = torch.nonzero(~part.any(dim=1)).view(-1)
+    spare = torch.nonzero(part & (part.cumsum(dim=1) > 1))
+    moved = spare[torch.from_numpy(generator.permutation(len(spare))[: len(empty)])]
+    empty = empty[: len(moved)]
+    part[moved[:, 0], moved[:, 1]] = False
+    part[empty, torch.from_numpy(generator.integers(part.shape[1], size=len(empty)))] = True
+    mask[rows] = part
 
 
 def _rows_at_once(target: Target) -> int:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from recbole_prune.anatomy.tables import tables_without_empty_rows
 from recbole_prune.errors import ConfigError
+from recbole_prune.masking.allocate import shares
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.schedule import DEFAULT_ROUNDS, kept_counts
 from recbole_prune.masking.scope import Scope
@@ -91,17 +93,38 @@ class Pruner(ABC):
             return None
         return DEFAULT_ROUNDS if self.iterative else 1
 
+    @property
+    def without_empty_rows(self) -> list[str]:
+        """Targets in which a mask leaves every row an entry, since the model cannot do with a row of zeros."""
+        if not self.promises.masks:
+            return []
+        tables = tables_without_empty_rows(self.experiment.config.model_class)
+        return [target.name for target in self.scope if target.name in tables]
+
+    def minima(self, minimum: int | None) -> dict[str, int]:
+        """Entries that every row of each target keeps: ``minimum``, and one where the model needs it."""
+        needed = self.without_empty_rows
+        return {target.name: max(minimum or 0, target.name in needed) for target in self.scope}
+
     def check(self) -> None:
         """Raise ConfigError before any training if the settings cannot work for this model."""
-        counts = self.counts()
-        minimum = getattr(self.settings, "prune_min_per_row", None)
-        if minimum:
-            protected = sum(target.rows * min(minimum, target.width) for target in self.scope)
-            if protected > counts[-1]:
-                raise ConfigError(
-                    f"prune_min_per_row={minimum} protects {protected} entries, but the last ticket keeps only "
-                    f"{counts[-1]}: lower prune_min_per_row or the final sparsity"
-                )
+        keep, minima = self.counts()[-1], self.minima(getattr(self.settings, "prune_min_per_row", None))
+        protected = {target.name: target.rows * min(minima[target.name], target.width) for target in self.scope}
+        self._check_protected(sum(protected.values()), keep, "")
+        if any(protected.values()) and self.settings.prune_allocation == "tensor":
+            quotas = shares(self.scope, {target.name: target.prunable for target in self.scope}, keep)
+            for (name, entries), quota in zip(protected.items(), quotas):
+                self._check_protected(entries, quota, f" of {name} (prune_allocation=tensor)")
+
+    def _check_protected(self, protected: int, keep: int, where: str) -> None:
+        if protected <= keep:
+            return
+        minimum, model = getattr(self.settings, "prune_min_per_row", None), self.experiment.config["model"]
+        cause = f"prune_min_per_row={minimum}" if minimum else f"{model} needs a live entry in every row, which"
+        raise ConfigError(
+            f"{cause} protects {protected} entries{where}, but the last ticket keeps only {keep}: "
+            f"lower {'prune_min_per_row or ' if minimum else ''}the final sparsity"
+        )
 
     @abstractmethod
     def tickets(self) -> Iterator[Ticket]:

@@ -40,6 +40,13 @@ class StaticSparseTraining(Pruner):
                     f"prune_target_sparsity={self.settings.prune_target_sparsity} leaves no live entry in {name} "
                     f"({self.scope[name].prunable} entries): choose a lower one, or leave it out with prune_exclude"
                 )
+        for name in self.without_empty_rows:
+            if self.kept()[name] < self.scope[name].rows:
+                raise ConfigError(
+                    f"prune_target_sparsity={self.settings.prune_target_sparsity} leaves no live entry in some rows of "
+                    f"{name}, and {self.experiment.config['model']} needs one in each: choose a lower one, or leave it "
+                    "out with prune_exclude"
+                )
 
     def tickets(self) -> Iterator[Ticket]:
         """The dense ticket if it is wanted, then the sparse one."""
@@ -53,7 +60,8 @@ class StaticSparseTraining(Pruner):
 
     def masks(self) -> MaskSet:
         """The initial masks."""
-        return random_masks(self.scope, self.kept(), self.settings.prune_init, self.experiment.config["seed"])
+        seed, init = self.experiment.config["seed"], self.settings.prune_init
+        return random_masks(self.scope, self.kept(), init, seed, without_empty_rows=self.without_empty_rows)
 
     def parts(self) -> tuple[Part, ...]:
         """What trains along: nothing, the masks stay."""
@@ -112,7 +120,7 @@ class DynamicSparseTraining(StaticSparseTraining):
         """The updates over all optimizer steps of the training."""
         experiment = self.experiment
         steps = experiment.workshop.steps_per_epoch * experiment.config["epochs"]
-        updates = PruneAndGrow(self.settings, steps, experiment.config["seed"])
+        updates = PruneAndGrow(self.settings, steps, experiment.config["seed"], self.without_empty_rows)
         if not any(map(updates.is_update, range(updates.last_update + 1))):
             experiment.logger.warning(
                 f"prune_update_interval={self.settings.prune_update_interval}: the training has {steps} steps and no "

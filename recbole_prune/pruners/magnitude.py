@@ -35,7 +35,7 @@ class IterativeMagnitudePruning(MaskPruner):
             masks,
             keep,
             allocation=allocation,
-            min_per_row=self.settings.prune_min_per_row or 0,
+            min_per_row=self.minima(self.settings.prune_min_per_row),
             seed=self.experiment.config["seed"],
         )
 

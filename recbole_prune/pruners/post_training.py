@@ -47,7 +47,7 @@ class PostTrainingMagnitudePruning(Pruner):
             self.experiment.masks_of(dense),
             keep,
             allocation=self.settings.prune_allocation,
-            min_per_row=minimum,
+            min_per_row=self.minima(minimum),
             seed=self.experiment.config["seed"],
         )
 

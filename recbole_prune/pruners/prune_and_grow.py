@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class PruneAndGrow(Part):
         settings: interval, ratio, floor, end, growth, window and parity of the updates.
         steps: optimizer steps of the whole training, as far as they are known before it.
         seed: decides ties and random growth, together with the step.
+        without_empty_rows: names of tensors in which every row that has an entry keeps one.
 
     Attributes:
         step: optimizer steps taken.
@@ -40,8 +41,9 @@ class PruneAndGrow(Part):
 
     name = "prune_and_grow"
 
-    def __init__(self, settings: Settings, steps: int, seed: int) -> None:
+    def __init__(self, settings: Settings, steps: int, seed: int, without_empty_rows: Collection[str] = ()) -> None:
         self.settings = settings
+        self.without_empty_rows = without_empty_rows
         self.steps = max(1, steps)
         self.seed = seed
         self.step = self.updates = self.grown = 0
@@ -154,7 +156,8 @@ class PruneAndGrow(Part):
             rows = None if record.rows is None else record.rows.cpu()
             return grow.grow_by_score(empty, rows, record.values.cpu(), count, seed)
 
-        return grow.update(table, countable, positions, magnitudes, ratio, choose, seed).view(mask.shape)
+        keep_rows = target.name in self.without_empty_rows
+        return grow.update(table, countable, positions, magnitudes, ratio, choose, seed, keep_rows).view(mask.shape)
 
     def _remember(self, masks: MaskSet) -> None:
         """Which entries have ever been live, one bit each (in-time over-parameterisation, Liu et al. 2102.02887)."""

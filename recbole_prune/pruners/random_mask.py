@@ -31,6 +31,6 @@ class RandomPruning(MaskPruner):
             MaskSet.dense(self.scope),
             keep,
             allocation=self.settings.prune_allocation,
-            min_per_row=self.settings.prune_min_per_row or 0,
+            min_per_row=self.minima(self.settings.prune_min_per_row),
             seed=seed,
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from recbole_prune.anatomy.tables import WIDTH_KEYS
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, RecBoleError
 from recbole_prune.masking.bound import information_bound_bits
 from recbole_prune.masking.scope import find_scope
 from recbole_prune.pruners.base import Promises, Pruner
@@ -44,15 +45,9 @@ class SmallerDenseTables(Pruner):
             yield self.experiment.obtain(number, partial(self.plan, number, keep, dense))
 
     def check(self) -> None:
-        """The model needs a width setting that makes the targets of the last ticket narrower."""
+        """The model needs a width setting that makes the targets narrower."""
         super().check()
-        changes, kept = self.narrow(self.fraction(self.counts()[-1]))
-        if kept >= self.scope.prunable:
-            model = self.experiment.config["model"]
-            raise ConfigError(
-                f"pruner={self.settings.pruner}: {', '.join(changes)} do not make the targets of {model} narrower, "
-                f"and no other of {', '.join(WIDTH_KEYS)} is set"
-            )
+        self.narrow(self.fraction(self.counts()[-1]))
 
     def widths(self) -> dict[str, int]:
         """Width settings of the model by key.
@@ -80,26 +75,40 @@ class SmallerDenseTables(Pruner):
         return Plan(number, None, changes=changes, kept=kept, method={"equal_to_kept": keep})
 
     def narrow(self, fraction: float) -> tuple[dict[str, int], int]:
-        """The narrowest settings of at least ``fraction`` of the width that the model can be built with.
+        """The narrowest settings of at least ``fraction`` of the width that the model can be built and scored with.
 
         Returns:
             the changed settings, and the entries of the tables (padding rows not counted).
-        """
-        widths = self.widths()
-        widest = max(widths.values())
-        for width in range(max(1, -int(-fraction * widest // 1)), widest + 1):
-            changes = {key: max(1, -(-value * width // widest)) for key, value in widths.items()}
-            kept = self._table_entries(changes)
-            if kept is not None and (kept < self.scope.prunable or width == widest):
-                return changes, kept
-        raise ConfigError(f"pruner={self.settings.pruner}: no narrower form of {widths} can be built")
 
-    def _table_entries(self, changes: dict[str, int]) -> int | None:
-        """Entries of the narrower tables, or None if the model rejects the settings (heads that do not divide)."""
-        try:
-            model = self.experiment.workshop.build_model(changes)
-        except (ValueError, AssertionError, RuntimeError):
-            return None
+        Raises:
+            ConfigError: there are none below the model's own.
+        """
+        widths, pruner, model = self.widths(), self.settings.pruner, self.experiment.config["model"]
+        widest = max(widths.values())
+        refused = None
+        for width in range(max(1, -int(-fraction * widest // 1)), widest):
+            changes = {key: max(1, -(-value * width // widest)) for key, value in widths.items()}
+            try:
+                kept = self._table_entries(changes)
+            except RecBoleError as error:  # heads that do not divide, a map that convolutions do not fit on
+                refused = refused or f"{changes}: {error}"
+                continue
+            if kept < self.scope.prunable:
+                return changes, kept
+        if refused is not None:
+            raise ConfigError(f"pruner={pruner}: there is no narrower form of {model} with {widths}; with {refused}")
+        raise ConfigError(
+            f"pruner={pruner}: {', '.join(widths)} do not make the targets of {model} narrower, "
+            f"and no other of {', '.join(WIDTH_KEYS)} is set"
+        )
+
+    def _table_entries(self, changes: dict[str, int]) -> int:
+        """Entries of the narrower tables.
+
+        Raises:
+            RecBoleError: the model cannot be built or scored with the settings.
+        """
+        model = self.experiment.workshop.scored_model(changes)
         names = [target.name for target in self.scope]
         rule = self.experiment.workshop.padding_rule(model)
         return find_scope(model, scope="all", include=names, padding=rule).prunable
@@ -194,13 +203,16 @@ def map_tables(model: nn.Module, teacher: dict[str, torch.Tensor]) -> None:
     for name, module in mapped.items():
         wide = teacher[name].to(next(model.parameters()).device)
         parametrize.register_parametrization(module, "weight", AffineOfTeacher(wide))
+        # torch makes a class for the module alone
+        type(module).__reduce_ex__ = _as_plain_embedding  # type: ignore[assignment]
 
     def densify(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-        for name, module in mapped.items():
-            inner = f"{prefix}{name.rpartition('.')[0]}.parametrizations."
-            for key in [key for key in state if key.startswith(inner)]:
-                del state[key]
-            state[prefix + name] = module.weight.detach().clone()
+        for place, module in model.named_modules(remove_duplicate=False):  # a table may have several names (FFM)
+            if module in mapped.values() and parametrize.is_parametrized(module, "weight"):
+                inner = f"{prefix}{place}.parametrizations."
+                for key in [key for key in state if key.startswith(inner)]:
+                    del state[key]
+                state[f"{prefix}{place}.weight"] = module.weight.detach().clone()
 
     def make_dense(*_: Any) -> None:
         for module in mapped.values():
@@ -211,3 +223,10 @@ def map_tables(model: nn.Module, teacher: dict[str, torch.Tensor]) -> None:
 
     model._register_state_dict_hook(densify)
     model._register_load_state_dict_pre_hook(make_dense)
+
+
+def _as_plain_embedding(module: nn.Embedding, _: SupportsIndex) -> tuple[Any, ...]:
+    """Pickled as a plain table: some checkpoints hold whole modules (SASRecF), and plain RecBole reads them."""
+    table, width = module.weight.detach().clone(), module.embedding_dim
+    plain = nn.Embedding(module.num_embeddings, width, padding_idx=module.padding_idx, _weight=table)
+    return copyreg._reconstructor, (nn.Embedding, object, None), plain.__dict__  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from recbole_prune.errors import UnforeseenError, in_one_line
 from recbole_prune.run.log_file import LogFile, PlainFormatter
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def log_of_run(config: PruneConfig, folder: Path) -> Iterator[LogFile]:
 
     RecBole's ``state`` is the least level that is shown; ``state=DEBUG`` shows all that the file gets. Where the root
     logger has handlers already, showing is left to them.
+
+    Raises:
+        UnforeseenError: what nobody foresaw ended the run; the file has the traceback.
     """
     root, level = logging.getLogger(), _level(config["state"])
     with ExitStack() as undo:
@@ -44,7 +48,13 @@ def log_of_run(config: PruneConfig, folder: Path) -> Iterator[LogFile]:
         root.setLevel(min(root.level or logging.INFO, level, logging.INFO))
         undo.callback(setattr, warnings, "showwarning", warnings.showwarning)
         warnings.showwarning = _log_warning
-        yield file
+        try:
+            with in_one_line():
+                yield file
+        except UnforeseenError as error:
+            logging.getLogger().info("%s", error, exc_info=error.__cause__)
+            error.traceback_in = None if file.given_up else file.baseFilename
+            raise
 
 
 def _level(state: object) -> int:

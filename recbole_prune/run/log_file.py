@@ -26,17 +26,20 @@ class LogFile(logging.FileHandler):
     Args:
         path: the file.
         held: keep records in memory until :meth:`write_held`, since the folder may become that of another run.
+
+    Attributes:
+        given_up: whether the disk takes no more.
     """
 
     def __init__(self, path: Path, *, held: bool = False) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
         self._held: list[logging.LogRecord] | None = [] if held else None
         self.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
-        self._given_up = False
+        self.given_up = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        if self._given_up:
+        if self.given_up:
             return
         if self._held is not None:
             self._held.append(record)
@@ -58,7 +61,7 @@ class LogFile(logging.FileHandler):
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        self._given_up = True
+        self.given_up = True
         logging.getLogger().warning(f"{self.baseFilename} cannot be written: {error.strerror or error}")
 
     def close(self) -> None:
@@ -67,4 +70,4 @@ class LogFile(logging.FileHandler):
         try:
             super().close()
         except OSError:
-            self._given_up = True
+            self.given_up = True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import torch
+from recbole.data.transform import construct_transform
 from recbole.utils import ModelType, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
@@ -18,9 +20,10 @@ from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.membership import samplers_over_arrays
 from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.data.user_uniform import sample_users_uniformly
-from recbole_prune.errors import ConfigError, NothingToPrune, PruneError
+from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.scoring.flops_counter import draw_like_flops_counter
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
 from recbole_prune.training.model import MaskAware, mask_aware
@@ -57,15 +60,19 @@ class Workshop:
         if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
             raise NothingToPrune(f"{config['model']} is not trained by gradient: it has no weights to prune")
         init_seed(config["seed"], config["reproducibility"])
-        with _recbole_says(f"load the dataset {config['dataset']}"):
+        with in_one_line(f"load the dataset {config['dataset']}"):
             self.dataset: Dataset = create_dataset(config)
             getLogger().info(self.dataset)
             if self.dataset.iid_field is not None:
                 check_cutoffs(config, self.dataset.item_num)
             self.seen = seen_by_users(self.dataset, config)
+            # dataloaders that are found on disk leave the dataset without the order of a split
+            found = config["save_dataloaders"] or config["dataloaders_save_path"]
+            self._split_dataset = _split_copy(self.dataset) if found else self.dataset
             # a saved loader must load where this package is not installed: it keeps RecBole's classes
             with nullcontext() if config["save_dataloaders"] else samplers_over_arrays():
                 self.loaders: list[AbstractDataLoader] = list(data_preparation(config, self.dataset))
+        construct_transform(config)  # it sets what models ask for, also where loaders were found on disk
         if config["save_dataloaders"]:
             random_streams.share_the_global_stream(self.loaders)
         self._check_parts()
@@ -96,6 +103,7 @@ class Workshop:
         split = f"eval_args={arguments}"
         if not len(self.train_data):
             raise ConfigError(f"{split} leaves no training data")
+        self._check_labels()
         if not len(self.select_data):
             name, other = ("test", "valid") if select == "test" else ("validation", "test")
             raise ConfigError(
@@ -112,6 +120,16 @@ class Workshop:
                     f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
                     f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
                 )
+
+    def _check_labels(self) -> None:
+        """Refuse data without what a context-aware model learns."""
+        config, label = self.config, self.config["LABEL_FIELD"]
+        made = config["train_neg_sample_args"]["distribution"] != "none"  # a sampler of negatives makes the labels
+        if config["MODEL_TYPE"] == ModelType.CONTEXT and not made and label not in self.train_data._dataset.inter_feat:
+            raise ConfigError(
+                f"{config['model']} learns from labels, but the interactions have no field {label}: make it of "
+                "ratings with threshold, such as {'rating': 4}, or load a column (load_col) and name it in LABEL_FIELD"
+            )
 
     def with_config(self, config: PruneConfig) -> Workshop:
         """The same data under settings of this package that differ; no setting of RecBole's may."""
@@ -132,7 +150,7 @@ class Workshop:
         """RecBole's model as a mask-aware subclass, built under the run's seed with everything reset.
 
         Building anew is the rewind: weights, caches, counters and what a model samples in its constructor come
-        out as in the dense run, and the random streams and data order start over.
+        out as in the dense run, and the random streams and data order start over, where RecBole's own run has them.
 
         Args:
             changes: settings of RecBole's that differ from the run's.
@@ -143,6 +161,21 @@ class Workshop:
         model: MaskAware = made.to(config["device"])
         model.storage = config.settings.prune_storage
         model.own_products = config.settings.prune_fused
+        draw_like_flops_counter(model, config, self._split_dataset)
+        return model
+
+    def scored_model(self, changes: Changes | None = None) -> MaskAware:
+        """A newly built model that has scored a few users once.
+
+        Raises:
+            RecBoleError: RecBole cannot build the model, or score with it.
+        """
+        config = self.config_with(changes)
+        with in_one_line(f"build {config['model']}"):
+            model = self.build_model(changes)
+        with in_one_line(f"score with {config['model']}"), undisturbed(model):
+            probe = Probe(model, config, self.dataset)  # an artifact is compared with the model by one
+            probe.score(model, next(probe.blocks()))
         return model
 
     def fresh_weights(self, offset: int, changes: Changes | None = None) -> dict[str, torch.Tensor]:
@@ -177,12 +210,10 @@ class Workshop:
 
         Raises:
             NothingToPrune: there is no target.
-            ConfigError: RecBole cannot build the model or score with it, or a setting does not fit it.
+            ConfigError: a setting does not fit the model.
+            RecBoleError: RecBole cannot build the model or score with it.
         """
-        with _recbole_says(f"build {self.config['model']}"):
-            model = self.build_model()
-        with _recbole_says(f"score with {self.config['model']}"), undisturbed(model):
-            Probe(model, self.config, self.dataset)  # an artifact is compared with the model by one
+        model = self.scored_model()
         settings = self.config.settings
         scope = find_scope(
             model,
@@ -215,14 +246,9 @@ class Workshop:
         return [name for name in names if name not in received]
 
 
-@contextmanager
-def _recbole_says(what: str) -> Iterator[None]:
-    """Turn RecBole's refusal of data or a model into one message, before any training."""
-    try:
-        yield
-    except (PruneError, MemoryError):
-        raise
-    except Exception as error:
-        getLogger().debug("cause", exc_info=True)
-        text = " ".join(str(error).split()) or "no reason given"
-        raise ConfigError(f"RecBole cannot {what}: {type(error).__name__}: {text}") from error
+def _split_copy(dataset: Dataset) -> Dataset:
+    """The dataset with its rows in the order that splitting gives them; it stays as it is, as do the random streams."""
+    copied = copy.copy(dataset)
+    with random_streams.preserved_random_streams():
+        copied.build()
+    return copied

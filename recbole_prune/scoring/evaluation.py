@@ -20,10 +20,10 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 
-from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.data.random_streams import have_moved, random_state, set_random_state
 from recbole_prune.scoring.collector import Ranked, RankingCollector, find_hits
 from recbole_prune.scoring.dot_product import match_tables
-from recbole_prune.scoring.probe import disagreement
+from recbole_prune.scoring.probe import attributes_of, disagreement, set_attributes
 from recbole_prune.scoring.ranking import DenseRanker, EvaluationRows, Ranker, ScanRanker
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.compiling import available
@@ -156,19 +156,40 @@ class BlockEvaluation:
         return None
 
     def _find_ranker(self, loader: FullSortEvalDataLoader) -> tuple[Ranker | None, str | None]:
-        """A ranker that has just been compared with the model's own scores; or None and why there is none."""
-        model, dataset = self._trainer.model, loader._dataset
-        name = type(model).__name__
+        """A ranker that has just been compared with the model's own scores; or None and why there is none.
+
+        With a ranker, random streams and propagated tables are left as by RecBole's first batch (KGIN propagates
+        along edges that it draws); without one, as they were.
+        """
+        model = self._trainer.model
         rows = _rows_of.get(loader)
         if rows is None or rows.positive_codes.device != self._trainer.device:
             rows = _rows_of[loader] = EvaluationRows.of(loader, self._trainer.device)
         probe = torch.unique(torch.linspace(0, len(rows) - 1, _PROBE_USERS).long())
-        with preserved_random_streams():
-            try:
-                scores = self._probe_scores(loader, probe, rows.item_count)
-            except NotImplementedError:
-                self._no_dot_product = f"{name} scores pairs of a user and an item one by one"
-                return None, self._no_dot_product
+        streams, attributes = random_state(), attributes_of(model)
+        ranker, reason = self._match(loader, rows, probe)
+        if ranker is not None and have_moved(streams):
+            drawn = random_state()
+            self._probe_scores(loader, probe[:1], rows.item_count)
+            if have_moved(drawn):
+                ranker = None
+                reason = self._no_dot_product = f"{type(model).__name__} draws random numbers for every batch it scores"
+        if ranker is None:
+            set_random_state(streams)
+            set_attributes(attributes)
+        return ranker, reason
+
+    def _match(
+        self, loader: FullSortEvalDataLoader, rows: EvaluationRows, probe: torch.Tensor
+    ) -> tuple[Ranker | None, str | None]:
+        """A ranker that agrees with the model's scores for the rows ``probe``; or None and why there is none."""
+        model, dataset = self._trainer.model, loader._dataset
+        name = type(model).__name__
+        try:
+            scores = self._probe_scores(loader, probe, rows.item_count)
+        except NotImplementedError:
+            self._no_dot_product = f"{name} scores pairs of a user and an item one by one"
+            return None, self._no_dot_product
         if not scores.any():
             return None, f"{name} scored 0 for all users of a probe"
         items = np.unique(np.linspace(1, rows.item_count - 1, _PROBE_ITEMS).astype(np.int64))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Scores = NDArray[np.float64]
+Attributes = list[tuple[nn.Module, dict[str, Any]]]
 
 PROBE_ROWS = 64
 # a model that scores only pairs is asked for fewer users and a part of the items
@@ -39,15 +40,25 @@ _SEED = 2020
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put weights, plain attributes (caches), modes and random streams back as they were."""
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    attributes = attributes_of(model)
     with preserved_random_streams():
         try:
             yield
         finally:
             model.load_state_dict(weights)
-            for module, before in attributes:
-                vars(module).clear()
-                vars(module).update(before)
+            set_attributes(attributes)
+
+
+def attributes_of(model: nn.Module) -> Attributes:
+    """The plain attributes (caches) and modes of all modules, for :func:`set_attributes`; no tensor is copied."""
+    return [(module, dict(vars(module))) for module in model.modules()]
+
+
+def set_attributes(attributes: Attributes) -> None:
+    """Put plain attributes and modes back as they were."""
+    for module, before in attributes:
+        vars(module).clear()
+        vars(module).update(before)
 
 
 def tensors_of(state: Mapping[str, Array]) -> dict[str, torch.Tensor]:

@@ -167,8 +167,19 @@ class MaskAwareTrainer(_Trainer):
         if torch.isnan(loss):
             raise TrainingError(
                 f"the training loss of {self.session.name} became NaN in epoch {self.epoch}: "
-                f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm"
+                f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm{self._empty_rows()}"
             )
+
+    def _empty_rows(self) -> str:
+        """That tables have rows without a live entry, by whose length a model may divide; "" if none has."""
+        masks = self.model.masks
+        counts = {} if masks is None else {t.name: int((masks.per_row(t.name) == 0).sum()) for t in masks.scope}
+        name = max(counts, key=lambda name: counts[name], default="")
+        if not counts.get(name):
+            return ""
+        return (
+            f", or prune less: {counts[name]} rows of {name} have no live entry, and a loss may divide by their length"
+        )
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole's checkpoint, handed to the run folder."""
