@@ -8,6 +8,8 @@ from pathlib import Path
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teaching import Teaching, untaught
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
@@ -37,16 +39,29 @@ def run(config: PruneConfig) -> RunResult:
             says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
+    trained, alone = _before(config)
     folder = RunFolder(run_path(config))
     folder.open()
     try:
         with log_of_run(config, folder.path) as log:
-            return _run(config, folder, log)
+            return _run(config, folder, log, trained, alone)
     except OSError:  # of a library that writes there
         folder.check_present()
         raise
     finally:
         folder.close()
+
+
+def _before(config: PruneConfig) -> tuple[Path | None, RunResult | None]:
+    """The run folder of a teacher that has to be trained first, and the run of the student alone."""
+    settings, trained, alone = config.settings, None, None
+    if settings.distiller and settings.distill_teacher_model:
+        teacher = teacher_config(config)
+        run(teacher).raise_failure()
+        trained = run_path(teacher)
+    if settings.distiller and settings.distill_alone:
+        alone = run(untaught(config))
+    return trained, alone
 
 
 def run_path(config: PruneConfig) -> Path:
@@ -75,7 +90,9 @@ def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile) -> Worksho
     return workshop
 
 
-def _run(config: PruneConfig, folder: RunFolder, log: LogFile) -> RunResult:
+def _run(
+    config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | None, alone: RunResult | None
+) -> RunResult:
     notice = notice_of(config)
     if notice:
         getLogger().warning(notice)
@@ -89,6 +106,9 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile) -> RunResult:
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
+    teaching = Teaching(workshop, folder, trained) if config.settings.distiller else None
+    if teaching is not None:
+        experiment.distiller = teaching.distiller
     siblings.adopt_dense(experiment)
     count = len(pruner.counts())
     before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""
@@ -114,6 +134,8 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile) -> RunResult:
         artifact=str(artifact),
         costs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
+        alone=None if alone is None else alone.dense,
+        teacher=None if teaching is None else teaching.teacher.identity,
     )
     try:
         result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))

@@ -240,7 +240,10 @@ class PruneConfig(Config):
     @property
     def base_hash(self) -> str:
         """The run hash without what only concerns pruning: equal where the dense training is equal."""
-        return fingerprint.digest(fingerprint.of_every_training(self._private.differences))
+        found = fingerprint.of_every_training(self._private.differences)
+        if self.settings.distiller:
+            found["distiller"] = self.settings.distiller
+        return fingerprint.digest(found)
 
     @property
     def teacher_digest(self) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.training.parts import Part, State, Training
 
 if TYPE_CHECKING:
@@ -66,6 +64,14 @@ class Distiller(Part):
         self.seconds = 0.0
         self._helpers = nn.ModuleDict()
 
+    @classmethod
+    def ask(cls, teacher: Teacher) -> None:
+        """Have the teacher say what will be needed of it.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
     def attach(self, model: MaskAware) -> None:
         """Build the networks that help to learn; they are no part of the student."""
         self._helpers = self.helpers(model).to(model.device)
@@ -77,10 +83,6 @@ class Distiller(Part):
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Those of the networks."""
         return dict(self._helpers.named_parameters())
-
-    def around_losses(self, model: MaskAware) -> AbstractContextManager[Any]:
-        """One propagation per step, for the student's own loss and the terms of :meth:`losses`."""
-        return shared_propagation(model)
 
     def begin(self, trainer: Training) -> None:
         """Note how many epochs there are to be."""

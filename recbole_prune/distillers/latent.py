@@ -18,6 +18,7 @@ from recbole_prune.distillers.topology import Topology, full_topology
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
+    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.training.model import MaskAware
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -29,6 +30,11 @@ class VectorDistiller(Distiller):
 
     promises = Promises(vectors=True, refuses=(r"has no user and item vectors",))
     accessor: Vectors
+
+    @classmethod
+    def ask(cls, teacher: Teacher) -> None:
+        """For its tables."""
+        _ = teacher.tables
 
     def attach(self, model: MaskAware) -> None:
         """Find the student's vectors, and build the networks."""
@@ -61,7 +67,7 @@ class Hints(VectorDistiller):
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """The two regressors."""
         linear = self.settings.distill_regressor == "linear"
-        sides = zip(("users", "items"), self.widths(model))
+        sides = zip(("user", "item"), self.widths(model))
         return nn.ModuleDict({side: nn.Linear(*pair) if linear else Experts(*pair, 1) for side, pair in sides})
 
     def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
@@ -77,9 +83,9 @@ class Hints(VectorDistiller):
     def error_of(self, model: MaskAware, interaction: Interaction) -> torch.Tensor:
         """Users whole; positive and negative items by half each, an item of both counts in both."""
         there = self.pupils.entities(interaction)
-        total = self.error("users", there.users, self.users(model, interaction, there.users))
+        total = self.error("user", there.users, self.users(model, interaction, there.users))
         for ids in (there.positives, there.negatives):
-            total = total + 0.5 * self.error("items", ids, self.items(model, ids))
+            total = total + 0.5 * self.error("item", ids, self.items(model, ids))
         return total
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
@@ -98,7 +104,7 @@ class DistillationExperts(Hints):
 
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """Experts and selection, for users and for items."""
-        sides = zip(("users", "items"), self.widths(model))
+        sides = zip(("user", "item"), self.widths(model))
         return nn.ModuleDict({side: Experts(*pair, self.settings.distill_experts) for side, pair in sides})
 
     def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
@@ -113,7 +119,7 @@ class PersonalisedHints(Hints):
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """The networks that make the maps."""
         made = {}
-        for side, (student, teacher) in zip(("users", "items"), self.widths(model)):
+        for side, (student, teacher) in zip(("user", "item"), self.widths(model)):
             made[side] = Personalisation(student, teacher, (teacher + teacher * student) // 2)
         return nn.ModuleDict(made)
 
@@ -123,7 +129,7 @@ class PersonalisedHints(Hints):
         self._enriched: dict[str, torch.Tensor] = {}
         if self.teacher.tables is not None and self.settings.distill_parity != "official":
             users, items = enriched(*self.teacher.tables, self.pupils.consumed.codes)
-            self._enriched = {"users": users, "items": items}
+            self._enriched = {"user": users, "item": items}
 
     def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
         """By each entity's own map."""
@@ -174,7 +180,7 @@ class HierarchicalTopology(FullTopology):
 
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """Experts, whose selection groups the entities."""
-        sides = zip(("users", "items"), self.widths(model))
+        sides = zip(("user", "item"), self.widths(model))
         return nn.ModuleDict({side: Experts(*pair, self.settings.distill_groups) for side, pair in sides})
 
     @property
@@ -187,13 +193,15 @@ class HierarchicalTopology(FullTopology):
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
         """``gamma`` of topology and the rest of group assignment."""
-        settings, assignment, groups = self.settings, torch.zeros((), device=model.device), []
+        settings, assignment = self.settings, torch.zeros((), device=model.device)
+        groups: list[torch.Tensor] = []
         floor = 0.0 if settings.distill_parity == "official" else LOWEST_TEMPERATURE
         tau = temperature(self.epoch, self.epochs, floor=floor)
         pairs = self.both(model, interaction)
-        for side, (student, teacher) in zip(("users", "items"), pairs):
+        for side, (student, teacher) in zip(("user", "item"), pairs):
             experts = self._helpers[side]
             assignment = assignment + squared_error(teacher, experts(student, teacher, tau))
+            assert isinstance(experts, Experts)
             groups.append(experts.groups(teacher) + len(groups) * settings.distill_groups)
         student, teacher, group = (
             torch.cat([pairs[0][0], pairs[1][0]]),

@@ -47,7 +47,8 @@ class Entities:
     @property
     def items(self) -> torch.Tensor:
         """Positive and negative items together, distinct."""
-        return torch.cat([self.positives, self.negatives]).unique()
+        both: torch.Tensor = torch.cat([self.positives, self.negatives]).unique()
+        return both
 
 
 class Pupils:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from recbole_prune.distillers.soft_labels import (
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
+    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.training.model import MaskAware
 
 Terms = Mapping[str, tuple[float, torch.Tensor]]
@@ -35,13 +36,19 @@ class ListDistiller(Distiller):
 
     promises = Promises(lists=True, refuses=(r"no list",))
 
+    @classmethod
+    def ask(cls, teacher: Teacher) -> None:
+        """For its rankings."""
+        _ = teacher.items_of_users
+
     def stream(self, purpose: int) -> np.random.Generator:
         """Random numbers of the epoch in work, the same in a continued run."""
         return np.random.default_rng([self.pupils.seed, self.epoch, purpose])
 
     def distinct_users(self, batch: Interaction) -> torch.Tensor:
         """The users of a batch, each once."""
-        return batch[self.pupils.user_field].unique()
+        users: torch.Tensor = batch[self.pupils.user_field].unique()
+        return users
 
     def logits(self, model: MaskAware, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Logits of items ``[b, k]`` for users ``[b]``; NaN where an id is -1."""
@@ -70,7 +77,7 @@ def draw_lists(
     excluded: UsedIds,
     interesting: int,
     uninteresting: int,
-    sharpness: Optional[float],
+    sharpness: float | None,
     stream: np.random.Generator,
 ) -> Lists:
     """The interesting list and the uninteresting set of every key, -1 where there are fewer.
@@ -123,6 +130,12 @@ class ItemSideRanking(RelaxedRanking):
     Source: methods/distillation_ranking.md, section 5.
     """
 
+    @classmethod
+    def ask(cls, teacher: Teacher) -> None:
+        """For its rankings of items and of users."""
+        super().ask(teacher)
+        _ = teacher.users_of_items
+
     def begin_epoch(self) -> None:
         """Draw the lists of all users, and those of all items."""
         super().begin_epoch()
@@ -158,6 +171,12 @@ class ExpertsAndRanking(RelaxedRanking):
     promises = Promises(
         vectors=True, lists=True, refuses=(*DistillationExperts.promises.refuses, *RelaxedRanking.promises.refuses)
     )
+
+    @classmethod
+    def ask(cls, teacher: Teacher) -> None:
+        """For its rankings and its tables."""
+        super().ask(teacher)
+        DistillationExperts.ask(teacher)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

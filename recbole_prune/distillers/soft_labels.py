@@ -15,7 +15,9 @@ def position_weights(count: int, sharpness: float) -> torch.Tensor:
     return torch.softmax(-torch.arange(1, count + 1, dtype=torch.float32) / sharpness, 0)
 
 
-def discrepancy_weights(above: torch.Tensor, drawn: int, items: int, slope: float, first: int = 1) -> torch.Tensor:
+def discrepancy_weights(
+    above: torch.Tensor, drawn: int | torch.Tensor, items: int, slope: float, first: int = 1
+) -> torch.Tensor:
     """How far the student is from ranking the teacher's items where the teacher does, between 0 and 1 (RD, step 3).
 
     Args:

@@ -28,6 +28,8 @@ def result_text(result: RunResult) -> str:
         bytes_of={number: costs["bytes"] for number, costs in result.costs.items()},
         others=result.siblings,
         every_metric=verbose,
+        teacher=result.teacher,
+        alone=result.alone,
     )
     seconds = macs_line(result.chosen, result.dense, result.costs[result.chosen.ticket]["macs"])
     notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []

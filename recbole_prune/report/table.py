@@ -20,6 +20,8 @@ def ticket_table(
     bytes_of: Mapping[int, int | None],
     others: Sequence[SiblingRow] = (),
     every_metric: bool = False,
+    teacher: Mapping[str, Any] | None = None,
+    alone: Ticket | None = None,
 ) -> str:
     """One row per ticket, then the baselines that were run over the same settings.
 
@@ -30,18 +32,30 @@ def ticket_table(
         bytes_of: bytes of a ticket's weights in an artifact, by its number; None where they could not be counted.
         others: pruned tickets of other runs over the same settings.
         every_metric: show all metrics instead of the validation metric alone.
+        teacher: what the journal says of the teacher; it has the first row.
+        alone: the student without a teacher; it has the second row.
     """
     metric = valid_metric.lower()
     names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
     shown = [f"{part} {name}" for part in _PARTS for name in names] if every_metric else list(_PARTS)
     header = ["ticket", "sparsity", "kept", *shown, "bytes", "epochs", "best", "wins"]
-    rows = []
+    rows = [] if teacher is None else [_teacher_row(teacher, names)]
+    if alone is not None:
+        rows.append([*_row("alone", alone.to_record(), names)[:-1], "-"])
     for ticket in tickets:
         label = f"{ticket.ticket}*" if ticket is chosen else str(ticket.ticket)
         rows.append(_row(label, {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}, names))
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
         rows.append(_row(other.method, other.ticket, names))
     return format_rows(header, rows)
+
+
+def _teacher_row(teacher: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Its metrics, where they are known and RecBole's."""
+    size = teacher["parameters"]
+    metrics = [teacher["metrics"].get(part) or {} for part in _PARTS]
+    figures = [figure(metrics[part], name) for part in range(len(_PARTS)) for name in names]
+    return ["teacher", "-", "-" if size is None else str(size), *figures, "-", "-", "-", "-"]
 
 
 def legend(tickets: Sequence[Ticket], valid_metric: str, every_metric: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ journal, or has it trained, or continued where a killed process left it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.run.workshop import UNTRAINED, Workshop
+from recbole_prune.training.parts import Part
 from recbole_prune.training.session import Session
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -45,6 +47,7 @@ class Experiment:
         tickets: finished tickets by number.
         progress: told about tickets and epochs.
         meter: measures the windows of every ticket's training.
+        distiller: makes the part that teaches a ticket; None where there is no teacher.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Experiment:
         self.folder = folder
         self.progress = progress or Progress(enabled=False)
         self.meter = meter or Meter()
+        self.distiller: Callable[[], Part] | None = None
         self.logger = getLogger("recbole_prune")
         self.tickets: dict[int, Ticket] = {}
         self._weights: tuple[int, Weights] | None = None
@@ -131,7 +135,7 @@ class Experiment:
             training = TicketTraining(
                 self.workshop,
                 self.folder,
-                plan(),
+                self._taught(plan()),
                 scope=self.scope,
                 dense=self.tickets.get(0),
                 progress=self.progress,
@@ -140,6 +144,10 @@ class Experiment:
             self.tickets[number] = training.run()
             self.progress.ticket_done(self.tickets[number], self.config["valid_metric"].lower())
         return self.tickets[number]
+
+    def _taught(self, plan: Plan) -> Plan:
+        """A plan with the distiller among its parts."""
+        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller and plan.train else plan
 
     def dense(self) -> Ticket:
         """Ticket 0: the dense model through the same way."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class RunResult:
         artifact: folder of the artifact.
         recommends: whether ``recbole-prune recommend`` takes it.
         costs: by ticket, as :func:`recbole_prune.run.costs.count_tickets` gives them.
+        teacher: what the journal says of the teacher, None without.
+        alone: the student's dense model without a teacher, None where it was left out.
         siblings: pruned tickets of other runs over the same training settings.
         failure: why the artifact or the summary could not be written, None if both are there.
     """
@@ -39,6 +41,8 @@ class RunResult:
     costs: dict[int, Record]
     siblings: Sequence[SiblingRow] = ()
     recommends: bool = False
+    teacher: Mapping[str, Any] | None = None
+    alone: Ticket | None = None
     failure: PruneError | None = None
 
     @property
@@ -74,6 +78,7 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "pruner": config.settings.pruner,
         "distiller": config.settings.distiller,
         "base_hash": config.base_hash,
+        "teacher": result.teacher,
         "valid_metric": config["valid_metric"],
         "selected_on": config.settings.prune_select,
         "notice": result.notice,

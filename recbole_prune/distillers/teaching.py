@@ -1,0 +1,83 @@
+"""The teaching of a run: its teacher, what is refused before any training, a distiller for every ticket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole_prune.anatomy.logits import reason_without_lists
+from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.config.schema import known_keys
+from recbole_prune.distillers import get_distiller
+from recbole_prune.distillers.base import Distiller
+from recbole_prune.distillers.pupils import Pupils
+from recbole_prune.distillers.teacher_sources import open_teacher
+from recbole_prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole_prune.run.store import RunFolder
+    from recbole_prune.run.workshop import Workshop
+
+
+class Teaching:
+    """What a run needs of its teacher.
+
+    Args:
+        workshop: the student's data and models.
+        folder: the run folder, which keeps what the teacher ranks; None keeps nothing.
+        trained: the run folder of a teacher that was trained first.
+
+    Attributes:
+        teacher: the teacher.
+
+    Raises:
+        ConfigError: student or teacher lacks what the distiller copies, or they have other data.
+    """
+
+    def __init__(self, workshop: Workshop, folder: RunFolder | None, trained: Path | None) -> None:
+        self._config = workshop.config
+        self._class = get_distiller(workshop.config.settings.distiller)
+        student = workshop.build_model()
+        require_student(self._class, workshop.config, student)
+        accessor = vectors_of(student)
+        self._pupils = Pupils(workshop.train_data._dataset, of_rows=bool(accessor and accessor.of_rows))
+        self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
+        self._class.ask(self.teacher)
+
+    def distiller(self) -> Distiller:
+        """The part that teaches one ticket."""
+        return self._class(self._config.settings, self.teacher, self._pupils)
+
+
+def require_student(distiller: type[Distiller], config: PruneConfig, student: Any) -> None:
+    """Refuse a student without what the distiller copies.
+
+    Raises:
+        ConfigError: the reason, in one sentence.
+    """
+    promises, kind, name = distiller.promises, type(student), config.settings.distiller
+    reason = "" if known_class(kind) else reason_unknown(kind)
+    if not reason and promises.vectors:
+        reason = reason_without_vectors(kind)
+    accessor = vectors_of(student)
+    if not reason and promises.vectors and accessor is None:
+        reason = f"{kind.__name__} has no user and item vectors with these settings"
+    if not reason and promises.one_space and accessor is not None and not accessor.shared_space:
+        reason = f"the user and item vectors of {kind.__name__} are not in one space, so their cosines say nothing"
+    if not reason and promises.lists:
+        reason = reason_without_lists(kind)
+        if not reason and accessor is not None and accessor.of_rows:
+            reason = f"the users of {kind.__name__} are rows of a history, which have no lists yet"
+    if reason:
+        raise ConfigError(f"distiller={name} cannot teach {config['model']}: {reason}")
+
+
+def untaught(config: PruneConfig) -> PruneConfig:
+    """The run that trains the student alone, dense."""
+    kept = {name: value for name, value in config.plain_settings().items() if name not in _of_methods()}
+    return PruneConfig.from_plain_settings({**kept, "pruner": "none"}, config.model_class if config.own_model else None)
+
+
+def _of_methods() -> set[str]:
+    return {name for name, key in known_keys().items() if key.listed} | {"pruner", "distiller", "export_ticket"}
