@@ -7,15 +7,21 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from zoo import DATASET, all_models, config_for, gradient_models, kind_of, missing_package
 from zoo_data import make_dataset
 
-from recbole_prune.anatomy.prunable import FILE, PrunableModel, as_text, read_models
+from recbole_prune.anatomy.prunable import ALL, FILE, PrunableModel, as_text, read_models
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.errors import NothingToPrune
+from recbole_prune.distillers import DISTILLERS, get_distiller
+from recbole_prune.distillers.teaching import require_student
+from recbole_prune.errors import ConfigError, NothingToPrune
 from recbole_prune.masking.scope import Scope
 from recbole_prune.run.workshop import Workshop
+
+UNTRAINED = "it is not trained by gradient, so it cannot learn from a teacher; it can be one for ranked lists"
 
 
 def can_be_looked_at(model: str) -> bool:
@@ -27,14 +33,38 @@ def row_of(model: str, data: Path) -> PrunableModel:
     """One line of the table."""
     kind = kind_of(model)
     if model not in gradient_models():
-        return PrunableModel(model, kind, "", "not trained by gradient: refused with one sentence")
+        return PrunableModel(model, kind, "", "not trained by gradient: refused with one sentence", "", UNTRAINED)
     settings = {**config_for(model, data), "pruner": "imp"}
     config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
+    workshop = Workshop(config)
+    taught = taught_by(workshop.build_model())
     try:
-        scope = Workshop(config).find_scope()
+        scope = workshop.find_scope()
     except NothingToPrune as refusal:
-        return PrunableModel(model, kind, "", str(refusal))
-    return PrunableModel(model, kind, listed([target.name for target in scope]), notes(scope))
+        return PrunableModel(model, kind, "", str(refusal), *taught)
+    return PrunableModel(model, kind, listed([target.name for target in scope]), notes(scope), *taught)
+
+
+def taught_by(student: Any) -> tuple[str, str]:
+    """Which distillers can teach a model, in as few words as there are, and why the others cannot."""
+    reasons = {name: _reason(name, student) for name in DISTILLERS}
+    able, unable = ([name for name in reasons if bool(reasons[name]) is refused] for refused in (False, True))
+    rest = f"{ALL} but {', '.join(unable)}" if unable else ALL
+    few = rest if len(able) > len(unable) else ", ".join(able)
+    return few, "; ".join(dict.fromkeys(filter(None, reasons.values())))
+
+
+def _reason(name: str, student: Any) -> str:
+    """What a run with this distiller says before any training, without its first words; "" where it would begin."""
+
+    class Stub(dict[str, Any]):
+        settings = SimpleNamespace(distiller=name)
+
+    try:
+        require_student(get_distiller(name), cast(Any, Stub(model="it")), student)
+    except ConfigError as refusal:
+        return str(refusal).partition(": ")[2]
+    return ""
 
 
 def listed(names: list[str]) -> str:

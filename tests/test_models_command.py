@@ -10,8 +10,9 @@ from model_table import can_be_looked_at, row_of
 from zoo import all_models, missing_package
 
 from recbole_prune import cli
-from recbole_prune.anatomy.prunable import FILE, as_text, read_models
+from recbole_prune.anatomy.prunable import ALL, FILE, as_text, read_models
 from recbole_prune.commands import models
+from recbole_prune.config.schema import method_names
 from recbole_prune.errors import ConfigError
 
 QUICK = ("BPR", "CKE", "DeepFM", "SASRec", "S3Rec", "UltraGCN", "XGBoost")
@@ -37,6 +38,26 @@ def test_everything_is_printed_within_the_width(capsys: pytest.CaptureFixture[st
     for model in read_models():
         assert f" {model.name} {model.targets}" in words
         assert model.notes in words
+        assert not model.reasons or model.reasons.split("; ")[0] not in words, "only of a model that is named"
+
+
+def test_a_named_model_says_why_it_cannot_be_taught(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "deepfm", "BPR", "EASE", "--kind=tree"]) == 0
+    out = capsys.readouterr().out
+    words = " ".join(out.split())
+    assert "taught by all sequential" not in words and "taught by kd DeepFM reads bundles of fields" in words
+    assert words.count("its rows have no lists of items") == 1
+    assert "taught by none it is not trained by gradient" in words
+    assert words.count("taught by none") == 3, "XGBoost and LightGBM, without reasons"
+    assert words.count("cannot learn from a teacher") == 1
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_every_distiller_of_the_table_exists() -> None:
+    for model in read_models():
+        names = set(model.taught_by.removeprefix(f"{ALL} but ").replace(ALL, "").split(", ")) - {""}
+        assert names <= set(method_names("distiller"))
+        assert bool(model.reasons) == (model.taught_by != ALL)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What is pruned by default in each of RecBole's models: ``prunable.tsv``, read without torch and RecBole.
+"""What is pruned by default in each of RecBole's models, and what can teach it: ``prunable.tsv``.
+
+It is read without torch and RecBole.
 
 ``tests/model_table.py --write`` makes the file from the models; a test compares the two.
 """
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_suffix(".tsv")
-HEADER = ("model", "kind", "pruned by default", "notes")
+HEADER = ("model", "kind", "pruned by default", "notes", "taught by", "why not by others")
+ALL = "all"
 _NOTHING = "-"
 
 
@@ -21,12 +24,16 @@ class PrunableModel(NamedTuple):
         kind: general, sequential, context, knowledge, traditional or tree.
         targets: names of the tensors, with ``*`` for numbers and how many there are; "" where nothing is pruned.
         notes: what a reader may not expect; "" where there is nothing.
+        taught_by: distillers, :data:`ALL`, or all but some; "" where no distiller can teach it.
+        reasons: why the others cannot, a sentence each; "" where all can.
     """
 
     name: str
     kind: str
     targets: str
     notes: str
+    taught_by: str
+    reasons: str
 
 
 def read_models(file: Path = FILE) -> list[PrunableModel]:
