@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.teacher_training import teacher_config
 from recbole_prune.distillers.teaching import Teaching, untaught
 from recbole_prune.errors import PruneError
@@ -109,6 +110,8 @@ def _run(
     teaching = Teaching(workshop, folder, trained) if config.settings.distiller else None
     if teaching is not None:
         experiment.distiller = teaching.distiller
+        for line in said_of_loss(config.settings, config["train_batch_size"]):
+            experiment.logger.info(line)
     siblings.adopt_dense(experiment)
     count = len(pruner.counts())
     before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""

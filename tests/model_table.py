@@ -21,7 +21,7 @@ from recbole_prune.errors import ConfigError, NothingToPrune
 from recbole_prune.masking.scope import Scope
 from recbole_prune.run.workshop import Workshop
 
-UNTRAINED = "it is not trained by gradient, so it cannot learn from a teacher; it can be one for ranked lists"
+UNTRAINED = "without a gradient it cannot learn from a teacher, but it can teach methods that learn from rankings"
 
 
 def can_be_looked_at(model: str) -> bool:

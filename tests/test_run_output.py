@@ -231,3 +231,43 @@ def test_no_winner_is_answered_with_what_to_try(
     words = " ".join(run(tiny_data, **changes, epochs=1)["table"].split())
     assert "No ticket is as good as the dense model on validation. Try" in words
     assert all(word in words for word in advice)
+
+
+@pytest.mark.slow
+def test_a_distilled_run_compares_teacher_student_alone_and_taught(
+    tiny_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    teacher = {"distill_teacher_model": "BPR", "distill_teacher_settings": {"embedding_size": 32, "epochs": 2}}
+    changes = {**DENSE, "embedding_size": 4, "distiller": "de_rrd", "distill_parity": "official", **teacher}
+    plan = run(tiny_data, **changes, dry_run=True)["plan"]
+    assert not Path("pruned").exists() and "none+de_rrd on BPR / tiny" in plan
+    assert "teacher: BPR with embedding_size=32, epochs=2, trained first unless its run is there already" in plan
+    capsys.readouterr()
+
+    result = run(tiny_data, **changes)
+    err, text = capsys.readouterr().err, result["table"]
+    size = config_for("BPR", tiny_data)["train_batch_size"]
+    assert err.count(f"distill_weight=0.001 is for sums over a batch: 0.001/{size} = {0.001 / size:.3g} ") == 1
+    assert err.count(f"distill_vector_weight=0.01 is for sums over a batch: 0.01/{size} = {0.01 / size:.3g} ") == 1
+    assert err.count("distill_parity=official: ") == 1 and "distill_item_weight" not in err
+
+    rows = [line.split() for line in text.splitlines()]
+    first = [row[0] for row in rows if row and row[0] in ("teacher", "alone", "taught")]
+    assert first == ["teacher", "alone", "taught"]
+    summary = json.loads((Path(result["folder"]) / "summary.json").read_text())
+    metric, words = summary["valid_metric"].lower(), " ".join(text.split())
+    assert f"Chosen is ticket 0: {summary['reason']}." in words and "taught student" in summary["reason"]
+    for name, part in (("validation", "valid"), ("test", "test")):
+        before, now = summary["alone"][part][metric], result["chosen"][part][metric]
+        if before != now:
+            assert f"{name} {metric} {before:.4f} -> {now:.4f} (" in words
+        assert f"{name} {metric} {summary['teacher']['metrics'][part][metric]:.4f}" in words
+    weights, own = summary["teacher"]["parameters"], result["chosen"]["parameters"]
+    assert f"{weights:,} weights, the student {own:,} ({100 * own / weights:.1f} %)" in words
+    assert max(len(line) for line in text.splitlines() if "pruned/" not in line) <= 80
+
+    named = {"distill_teacher_model": None, "distill_teacher_settings": None, "distill_alone": False}
+    plan = run(tiny_data, **{**changes, **named}, distill_teacher=summary["teacher"]["path"], dry_run=True)["plan"]
+    assert f"teacher: BPR, ticket 0 of {Path(summary['teacher']['path']).name}, {weights:,} weights" in plan
+    assert "trained alone" not in plan

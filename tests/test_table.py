@@ -84,6 +84,42 @@ def test_baselines_follow_in_order_of_sparsity() -> None:
     assert rows["small_dense"][3:5] == ["0.1000", "-"]  # not measured, not 0
 
 
+TEACHER = {
+    "kind": "run",
+    "path": "/elsewhere/none-0123456789",
+    "ticket": 0,
+    "model": "BPR",
+    "parameters": 123456,
+    "metrics": {"valid": {"ndcg@10": 0.4}, "test": {"ndcg@10": 0.5}},
+}
+
+
+def test_a_distilled_run_counts_the_weights_of_teacher_and_students() -> None:
+    others = [SiblingRow("small_dense", None, {**metric_ticket(1, 0.5, None, None).to_record(), "bytes": 7})]
+    table = table_of(teacher=TEACHER, alone=metric_ticket(0, 0.0, None, None), others=others)
+    header, rows = rows_of(table)
+    found = tickets()
+    outside = found[0].parameters - found[0].prunable
+    assert header[:6] == ["ticket", "sparsity", "kept", "weights", "valid", "test"]
+    assert rows["teacher"] == ["teacher", "-", "-", "123456", "0.4000", "0.5000", "-", "-", "-", "-"]
+    assert rows["alone"][3] == rows["taught 0"][3] == str(found[0].parameters), "nothing is pruned"
+    assert rows["alone"][6] == "4000" and rows["alone"][-1] == "-"
+    assert rows["taught 2*"][3] == str(outside + found[2].kept)
+    assert rows["taught 3"][3] == str(outside + 48)
+    assert rows["small_dense"][3] == "-", "another run does not say"
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_the_legend_names_the_teacher() -> None:
+    first, *rest = legend(tickets(), "NDCG@10", teacher=TEACHER)
+    assert first.startswith("teacher: BPR, ticket 0 of none-0123456789;")
+    assert any("as good as the dense taught student" in line for line in rest)
+    lists = {"kind": "lists", "path": "/elsewhere/best.tsv", "model": None, "parameters": None, "metrics": {}}
+    assert legend(tickets(), "NDCG@10", teacher=lists)[0].startswith("teacher: ranked lists in best.tsv;")
+    _, rows = rows_of(table_of(teacher=lists))
+    assert rows["teacher"] == ["teacher", *["-"] * 9]
+
+
 def test_columns_are_aligned_within_100() -> None:
     assert len({len(line) for line in table_of().splitlines()[: 2 + len(tickets())]}) == 1
     metric = "itemcoverage@100"

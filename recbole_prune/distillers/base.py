@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from recbole_prune.config.settings import is_used
 from recbole_prune.training.parts import Part, State, Training
 
 if TYPE_CHECKING:
@@ -120,3 +121,21 @@ class Distiller(Part):
     def report(self, masks: Any) -> dict[str, Any]:
         """The teacher, and what teaching took (backward passes not counted)."""
         return {"teacher": self.teacher.identity, "distill_seconds": round(self.seconds, 3)}
+
+
+def said_of_loss(settings: Settings, rows: int) -> list[str]:
+    """What a run says of its distillation loss before it trains, a line each.
+
+    Args:
+        settings: those of the run.
+        rows: of a full batch.
+    """
+    weights = ("distill_weight", "distill_item_weight", "distill_vector_weight")
+    given: dict[str, float] = {name: settings[name] for name in weights if is_used(name, settings)}
+    lines = [
+        f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside RecBole's mean"
+        for name, weight in given.items()
+    ]
+    if is_used("distill_parity", settings) and settings.distill_parity == "official":
+        lines.append("distill_parity=official: as the authors' code where that departs from the formulas")
+    return lines

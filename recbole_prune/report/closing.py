@@ -12,7 +12,7 @@ from pathlib import Path
 from recbole_prune.config.settings import is_used
 from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
-from recbole_prune.report.table import legend, ticket_table
+from recbole_prune.report.table import legend, live_parameters, ticket_table
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.workshop import NO_TEST_DATA
 
@@ -34,8 +34,8 @@ def result_text(result: RunResult) -> str:
     seconds = macs_line(result.chosen, result.dense, result.costs[result.chosen.ticket]["macs"])
     notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []
     notice += [f"NOTE {result.notice}"] if result.notice else []
-    notes = legend(result.tickets, metric, verbose)
-    said = [" ".join(_outcome(result)), seconds, *_advice(result), *notice]
+    notes = legend(result.tickets, metric, verbose, result.teacher)
+    said = [" ".join(_outcome(result)), *_lesson(result), seconds, *_advice(result), *notice]
     return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *map(printable, _places(result))])
 
 
@@ -67,6 +67,29 @@ def _outcome(result: RunResult) -> Iterator[str]:
         f"{name} {metric} {_change(now, then)}" for name, now, then in parts if now is not None and then is not None
     ]
     yield f"{' and '.join(said) or f'{metric} is not defined on this data'}."
+
+
+def _lesson(result: RunResult) -> Iterator[str]:
+    """What the teacher brought: the chosen student beside the student alone, and beside the teacher."""
+    if result.teacher is None:
+        return
+    chosen, metric = result.chosen, result.experiment.config["valid_metric"].lower()
+    alone = {} if result.alone is None else {"valid": result.alone.valid, "test": result.alone.test}
+    gains, heights = [], []
+    for part, name, now in (("valid", "validation", chosen.valid), ("test", "test", chosen.test)):
+        value, before = now.get(metric), alone.get(part, {}).get(metric)
+        best = (result.teacher["metrics"].get(part) or {}).get(metric)
+        if value is not None and before is not None:
+            gains.append(f"{name} {metric} {_change(value, before)}")
+        if best is not None:
+            heights.append(f"{name} {metric} {best:.4f}")
+    if gains:
+        yield f"Taught instead of alone: {' and '.join(gains)}."
+    size, whole = live_parameters(chosen), result.teacher["parameters"]
+    has = [" and ".join(heights)] if heights else []
+    if whole:
+        has.append(f"{whole:,} weights, the student {size:,} ({100 * size / whole:.1f} %)")
+    yield f"The teacher has {' with '.join(has) or f'ranked lists only; the student has {size:,} weights'}."
 
 
 def _change(value: float, dense: float) -> str:

@@ -10,14 +10,18 @@ from typing import Any
 
 from recbole_prune.artifact.export import explain_scoring, weight_bytes
 from recbole_prune.config.evaluation import check_selection
+from recbole_prune.distillers import get_distiller
+from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teaching import Teaching, require_student
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import uniform
 from recbole_prune.pruners import get_pruner
 from recbole_prune.pruners.base import Pruner
-from recbole_prune.report.table import format_rows
+from recbole_prune.report.table import format_rows, teacher_name
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
+from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.signals import on_abort
 
@@ -33,13 +37,15 @@ def describe_plan(config: Any) -> str:
         experiment, counts = pruner.experiment, pruner.counts()
         model = experiment.workshop.build_model()
         scope = experiment.scope
+        method = method_name(config.settings.pruner, config.settings.distiller)
         rows = [
             [str(number), f"{100 * (1 - kept / scope.prunable):.2f} %", str(kept), f"{size:,}"]
             for number, (kept, size) in enumerate(zip(counts, _predicted_bytes(experiment, model, counts)))
         ]
         return "\n".join(
             [
-                f"{config.settings.pruner} on {config['model']} / {config['dataset']}",
+                f"{method} on {config['model']} / {config['dataset']}",
+                *_teaching(experiment.workshop, model),
                 f"targets: {scope.prunable} prunable of {scope.parameters} trainable entries",
                 scope.describe(),
                 "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
@@ -48,6 +54,29 @@ def describe_plan(config: Any) -> str:
                 "nothing was trained (--dry_run=True)",
             ]
         )
+
+
+def _teaching(workshop: Workshop, student: Any) -> Iterator[str]:
+    """Who would teach, and what else would be trained for it; a teacher that is there already is opened.
+
+    Raises:
+        ConfigError: it cannot teach this student.
+    """
+    config, settings = workshop.config, workshop.config.settings
+    if not settings.distiller:
+        return
+    require_student(get_distiller(settings.distiller), config, student)
+    if settings.distill_teacher_model:
+        made = teacher_config(config)
+        given = ", ".join(f"{name}={value}" for name, value in settings.distill_teacher_settings.items())
+        named = f"{made['model']} with {given}" if given else made["model"]
+        yield f"teacher: {named}, trained first unless its run is there already"
+    else:
+        teacher = Teaching(workshop, None, None).teacher.identity
+        size = "" if teacher["parameters"] is None else f", {teacher['parameters']:,} weights"
+        yield f"teacher: {teacher_name(teacher)}{size}"
+    if settings.distill_alone:
+        yield "the student is also trained alone, dense, to compare with (--distill_alone=False leaves that out)"
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from recbole_prune.errors import printable
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
@@ -25,6 +27,8 @@ def ticket_table(
 ) -> str:
     """One row per ticket, then the baselines that were run over the same settings.
 
+    In a distilled run a column says how many weights there are, so that teacher and student can be compared.
+
     Args:
         tickets: ticket 0 first.
         valid_metric: RecBole's setting, for example ``MRR@10``.
@@ -39,36 +43,69 @@ def ticket_table(
     names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
     shown = [f"{part} {name}" for part in _PARTS for name in names] if every_metric else list(_PARTS)
     header = ["ticket", "sparsity", "kept", *shown, "bytes", "epochs", "best", "wins"]
-    rows = [] if teacher is None else [_teacher_row(teacher, names)]
+    rows, sizes = [], []
+    if teacher is not None:
+        rows.append(_teacher_row(teacher, names))
+        sizes.append(teacher["parameters"])
     if alone is not None:
-        rows.append([*_row("alone", alone.to_record(), names)[:-1], "-"])
+        rows.append([*_row("alone", {**alone.to_record(), "bytes": bytes_of.get(0)}, names)[:-1], "-"])
+        sizes.append(live_parameters(alone))
     for ticket in tickets:
-        label = f"{ticket.ticket}*" if ticket is chosen else str(ticket.ticket)
+        label = ("" if teacher is None else "taught ") + str(ticket.ticket) + "*" * (ticket is chosen)
         rows.append(_row(label, {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}, names))
+        sizes.append(live_parameters(ticket))
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
         rows.append(_row(other.method, other.ticket, names))
+        sizes.append(None)
+    if teacher is None:
+        return format_rows(header, rows)
+    cells = ["weights", *("-" if size is None else str(size) for size in sizes)]
+    header, *rows = [[*row[:3], cell, *row[3:]] for row, cell in zip([header, *rows], cells)]
     return format_rows(header, rows)
+
+
+def live_parameters(ticket: Ticket) -> int:
+    """How many trained weights of a ticket are not pruned, those outside its scope included."""
+    return ticket.parameters - ticket.prunable + ticket.kept
 
 
 def _teacher_row(teacher: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Its metrics, where they are known and RecBole's."""
-    size = teacher["parameters"]
     metrics = [teacher["metrics"].get(part) or {} for part in _PARTS]
     figures = [figure(metrics[part], name) for part in range(len(_PARTS)) for name in names]
-    return ["teacher", "-", "-" if size is None else str(size), *figures, "-", "-", "-", "-"]
+    return ["teacher", "-", "-", *figures, "-", "-", "-", "-"]
 
 
-def legend(tickets: Sequence[Ticket], valid_metric: str, every_metric: bool = False) -> list[str]:
-    """What the columns mean, and how far down the tickets win."""
+def legend(
+    tickets: Sequence[Ticket],
+    valid_metric: str,
+    every_metric: bool = False,
+    teacher: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """What the columns mean, who the teacher is, and how far down the tickets win."""
     metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows every metric); "
     lines = [
         f"{metric}bytes: weights in an artifact",
         "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
     ]
+    if teacher is not None:
+        lines[1] = lines[1].replace("dense", "the dense taught student")
+        lines.insert(
+            0, f"teacher: {teacher_name(teacher)}; alone: the student without a teacher; weights: those not pruned"
+        )
     if len(tickets) > 1:
         winner = highest_winning_sparsity(tickets)
         lines.append(f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}")
     return lines
+
+
+def teacher_name(teacher: Mapping[str, Any]) -> str:
+    """Its model and where it comes from, in a few words."""
+    place = printable(Path(teacher["path"]).name)
+    if teacher["kind"] == "lists":
+        return f"ranked lists in {place}"
+    ticket = f"ticket {teacher['ticket']} of " if teacher.get("ticket") is not None else ""
+    return f"{teacher['model']}, {ticket}{place}"
 
 
 def _row(label: str, record: Mapping[str, Any], names: Sequence[str]) -> list[str]:

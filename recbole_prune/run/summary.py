@@ -83,6 +83,7 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "selected_on": config.settings.prune_select,
         "notice": result.notice,
         "values": config.settings.export_values,
+        "alone": result.alone and {"valid": result.alone.valid, "test": result.alone.test},
         "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
         "chosen": result.chosen.ticket,
         "reason": result.reason,

@@ -38,13 +38,18 @@ def judge(
 
 
 def choose(
-    tickets: Sequence[Ticket], *, bigger: bool, target: float | None = None, number: int | None = None
+    tickets: Sequence[Ticket],
+    *,
+    bigger: bool,
+    target: float | None = None,
+    number: int | None = None,
+    taught: bool = False,
 ) -> tuple[Ticket, str]:
     """The ticket to export and the reason in a sentence.
 
     ``number`` (export_ticket) decides if given; else the ticket at the target sparsity if one was asked for; else
     the sparsest that wins; if none wins, the sparsest that is as good as the dense model in more epochs; if none is,
-    the pruned ticket with the best validation score.
+    the pruned ticket with the best validation score. ``taught`` says that the dense model had a teacher.
 
     Raises:
         ConfigError: there is no ticket ``number``.
@@ -56,7 +61,7 @@ def choose(
         raise ConfigError(f"export_ticket={number}: this run has the tickets 0 to {tickets[-1].ticket}")
     pruned = [ticket for ticket in tickets if ticket.ticket > 0]
     if not pruned:
-        return tickets[0], "the dense model, nothing was pruned"
+        return tickets[0], f"the {'taught student, dense' if taught else 'dense model'}; nothing was pruned"
     if target is not None and pruned[-1].sparsity >= target - 1e-3:
         return pruned[-1], f"the ticket at the target sparsity {target}"
     as_good = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
