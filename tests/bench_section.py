@@ -19,7 +19,7 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 # names of the files that the README shows, in its order, as far as they exist; the others are for bench table only
-SHOWN = "train-bpr train-lightgcn train-dsl eval recommend-ticket recommend-lightgcn memory".split()
+SHOWN = "train-bpr train-lightgcn train-dsl eval recommend-ticket memory".split()
 _LEFT_OUT = ("peak_of_epoch", "peak_on_device")
 _NOT_SHOWN = ("--to", "--show_progress")
 

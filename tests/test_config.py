@@ -93,6 +93,21 @@ def test_a_recipe_lies_over_recboles_defaults_and_below_the_user(build):
     assert build("--recipe=lth_mrs", "--pruner=random").warnings == (), "the recipe's parity is not the user's"
 
 
+@pytest.mark.parametrize("distiller", ["de_rrd", "rrd", "ir_rrd", "phr", "ftd", "htd"])
+def test_a_recipe_of_a_distiller_states_the_published_weights_for_means(distiller, build):
+    """Sums of the official code, with weight decay 1e-3, are means here (methods/distillation_latent.md, 1.3)."""
+    config = build(f"--recipe={distiller}_citeulike")
+    teacher = config.settings.distill_teacher_settings
+    assert config.warnings == () and (config.settings.distiller, config.settings.pruner) == (distiller, "none")
+    assert (config["embedding_size"], teacher["embedding_size"]) == (20, 200)
+    for given in (config, teacher):
+        assert given["weight_decay"] == pytest.approx(1e-3 / given["train_batch_size"])
+        assert (given["learning_rate"], given["train_batch_size"]) == (1e-3, 1024)
+    ranks_all = distiller in ("ftd", "htd")
+    assert config["eval_args"]["mode"] == dict.fromkeys(("valid", "test"), "full" if ranks_all else "uni499")
+    assert config["valid_metric"] == ("Recall@50" if ranks_all else "Hit@5")
+
+
 def test_a_recipes_notice_goes_with_its_selection(build):
     assert build("--recipe=lth_mrs", "--prune_select=valid").settings.recipe_notice is None
     config = build("--recipe=lth_mrs_clean", "--prune_select=test")
