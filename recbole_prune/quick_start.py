@@ -8,9 +8,10 @@ from pathlib import Path
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.teacher_training import teacher_config
-from recbole_prune.distillers.teaching import Teaching, untaught
+from recbole_prune.distillers.teaching import Teaching, require_student, untaught
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
@@ -21,7 +22,7 @@ from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
 from recbole_prune.run.log_file import LogFile
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.store import ARTIFACT, RunFolder
+from recbole_prune.run.store import ARTIFACT, CONFIG, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
 from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
@@ -56,6 +57,9 @@ def run(config: PruneConfig) -> RunResult:
 def _before(config: PruneConfig) -> tuple[Path | None, RunResult | None]:
     """The run folder of a teacher that has to be trained first, and the run of the student alone."""
     settings, trained, alone = config.settings, None, None
+    if settings.distiller and (settings.fresh or not (run_path(config) / CONFIG).exists()):
+        # before hours go into a teacher from which this student cannot learn
+        require_student(get_distiller(settings.distiller), config, Workshop(config).build_model())
     if settings.distiller and settings.distill_teacher_model:
         teacher = teacher_config(config)
         run(teacher).raise_failure()

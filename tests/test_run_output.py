@@ -23,6 +23,7 @@ from zoo import DATASET, config_for
 from recbole_prune import cli, run_recbole_prune
 from recbole_prune.compat import needless
 from recbole_prune.config.words import launch, settings_in
+from recbole_prune.errors import ConfigError
 from recbole_prune.run.workshop import Workshop
 
 SETTINGS = {"pruner": "imp", "prune_rate": 0.5, "prune_rounds": 1, "epochs": 3, "stopping_step": 9}
@@ -271,3 +272,10 @@ def test_a_distilled_run_compares_teacher_student_alone_and_taught(
     plan = run(tiny_data, **{**changes, **named}, distill_teacher=summary["teacher"]["path"], dry_run=True)["plan"]
     assert f"teacher: BPR, ticket 0 of {Path(summary['teacher']['path']).name}, {weights:,} weights" in plan
     assert "trained alone" not in plan
+
+
+def test_a_student_that_cannot_learn_is_refused_before_its_teacher_is_trained(tiny_data: Path) -> None:
+    taught = {"distiller": "rrd", "distill_teacher_model": "BPR"}
+    with pytest.raises(ConfigError, match="distiller=rrd cannot teach DeepFM: .* no lists of items"):
+        run_recbole_prune("DeepFM", DATASET, config_dict={**config_for("DeepFM", tiny_data), "epochs": 1, **taught})
+    assert not Path("pruned").exists()
