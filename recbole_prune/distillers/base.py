@@ -15,6 +15,7 @@ from recbole_prune.training.parts import Part, State, Training
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
 
     from recbole_prune.config.settings import Settings
     from recbole_prune.distillers.pupils import Pupils
@@ -30,12 +31,14 @@ class Promises:
         vectors: it copies user and item vectors, so teacher and student must have some.
         one_space: those of users and those of items must be comparable.
         lists: it copies what the teacher ranks, so the student must give logits of any items.
+        closed_users: it needs the same users in every epoch, not histories.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
     vectors: bool = False
     one_space: bool = False
     lists: bool = False
+    closed_users: bool = False
     refuses: tuple[str, ...] = ()
 
 
@@ -66,11 +69,15 @@ class Distiller(Part):
         self._helpers = nn.ModuleDict()
 
     @classmethod
-    def ask(cls, teacher: Teacher) -> None:
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """Have the teacher say what will be needed of it.
 
+        Args:
+            student: a new model of the student's, not trained.
+            teacher: with the student's data.
+
         Raises:
-            ConfigError: it cannot.
+            ConfigError: it cannot, or what it says does not fit the student.
         """
 
     def attach(self, model: MaskAware) -> None:

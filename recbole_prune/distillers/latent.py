@@ -17,6 +17,7 @@ from recbole_prune.distillers.topology import Topology, full_topology
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
 
     from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.training.model import MaskAware
@@ -32,7 +33,7 @@ class VectorDistiller(Distiller):
     accessor: Vectors
 
     @classmethod
-    def ask(cls, teacher: Teacher) -> None:
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """For its tables."""
         _ = teacher.tables
 

@@ -149,11 +149,15 @@ class ListTeacher(Teacher):
             raise ConfigError(f"{text}; at most {_MOST_UNKNOWN:.0%} may be: are these lists of this dataset?")
         getLogger("recbole_prune").warning(f"{text}; they are left out")
 
+    def require_scores(self) -> None:
+        """The file must have them."""
+        if not self.has_scores:
+            raise self.refuse("has lists without scores, which this method needs: add them to every line (.jsonl)")
+
     @property
     def scores(self) -> np.ndarray:
         """Those in the file."""
-        if not self.has_scores:
-            raise self.refuse("has lists without scores, which this method needs: add them to every line (.jsonl)")
+        self.require_scores()
         return super().scores
 
     def _pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -126,6 +126,29 @@ class ModelTeacher(Teacher):
             raise self.refuse("gives logits that are NaN or infinite")
         return logits.float()
 
+    @torch.no_grad()
+    def row_logits(self, rows: Rows) -> torch.Tensor:
+        """Logits of all items; of users, where student or teacher knows no histories."""
+        self._require_lists()
+        with same_draws(self.pupils.seed), shared_propagation(self.model):
+            logits = self._scores_of_rows(rows).float()
+        if not logits[:, 1:].isfinite().all():
+            raise self.refuse("gives logits that are NaN or infinite")
+        if self._states is not None and not self.pupils.of_rows:
+            unknown = ~torch.isin(self._users_in(rows), torch.from_numpy(self._known_users()).to(self.device))
+            logits = logits.masked_fill(unknown[:, None], torch.nan)
+        return logits
+
+    def _users_in(self, rows: Rows) -> torch.Tensor:
+        ids = rows if isinstance(rows, torch.Tensor) else rows[self.pupils.user_field]
+        return ids.to(self.device)
+
+    def _scores_of_rows(self, rows: Rows) -> torch.Tensor:
+        """Scores of all the student's items for users or rows."""
+        if isinstance(rows, torch.Tensor) or self._states is None or not self.pupils.of_rows:
+            return self._scores_of_users(self._users_in(rows))
+        return self._of_items(self._reading(lambda: score_rows(self.model, self.matching.rows(rows))))
+
     def _product_of_pairs(self, tables: tuple[torch.Tensor, torch.Tensor], batch: Interaction) -> torch.Tensor:
         users, items = (batch[field].to(self.device) for field in (self.pupils.user_field, self.pupils.item_field))
         return (tables[0][users] * tables[1][items]).sum(1)
@@ -150,8 +173,15 @@ class ModelTeacher(Teacher):
         ids = users if self.matching.users is None else self.matching.users[users]
         return ids if self._states is None else self._states.rows(ids)
 
-    def _scores_of(self, users: torch.Tensor) -> torch.Tensor:
-        scores = self._reading(lambda: score_rows(self.model, self._rows_of(users)))
+    def _scores_of_users(self, users: torch.Tensor) -> torch.Tensor:
+        """Scores of all the student's items; where they are products of vectors, nothing is propagated anew."""
+        tables = self._products
+        if tables is not None:
+            return tables[0][users] @ tables[1].t()
+        return self._of_items(self._reading(lambda: score_rows(self.model, self._rows_of(users))))
+
+    def _of_items(self, scores: torch.Tensor) -> torch.Tensor:
+        """Columns in the student's order."""
         return scores if self.matching.items is None else scores[:, self.matching.items.to(scores.device)]
 
     def _require_lists(self) -> None:
@@ -172,10 +202,19 @@ class ModelTeacher(Teacher):
     def rank_items(self) -> Ranked:
         """A pass over the users."""
         self._require_lists()
-        tables = self._products
-        score = self._scores_of if tables is None else lambda users: tables[0][users] @ tables[1].t()
+        arguments = self._arguments("items of users")
         with shared_propagation(self.model):
-            return best_of_rows(score, self.pupils.consumed, *self._arguments("items of users"), self._known_users())
+            return best_of_rows(self._scores_of_users, self.pupils.consumed, *arguments, self._known_users())
+
+    @torch.no_grad()
+    def rank_rows(self, batch: Interaction) -> Ranked:
+        """Scores of the rows, a part of the batch at a time where there are many items."""
+        self._require_lists()
+        consumed, arguments = self.pupils.consumed_in(batch), self._arguments("items of the rows of a batch")
+        with same_draws(self.pupils.seed), shared_propagation(self.model):
+            return best_of_rows(
+                lambda places: self._scores_of_rows(batch[places]), consumed, *arguments, np.arange(len(batch))
+            )
 
     def rank_users(self) -> Ranked:
         """A pass over the items where scores are products, else a second one over the users."""
@@ -183,9 +222,8 @@ class ModelTeacher(Teacher):
         tables, known = self._products, self._known_users()
         arguments = self._arguments("users of items")
         if tables is None or len(known) < self.pupils.user_count - 1:
-            score = self._scores_of if tables is None else lambda users: tables[0][users] @ tables[1].t()
             with shared_propagation(self.model):
-                return best_of_columns(score, self.pupils.consumed, *arguments, known)
+                return best_of_columns(self._scores_of_users, self.pupils.consumed, *arguments, known)
         items = np.arange(1, self.pupils.item_count)
         return best_of_rows(lambda ids: tables[1][ids] @ tables[0].t(), self.pupils.consumers, *arguments, items)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
     from recbole.data.interaction import Interaction
 
+_FEW = 8
+
 
 def training_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Users and items of all interactions in a training dataset, some more than once.
@@ -57,10 +59,11 @@ class Pupils:
     Args:
         dataset: RecBole's training dataset.
         of_rows: whether a user is a row of a batch, as in sequential models.
+        whole_rows: whether the student's loss compares all items of a row.
     """
 
-    def __init__(self, dataset: Dataset, of_rows: bool) -> None:
-        self.dataset, self.of_rows = dataset, of_rows
+    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False) -> None:
+        self.dataset, self.of_rows, self.whole_rows = dataset, of_rows, whole_rows
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
@@ -76,6 +79,19 @@ class Pupils:
         """The users of each item in the training data."""
         users, items = np.divmod(self.consumed.codes, self.item_count)
         return UsedIds(items, users, self.item_count, self.user_count)
+
+    def consumed_in(self, batch: Interaction) -> UsedIds:
+        """The items of each row of a batch: its history and its next item."""
+        histories = batch[self.item_field + self.dataset.config["LIST_SUFFIX"]].cpu().numpy()
+        items = np.concatenate([histories, batch[self.item_field].cpu().numpy()[:, None]], axis=1)
+        rows, places = np.nonzero(items)
+        return UsedIds(rows, items[rows, places], len(items), self.item_count)
+
+    def first_rows(self) -> Interaction:
+        """A few rows as a batch has them, without negatives."""
+        rows = self.dataset.inter_feat
+        found: Interaction = self.dataset.join(rows[np.arange(min(_FEW, len(rows)))])
+        return found
 
     def entities(self, batch: Interaction) -> Entities:
         """The distinct users and items of a training batch; of rows that are whole users, all that they consumed."""

@@ -12,7 +12,9 @@ from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.latent import DistillationExperts
+from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, take_ranks
 from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce
+from recbole_prune.distillers.ranked_lists import Ranked
 from recbole_prune.distillers.soft_labels import (
     discrepancy_weights,
     draw_by_rank,
@@ -23,36 +25,46 @@ from recbole_prune.distillers.soft_labels import (
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.distillers.teacher import Rows, Teacher
     from recbole_prune.training.model import MaskAware
 
 Terms = Mapping[str, tuple[float, torch.Tensor]]
-Lists = tuple[np.ndarray, np.ndarray]
 
 
 class ListDistiller(Distiller):
-    """Reads the student's logits of listed items; users are a closed set."""
+    """Reads the student's logits of listed items."""
 
     promises = Promises(lists=True, refuses=(r"no list",))
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._source = list_source(self.teacher, self.draw)
+
     @classmethod
-    def ask(cls, teacher: Teacher) -> None:
-        """For its rankings."""
-        _ = teacher.items_of_users
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
+        """For its rankings; where users are histories, for those of a few rows."""
+        pupils = teacher.pupils
+        _ = teacher.rank_rows(pupils.first_rows().to(student.device)) if pupils.of_rows else teacher.items_of_users
 
-    def stream(self, purpose: int) -> np.random.Generator:
-        """Random numbers of the epoch in work, the same in a continued run."""
-        return np.random.default_rng([self.pupils.seed, self.epoch, purpose])
+    def begin_epoch(self) -> None:
+        """Draw for the epoch."""
+        self._source.begin_epoch(self.epoch)
 
-    def distinct_users(self, batch: Interaction) -> torch.Tensor:
-        """The users of a batch, each once."""
-        users: torch.Tensor = batch[self.pupils.user_field].unique()
-        return users
+    def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
+        """What is learned from, for some users or rows.
 
-    def logits(self, model: MaskAware, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Logits of items ``[b, k]`` for users ``[b]``; NaN where an id is -1."""
-        return pair_logits(model, users, items.clamp(min=0)).masked_fill(items < 0, float("nan"))
+        Args:
+            ranked: what the teacher ranks first for each, with its scores, ``[n, P]``.
+            consumed: the items that each has consumed.
+            stream: random numbers.
+        """
+        raise NotImplementedError
+
+    def logits(self, model: MaskAware, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Logits of items ``[b, k]`` for users or rows ``[b]``; NaN where an id is -1."""
+        return pair_logits(model, rows, items.clamp(min=0)).masked_fill(items < 0, float("nan"))
 
 
 def rows_of(table: np.ndarray, ids: torch.Tensor) -> torch.Tensor:
@@ -73,29 +85,30 @@ def outside_of(consumed: UsedIds, lists: np.ndarray) -> UsedIds:
 
 
 def draw_lists(
-    lists: np.ndarray,
-    excluded: UsedIds,
+    ranked: Ranked,
+    consumed: UsedIds,
     interesting: int,
     uninteresting: int,
     sharpness: float | None,
     stream: np.random.Generator,
-) -> Lists:
-    """The interesting list and the uninteresting set of every key, -1 where there are fewer.
+) -> Drawn:
+    """The interesting list and the uninteresting set of every key.
 
     Args:
-        lists: what the teacher ranks first, best first, ``[keys, P]``, -1 behind the end of a list.
-        excluded: what is consumed or listed.
+        ranked: what the teacher ranks first, best first, ``[keys, P]``, -1 behind the end of a list.
+        consumed: what each key has consumed; neither that nor anything in its list is drawn.
         interesting: how many of a list to take.
         uninteresting: how many others to draw.
         sharpness: of the draw from the list; None takes its head.
         stream: random numbers.
     """
+    lists, scores = ranked
     if sharpness is None:
-        head = lists[:, :interesting]
+        head = lists[:, :interesting], scores[:, :interesting]
     else:
         ranks = draw_ranks((lists >= 0).sum(1), interesting, sharpness, lists.shape[1], stream)
-        head = np.where(ranks >= 0, np.take_along_axis(lists, ranks.clip(min=0), axis=1), -1)
-    return head, draw_outside(excluded, uninteresting, 1, stream)
+        head = take_ranks(ranked, ranks)
+    return Drawn(*head, draw_outside(outside_of(consumed, lists), uninteresting, 1, stream))
 
 
 class RelaxedRanking(ListDistiller):
@@ -104,23 +117,21 @@ class RelaxedRanking(ListDistiller):
     Source: methods/distillation_ranking.md, section 4.
     """
 
-    def begin_epoch(self) -> None:
-        """Draw the lists of all users."""
-        settings, lists = self.settings, self.teacher.items_of_users
-        self._lists = draw_lists(
-            lists,
-            outside_of(self.pupils.consumed, lists),
-            settings.distill_interesting,
-            settings.distill_uninteresting,
-            settings.distill_sharpness if settings.distill_sample_interesting else None,
-            self.stream(0),
-        )
+    def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
+        """An ordered list and a set."""
+        settings = self.settings
+        sharpness = settings.distill_sharpness if settings.distill_sample_interesting else None
+        counts = settings.distill_interesting, settings.distill_uninteresting
+        return draw_lists(ranked, consumed, *counts, sharpness, stream)
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
-        """The listwise losses of the distinct users of the batch."""
-        users = self.distinct_users(interaction)
-        ranked, below = (rows_of(part, users) for part in self._lists)
-        losses = plackett_luce(self.logits(model, users, ranked), self.logits(model, users, below))
+        """The listwise losses of the distinct users or of the rows of the batch."""
+        return self.terms_of(model, self._source.of(interaction))
+
+    def terms_of(self, model: MaskAware, listed: Listed) -> Terms:
+        """The same of lists that were found already."""
+        parts = listed.interesting, listed.uninteresting
+        losses = plackett_luce(*(self.logits(model, listed.rows, part) for part in parts))
         return {"rrd": (self.settings.distill_weight, losses.sum())}
 
 
@@ -130,33 +141,38 @@ class ItemSideRanking(RelaxedRanking):
     Source: methods/distillation_ranking.md, section 5.
     """
 
+    promises = Promises(
+        lists=True, closed_users=True, refuses=(*RelaxedRanking.promises.refuses, r"are histories and no closed set")
+    )
+
     @classmethod
-    def ask(cls, teacher: Teacher) -> None:
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """For its rankings of items and of users."""
-        super().ask(teacher)
+        super().ask(student, teacher)
         _ = teacher.users_of_items
 
     def begin_epoch(self) -> None:
         """Draw the lists of all users, and those of all items."""
         super().begin_epoch()
         settings, lists = self.settings, self.teacher.users_of_items
-        self._item_lists = draw_lists(
-            lists,
-            outside_of(self.pupils.consumers, lists),
+        drawn = draw_lists(
+            (lists, np.zeros(lists.shape, np.float32)),
+            self.pupils.consumers,
             settings.distill_item_interesting,
             settings.distill_item_uninteresting,
             settings.distill_sharpness if settings.distill_sample_interesting else None,
-            self.stream(1),
+            np.random.default_rng([self.pupils.seed, self.epoch, 1]),
         )
+        self._item_lists = drawn.interesting, drawn.uninteresting
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """Those of RRD, and the listwise losses of every item in the lists of the batch's users."""
-        users = self.distinct_users(interaction)
-        listed = torch.cat([rows_of(part, users).view(-1) for part in self._lists]).unique()
-        items = listed[listed > 0]
+        listed = self._source.of(interaction)
+        items = torch.cat([listed.interesting.reshape(-1), listed.uninteresting.reshape(-1)]).unique()
+        items = items[items > 0]
         ranked, below = (self._of_items(model, items, rows_of(part, items)) for part in self._item_lists)
         item_side = plackett_luce(ranked, below).sum()
-        return {**super().terms(model, interaction), "ir": (self.settings.distill_item_weight, item_side)}
+        return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}
 
     def _of_items(self, model: MaskAware, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Logits of items ``[n]`` for users ``[n, k]``; NaN where an id is -1."""
@@ -173,10 +189,10 @@ class ExpertsAndRanking(RelaxedRanking):
     )
 
     @classmethod
-    def ask(cls, teacher: Teacher) -> None:
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """For its rankings and its tables."""
-        super().ask(teacher)
-        DistillationExperts.ask(teacher)
+        super().ask(student, teacher)
+        DistillationExperts.ask(student, teacher)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -204,22 +220,21 @@ class RankingDistillation(ListDistiller):
     Source: methods/distillation_ranking.md, section 2.
     """
 
-    def begin_epoch(self) -> None:
-        """Draw the items that tell how far down the student ranks the teacher's."""
-        nothing = outside_of(self.pupils.consumed, np.full((self.pupils.user_count, 1), -1))
-        self._drawn = draw_outside(nothing, self.settings.distill_uninteresting, 1, self.stream(0))
+    def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
+        """The best items, and others that tell how far down the student ranks them."""
+        ids, scores = (table[:, : self.settings.distill_interesting] for table in ranked)
+        return Drawn(ids, scores, draw_outside(consumed, self.settings.distill_uninteresting, 1, stream))
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """Weighted log-likelihoods of the teacher's items as positives."""
-        settings, users = self.settings, self.distinct_users(interaction)
+        settings, listed = self.settings, self._source.of(interaction)
         official = settings.distill_parity == "official"
-        best = rows_of(self.teacher.items_of_users[:, : settings.distill_interesting], users)
-        scores = self.logits(model, users, best)
-        weights = position_weights(best.shape[1], settings.distill_sharpness).to(scores).expand_as(scores)
+        scores = self.logits(model, listed.rows, listed.interesting)
+        weights = position_weights(scores.shape[1], settings.distill_sharpness).to(scores).expand_as(scores)
         if self.epoch >= settings.distill_warmup:
-            drawn = rows_of(self._drawn, users)
+            drawn = listed.uninteresting
             with torch.no_grad():
-                others = self.logits(model, users, drawn)
+                others = self.logits(model, listed.rows, drawn)
                 above = (others[:, None, :] > scores[:, :, None]).sum(2)
             counts = (drawn >= 0).sum(1).clamp(min=1)[:, None]
             distance = discrepancy_weights(
@@ -237,22 +252,25 @@ class CollaborativeDistillation(ListDistiller):
     Source: methods/distillation_ranking.md, section 3; guided by the teacher's ranking.
     """
 
-    def begin_epoch(self) -> None:
-        """Draw ranks of all users."""
-        settings, lists = self.settings, self.teacher.items_of_users
-        lengths = np.maximum((lists >= 0).sum(1), 1)
-        self._ranks = draw_by_rank(
-            lengths, settings.distill_interesting, settings.distill_rule, settings.distill_sharpness, self.stream(0)
+    @classmethod
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
+        """For its rankings and their scores."""
+        super().ask(student, teacher)
+        teacher.require_scores()
+
+    def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
+        """Items by their ranks, some more than once; no others."""
+        settings, lengths = self.settings, np.maximum((ranked[0] >= 0).sum(1), 1)
+        ranks = draw_by_rank(
+            lengths, settings.distill_interesting, settings.distill_rule, settings.distill_sharpness, stream
         )
+        return Drawn(*take_ranks(ranked, ranks), np.empty((len(ranks), 0), np.int64))
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """Cross-entropies with the teacher's probabilities."""
-        settings, users = self.settings, self.distinct_users(interaction)
-        ranks = self._ranks[users.cpu().numpy()]
-        lists, scores = (table[users.cpu().numpy()] for table in (self.teacher.items_of_users, self.teacher.scores))
-        items, labels = (torch.from_numpy(np.take_along_axis(table, ranks, axis=1)) for table in (lists, scores))
-        student = self.logits(model, users, items.to(users.device, torch.long))
+        settings, listed = self.settings, self._source.of(interaction)
+        student = self.logits(model, listed.rows, listed.interesting)
         losses = soft_cross_entropy(
-            student, labels.to(student), settings.distill_label_scale, settings.distill_label_shift
+            student, listed.scores.to(student), settings.distill_label_scale, settings.distill_label_shift
         )
         return {"cd": (settings.distill_weight, losses.sum())}

@@ -81,15 +81,40 @@ class Teacher:
         """The logit of every row of a batch ``[b]``."""
         raise self.refuse("consists of ranked lists, which have no scores of other pairs")
 
+    def row_logits(self, rows: Rows) -> torch.Tensor:
+        """Logits of all the student's items for users or rows ``[b, N]``; NaN in the rows that it does not know.
+
+        Column 0 is padding and means nothing.
+        """
+        raise self.refuse("consists of ranked lists, which have no scores of other pairs")
+
     @property
     def items_of_users(self) -> np.ndarray:
         """The best items of every user that it has not in training, int32 ``[U, length]``, best first, then -1."""
-        return self._items_of_users["ids"]
+        return self.ranked_items[0]
 
     @property
     def scores(self) -> np.ndarray:
         """The scores of :attr:`items_of_users`, float32, 0 where that is -1."""
-        return self._items_of_users["scores"]
+        return self.ranked_items[1]
+
+    @property
+    def ranked_items(self) -> Ranked:
+        """:attr:`items_of_users` with its scores, 0 where the teacher has none."""
+        found = self._items_of_users
+        return found["ids"], found["scores"]
+
+    def require_scores(self) -> None:
+        """Refuse a teacher that ranks without scores."""
+
+    def rank_rows(self, batch: Interaction) -> Ranked:
+        """The best items for each row of a batch, without what is consumed in it, and their scores.
+
+        As :attr:`items_of_users` and :attr:`scores` otherwise, ``[b, length]``.
+        """
+        users = batch[self.pupils.user_field].cpu().numpy()
+        ids, scores = self.ranked_items
+        return ids[users], scores[users]
 
     @property
     def users_of_items(self) -> np.ndarray:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recbole.data.dataloader.user_dataloader import UserDataLoader
+from recbole.utils import ModelType
+
 from recbole_prune.anatomy.logits import reason_without_lists
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
 from recbole_prune.config.prune_config import PruneConfig
@@ -40,10 +43,12 @@ class Teaching:
         self._class = get_distiller(workshop.config.settings.distiller)
         student = workshop.build_model()
         require_student(self._class, workshop.config, student)
-        accessor = vectors_of(student)
-        self._pupils = Pupils(workshop.train_data._dataset, of_rows=bool(accessor and accessor.of_rows))
+        of_rows = workshop.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        over_all_items = of_rows and workshop.config["loss_type"] == "CE"
+        whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
+        self._pupils = Pupils(workshop.train_data._dataset, of_rows, whole_rows)
         self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
-        self._class.ask(self.teacher)
+        self._class.ask(student, self.teacher)
 
     def distiller(self) -> Distiller:
         """The part that teaches one ticket."""
@@ -67,8 +72,8 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
         reason = f"the user and item vectors of {kind.__name__} are not in one space, so their cosines say nothing"
     if not reason and promises.lists:
         reason = reason_without_lists(kind)
-        if not reason and accessor is not None and accessor.of_rows:
-            reason = f"the users of {kind.__name__} are rows of a history, which have no lists yet"
+    if not reason and promises.closed_users and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        reason = f"the users of {kind.__name__} are histories and no closed set, so no item has a list of users"
     if reason:
         raise ConfigError(f"distiller={name} cannot teach {config['model']}: {reason}")
 
