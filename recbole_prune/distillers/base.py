@@ -69,6 +69,11 @@ class Distiller(Part):
         self._helpers = nn.ModuleDict()
 
     @classmethod
+    def for_student(cls, student: AbstractRecommender) -> type[Distiller]:
+        """The class that teaches a kind of student, itself or another one."""
+        return cls
+
+    @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """Have the teacher say what will be needed of it.
 

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from recbole_prune.anatomy.vectors import Vectors, vectors_of
+from recbole_prune.anatomy.vectors import Vectors, field_vectors, reason_without_fields, vectors_of
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.experts import LOWEST_TEMPERATURE, Experts, Personalisation, squared_error, temperature
 from recbole_prune.distillers.topology import Topology, full_topology
@@ -65,11 +65,31 @@ class Hints(VectorDistiller):
     Source: methods/distillation_latent.md, section 2; with ``distill_regressor=mlp`` a regressor is one DE expert.
     """
 
+    promises = Promises(vectors=True, refuses=(*VectorDistiller.promises.refuses, r"is narrower than the student"))
+
+    @classmethod
+    def for_student(cls, student: AbstractRecommender) -> type[Distiller]:
+        """Models that read bundles of fields are taught by the vectors of those; this method only."""
+        of_fields = vectors_of(student) is None and not reason_without_fields(type(student))
+        return FieldHints if of_fields and cls is Hints else cls
+
+    @classmethod
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
+        """For its tables, which must not be narrower than the student's."""
+        super().ask(student, teacher)
+        accessor = vectors_of(student)
+        assert accessor is not None, "the student was checked before"
+        for kind, mine, theirs in zip(("user", "item"), accessor.widths(student), teacher.widths):
+            require_wide(teacher, f"{kind} vectors", mine, theirs)
+
+    def regressor(self, student: int, teacher: int) -> nn.Module:
+        """The network that turns vectors of one width into vectors of the other."""
+        linear = self.settings.distill_regressor == "linear"
+        return nn.Linear(student, teacher) if linear else Experts(student, teacher, 1)
+
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """The two regressors."""
-        linear = self.settings.distill_regressor == "linear"
-        sides = zip(("user", "item"), self.widths(model))
-        return nn.ModuleDict({side: nn.Linear(*pair) if linear else Experts(*pair, 1) for side, pair in sides})
+        return nn.ModuleDict({side: self.regressor(*pair) for side, pair in zip(("user", "item"), self.widths(model))})
 
     def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
         """The teacher's vectors of entities as the student's give them."""
@@ -92,6 +112,48 @@ class Hints(VectorDistiller):
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
         """The sum of squared errors."""
         return {self.settings.distiller: (self.settings.distill_weight, self.error_of(model, interaction))}
+
+
+class FieldHints(Hints):
+    """Hints for context-aware models: one regressor for the vectors of a row's fields side by side."""
+
+    promises = Promises(refuses=(r"is narrower than the student",))
+
+    @classmethod
+    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
+        """For the vectors of a few rows, which must not be narrower than the student's."""
+        rows = teacher.pupils.first_rows().to(student.device)
+        theirs = teacher.field_vectors(rows).shape[1]
+        with torch.no_grad():
+            require_wide(teacher, "vectors of all fields", field_vectors(student, rows).shape[1], theirs)
+
+    def attach(self, model: MaskAware) -> None:
+        """Build the network."""
+        Distiller.attach(self, model)
+
+    def helpers(self, model: MaskAware) -> nn.ModuleDict:
+        """The regressor."""
+        rows = self.pupils.first_rows().to(model.device)
+        with torch.no_grad():
+            widths = field_vectors(model, rows).shape[1], self.teacher.field_vectors(rows).shape[1]
+        return nn.ModuleDict({"row": self.regressor(*widths)})
+
+    def error_of(self, model: MaskAware, interaction: Interaction) -> torch.Tensor:
+        """Every row of the batch."""
+        return self.error("row", None, (field_vectors(model, interaction), self.teacher.field_vectors(interaction)))
+
+
+def require_wide(teacher: Teacher, what: str, student: int, theirs: int) -> None:
+    """Refuse a teacher whose vectors are narrower than the student's; equal widths are self-distillation.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if theirs < student:
+        raise teacher.refuse(
+            f"is narrower than the student: its {what} have width {theirs}, the student's {student}; take a wider "
+            "teacher, a narrower student, or a method that compares cosines or rankings"
+        )
 
 
 class DistillationExperts(Hints):

@@ -11,7 +11,9 @@ from recbole.data.interaction import Interaction
 
 from recbole_prune.anatomy.logits import batch_logits, reason_without_lists, score_rows
 from recbole_prune.anatomy.vectors import (
+    field_vectors,
     known_class,
+    reason_without_fields,
     reason_without_vectors,
     shared_propagation,
     vectors_of,
@@ -111,6 +113,14 @@ class ModelTeacher(Teacher):
         """Vectors of items."""
         self._require_vectors()
         return self._tables[1][ids]
+
+    @torch.no_grad()
+    def field_vectors(self, batch: Interaction) -> torch.Tensor:
+        """By the model's own tables."""
+        reason = reason_without_fields(type(self.model))
+        if reason:
+            raise self.refuse(f"has no vectors of fields to copy: {reason}")
+        return self._reading(lambda: field_vectors(self.model, self.matching.rows(batch)).float())
 
     # ---- logits and rankings -----------------------------------------------------------------------------------------
 

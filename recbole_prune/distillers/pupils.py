@@ -33,6 +33,13 @@ def training_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([users, users[places[0]]]), np.concatenate([items, listed[places]])
 
 
+def first_rows(dataset: Dataset) -> Interaction:
+    """A few rows of a training dataset as a batch has them, without negatives."""
+    rows = dataset.inter_feat
+    found: Interaction = dataset.join(rows[np.arange(min(_FEW, len(rows)))])
+    return found
+
+
 @dataclass(frozen=True)
 class Entities:
     """Distinct ids of a batch; padding is never among them.
@@ -89,9 +96,7 @@ class Pupils:
 
     def first_rows(self) -> Interaction:
         """A few rows as a batch has them, without negatives."""
-        rows = self.dataset.inter_feat
-        found: Interaction = self.dataset.join(rows[np.arange(min(_FEW, len(rows)))])
-        return found
+        return first_rows(self.dataset)
 
     def entities(self, batch: Interaction) -> Entities:
         """The distinct users and items of a training batch; of rows that are whole users, all that they consumed."""

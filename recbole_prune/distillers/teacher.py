@@ -77,6 +77,10 @@ class Teacher:
         """Vectors of item ids of any shape ``[..., d]``."""
         raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
 
+    def field_vectors(self, batch: Interaction) -> torch.Tensor:
+        """Vectors of the fields of each row of a batch side by side ``[b, fields x d]``, of context-aware models."""
+        raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
+
     def batch_logits(self, interaction: Interaction) -> torch.Tensor:
         """The logit of every row of a batch ``[b]``."""
         raise self.refuse("consists of ranked lists, which have no scores of other pairs")

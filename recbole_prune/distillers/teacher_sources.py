@@ -18,12 +18,14 @@ from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.list_teacher import ListTeacher, read_lists
 from recbole_prune.distillers.matching import Matching, require_same_data
 from recbole_prune.distillers.model_teacher import ModelTeacher
+from recbole_prune.distillers.pupils import first_rows
 from recbole_prune.distillers.teacher import Basics, Teacher
 from recbole_prune.errors import ConfigError, PruneError, StoreError
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint
 from recbole_prune.run.seals import sha256
 from recbole_prune.run.store import RunFolder
+from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
 if TYPE_CHECKING:
     from recbole_prune.distillers.pupils import Pupils
@@ -71,10 +73,15 @@ def open_teacher(
         model, training = opened.rebuilt.model, opened.rebuilt.training
         matching = Matching(pupils.dataset, training, torch.device(config["device"]))
         require_same_data(pupils, training, opened.rebuilt.dataset, matching)
+        changed = contradiction_of_subclass(
+            model.to(matching.device), type(model), first_rows(training).to(matching.device)
+        )
+        if changed:
+            raise ConfigError(changed)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         identity.update(opened.facts, model=opened.rebuilt.config["model"], parameters=parameters)
         identity["metrics"] = dict(opened.metrics)
-        return ModelTeacher(model.to(matching.device), training, matching, basics)
+        return ModelTeacher(model, training, matching, basics)
 
 
 @contextmanager

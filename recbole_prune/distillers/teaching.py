@@ -17,6 +17,7 @@ from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.errors import ConfigError
+from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
 if TYPE_CHECKING:
     from recbole_prune.run.store import RunFolder
@@ -40,13 +41,18 @@ class Teaching:
 
     def __init__(self, workshop: Workshop, folder: RunFolder | None, trained: Path | None) -> None:
         self._config = workshop.config
-        self._class = get_distiller(workshop.config.settings.distiller)
         student = workshop.build_model()
+        self._class = get_distiller(workshop.config.settings.distiller).for_student(student)
         require_student(self._class, workshop.config, student)
         of_rows = workshop.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         over_all_items = of_rows and workshop.config["loss_type"] == "CE"
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
         self._pupils = Pupils(workshop.train_data._dataset, of_rows, whole_rows)
+        changed = contradiction_of_subclass(
+            student, workshop.config.model_class, self._pupils.first_rows().to(student.device)
+        )
+        if changed:
+            raise _cannot(workshop.config, changed)
         self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
         self._class.ask(student, self.teacher)
 
@@ -61,7 +67,7 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
     Raises:
         ConfigError: the reason, in one sentence.
     """
-    promises, kind, name = distiller.promises, type(student), config.settings.distiller
+    promises, kind = distiller.promises, type(student)
     reason = "" if known_class(kind) else reason_unknown(kind)
     if not reason and promises.vectors:
         reason = reason_without_vectors(kind)
@@ -75,7 +81,11 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
     if not reason and promises.closed_users and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         reason = f"the users of {kind.__name__} are histories and no closed set, so no item has a list of users"
     if reason:
-        raise ConfigError(f"distiller={name} cannot teach {config['model']}: {reason}")
+        raise _cannot(config, reason)
+
+
+def _cannot(config: PruneConfig, reason: str) -> ConfigError:
+    return ConfigError(f"distiller={config.settings.distiller} cannot teach {config['model']}: {reason}")
 
 
 def untaught(config: PruneConfig) -> PruneConfig:

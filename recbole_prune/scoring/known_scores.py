@@ -50,6 +50,17 @@ def contradiction(model: AbstractRecommender, rows: Interaction) -> str:
     )
 
 
+def contradiction_of_subclass(model: AbstractRecommender, model_class: type, rows: Interaction) -> str:
+    """As :func:`contradiction`; "" for a class that ``anatomy/`` has itself, or that it knows nothing of.
+
+    Args:
+        model: a RecBole model, or a mask-aware one.
+        model_class: of the model, not mask-aware.
+        rows: as there.
+    """
+    return "" if known_class(model_class) in (None, model_class) else contradiction(model, rows)
+
+
 def _both(model: AbstractRecommender, scorer: Scorer, rows: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
     """The scores that follow from the logits, and the model's own, drawn from the same random streams."""
     if reason_without_lists(type(model)):
