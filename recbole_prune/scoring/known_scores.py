@@ -24,7 +24,7 @@ _TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def contradiction(model: AbstractRecommender, rows: Interaction) -> str:
+def contradiction(model: AbstractRecommender, rows: Interaction, model_class: type | None = None) -> str:
     """Why the logits that ``anatomy/`` finds in a model are not its scores, one sentence; "" where they are.
 
     A few rows are scored both ways; the model's mode and the random streams are as before afterwards.
@@ -32,7 +32,9 @@ def contradiction(model: AbstractRecommender, rows: Interaction) -> str:
     Args:
         model: a RecBole model.
         rows: RecBole's rows of its data, on the model's device.
+        model_class: to name in the sentence, where the model is mask-aware.
     """
+    model_class = model_class or type(model)
     known = known_class(type(model))
     scorer = scorer_of(model)
     if known is None or scorer is None:
@@ -45,7 +47,7 @@ def contradiction(model: AbstractRecommender, rows: Interaction) -> str:
     if own.shape == found.shape and bool(((found - own).abs() <= _TOLERANCE * scale).all()):
         return ""
     return (
-        f"the scores of {type(model).__module__}.{type(model).__name__} are not those of RecBole's {known.__name__}, "
+        f"the scores of {model_class.__module__}.{model_class.__name__} are not those of RecBole's {known.__name__}, "
         "which it inherits from, so where its vectors and logits are is not known"
     )
 
@@ -58,7 +60,7 @@ def contradiction_of_subclass(model: AbstractRecommender, model_class: type, row
         model_class: of the model, not mask-aware.
         rows: as there.
     """
-    return "" if known_class(model_class) in (None, model_class) else contradiction(model, rows)
+    return "" if known_class(model_class) in (None, model_class) else contradiction(model, rows, model_class)
 
 
 def _both(model: AbstractRecommender, scorer: Scorer, rows: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
