@@ -22,11 +22,12 @@ from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.latent import FieldHints
 from recbole_prune.distillers.list_sources import Drawn, list_source, take_ranks
+from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.ranking import draw_lists
 from recbole_prune.distillers.soft_labels import soft_row_cross_entropy
+from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teaching import Teaching, require_student
-from recbole_prune.quick_start import run
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
@@ -200,25 +201,36 @@ def test_a_teacher_of_users_gives_rows_of_the_users_of_a_batch(data: Path, tmp_p
     assert all(bool(row.isnan().all()) == (user not in known) for user, row in enumerate(rows))
 
 
-def taught(data: Path, model: str, distiller: str, **changes: Any) -> PruneConfig:
-    """A quick run of a student whose teacher is trained first."""
-    settings = {
-        **config_for(model, data), "distiller": distiller, "distill_teacher_model": model, "pruner": "none",
-        "distill_alone": False, "distill_teacher_settings": {"epochs": 1}, "epochs": 1, "show_progress": False,
-    }  # fmt: skip
-    return PruneConfig(model, DATASET, config_dict={**settings, **changes})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "distiller"), [("MultiVAE", "kd"), ("SASRec", "rrd"), ("DeepFM", "hint")])
-def test_runs_end(data: Path, tmp_path: Path, model: str, distiller: str) -> None:
-    result = run(taught(data, model, distiller, output_dir=str(tmp_path)))
-    assert result.failure is None and len(result.tickets) == 1
+def test_losses_teach_the_student_and_not_the_teacher(data: Path, tmp_path: Path, model: str, distiller: str) -> None:
+    file = Trained(model, config_for(model, data), tmp_path).save(tmp_path / "teacher.pth")
+    given = {"distiller": distiller, "distill_teacher": str(file)}
+    config = PruneConfig(model, DATASET, config_dict={**config_for(model, data), **given})
+    workshop = Workshop(config)
+    pupils = Pupils(workshop.train_data._dataset, of_rows=model == "SASRec", whole_rows=model != "DeepFM")
+    opened = open_teacher(config, pupils)
+    assert isinstance(opened, ModelTeacher)
+    student = workshop.build_model()
+    kind = get_distiller(distiller).for_student(student)
+    kind.ask(student, opened)
+    part = kind(config.settings, opened, pupils)
+    part.attach(student)
+    part.begin_epoch()
+    batch = next(iter(workshop.train_data))
+    batch = batch[0] if isinstance(batch, tuple) else batch
+    [loss] = part.losses(student, batch).values()
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    assert any(weight.grad is not None and weight.grad.any() for weight in student.parameters())
+    assert all(weight.grad is None and not weight.requires_grad for weight in opened.model.parameters())
+    assert not student.state_dict().keys() & set(part.parameters())
 
 
 def refused(data: Path, model: str, distiller: str) -> str:
     """With what a student is refused; no teacher is opened."""
-    config = taught(data, model, distiller)
+    given = {"distiller": distiller, "distill_teacher_model": "BPR"}
+    config = PruneConfig(model, DATASET, config_dict={**config_for(model, data), **given})
     student = Workshop(config).build_model()
     return refusal(lambda: require_student(get_distiller(distiller).for_student(student), config, student))
 
