@@ -67,7 +67,7 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
     Raises:
         ConfigError: the reason, in one sentence.
     """
-    promises, kind = distiller.promises, type(student)
+    promises, kind = distiller.for_student(student).promises, type(student)
     reason = "" if known_class(kind) else reason_unknown(kind)
     if not reason and promises.vectors:
         reason = reason_without_vectors(kind)
@@ -78,7 +78,7 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
         reason = f"the user and item vectors of {kind.__name__} are not in one space, so their cosines say nothing"
     if not reason and promises.lists:
         reason = reason_without_lists(kind)
-    if not reason and promises.closed_users and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+    if not reason and promises.closed_users and student.type == ModelType.SEQUENTIAL:
         reason = f"the users of {kind.__name__} are histories and no closed set, so no item has a list of users"
     if reason:
         raise _cannot(config, reason)
