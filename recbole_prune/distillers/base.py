@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from recbole_prune.config.settings import is_used
+from recbole_prune.distillers.teacher import same_draws
 from recbole_prune.training.parts import Part, State, Training
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class Distiller(Part):
         self.epoch = 0
         self.epochs = 1
         self.seconds = 0.0
+        self._batch = 0
         self._helpers = nn.ModuleDict()
 
     @classmethod
@@ -87,7 +91,16 @@ class Distiller(Part):
 
     def attach(self, model: MaskAware) -> None:
         """Build the networks that help to learn; they are no part of the student."""
-        self._helpers = self.helpers(model).to(model.device)
+        with self._draws():
+            self._helpers = self.helpers(model).to(model.device)
+
+    def _draws(self, *place: int) -> AbstractContextManager[None]:
+        """The same random numbers at a place of the training in every run; the student's own streams stay as they are.
+
+        Initial weights, noise and dropout of what is added would else shift what the student draws, and a taught
+        student would differ from one alone in more than the teaching.
+        """
+        return same_draws(int(np.random.SeedSequence([self.pupils.seed, *place]).generate_state(1)[0]))
 
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """Networks that train along with the student and are dropped afterwards."""
@@ -99,7 +112,7 @@ class Distiller(Part):
 
     def begin(self, trainer: Training) -> None:
         """Note how many epochs there are to be."""
-        self.epoch, self.epochs = trainer.epochs_done, trainer.epochs
+        self.epoch, self.epochs = trainer.epoch, trainer.epochs
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -107,14 +120,17 @@ class Distiller(Part):
 
     def end_epoch(self, trainer: Training) -> None:
         """Go on to the next epoch."""
-        self.epoch = trainer.epochs_done
+        self.epoch, self._batch = trainer.epochs_done, 0
         self.begin_epoch()
 
     def losses(self, model: MaskAware, interaction: Interaction) -> Mapping[str, torch.Tensor]:
         """The weighted terms of :meth:`terms`, by name."""
         start = perf_counter()
         size = len(interaction)
-        found = {name: weight / size * total for name, (weight, total) in self.terms(model, interaction).items()}
+        with self._draws(self.epoch, self._batch):
+            terms = self.terms(model, interaction)
+        self._batch += 1
+        found = {name: weight / size * total for name, (weight, total) in terms.items()}
         self.seconds += perf_counter() - start
         return found
 

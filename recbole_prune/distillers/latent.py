@@ -29,7 +29,7 @@ Ids = Optional[torch.Tensor]
 class VectorDistiller(Distiller):
     """Reads the student's and the teacher's vectors of the entities of a batch."""
 
-    promises = Promises(vectors=True, refuses=(r"has no user and item vectors",))
+    promises = Promises(vectors=True, refuses=(r"\bvectors?\b", r"no product scores"))
     accessor: Vectors
 
     @classmethod
@@ -224,7 +224,9 @@ def _halfway(own: torch.Tensor, others: torch.Tensor, pairs: sparse.csr_matrix) 
 class FullTopology(VectorDistiller):
     """FTD of Kang et al., KDD 2021: all cosines among users and items of a batch (methods/distillation_latent.md 5)."""
 
-    promises = Promises(vectors=True, one_space=True, refuses=(r"has no user and item vectors", r"in one space"))
+    promises = Promises(
+        vectors=True, one_space=True, refuses=(*VectorDistiller.promises.refuses, r"are not in one space")
+    )
 
     def both(self, model: MaskAware, batch: Interaction) -> tuple[Pair, Pair]:
         """Vectors of the users and of the items of a batch."""

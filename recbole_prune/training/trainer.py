@@ -127,11 +127,11 @@ class MaskAwareTrainer(_Trainer):
             session.files.before_epoch(epoch_idx, self)
         self._set_learning_rate(epoch_idx)
         self.model.apply_masks()
+        self.epoch = epoch_idx
         if not self._began:
             for part in session.parts:
                 part.begin(self)
             self._began = True
-        self.epoch = epoch_idx
         session.watcher.epoch_begins(self)
         start = perf_counter()
         with session.meter.window("train"):
