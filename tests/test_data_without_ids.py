@@ -12,7 +12,7 @@ import torch
 
 from recbole_prune import load_ticket, run_recbole_prune
 from recbole_prune.artifact import read_artifact
-from recbole_prune.errors import ArtifactError, ConfigError
+from recbole_prune.errors import ArtifactError, ConfigError, RecBoleError
 from recbole_prune.serving import Recommender
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -80,5 +80,5 @@ def test_uniform_users_are_refused_before_training(settings: dict[str, Any], mon
     monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(ConfigError, match="prune_user_uniform=True .*no users"):
         run(settings, prune_user_uniform=True)
-    with pytest.raises(ConfigError, match="USER_ID_FIELD and ITEM_ID_FIELD"):
+    with pytest.raises(RecBoleError, match="USER_ID_FIELD and ITEM_ID_FIELD"):
         run(settings, USER_ID_FIELD="site")
