@@ -55,6 +55,8 @@ class PruneConfig(Config):
             Config refuses, with its sentence.
     """
 
+    final_config_dict: dict[str, Any]
+
     def __init__(
         self,
         model: Any = None,
@@ -94,6 +96,8 @@ class PruneConfig(Config):
             raise
         except Exception as error:  # whatever fails in there, RecBole refuses what the user wrote
             raise ConfigError(f"RecBole refuses the settings: {_sentence(error)}") from error
+        # a dataset may go into checkpoints too: it shares the texts of the settings, whatever was built before
+        self.final_config_dict = unshared(self.final_config_dict)
         private.differences = self._differences()
         for warning in private.warnings:
             getLogger().warning(warning)
