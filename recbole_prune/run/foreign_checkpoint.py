@@ -13,13 +13,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from recbole_prune.compat.hooks import Overlay, replaced
 from recbole_prune.errors import ConfigError
 
 _TORCH = ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_sparse_tensor")
@@ -88,8 +88,7 @@ class _Unpickler(pickle.Unpickler):
         return found if isinstance(found, torch.dtype) else type(name.rpartition(".")[2], (Inert,), {})
 
 
-_PICKLE = ModuleType("recbole_prune_pickle")
-vars(_PICKLE).update(Unpickler=_Unpickler, load=lambda file, **named: _Unpickler(file, **named).load())
+_PICKLE = Overlay(pickle, Unpickler=_Unpickler, load=lambda file, **named: _Unpickler(file, **named).load())
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,8 @@ def _unpickle(data: bytes, place: str) -> Any:
         names = zipfile.ZipFile(BytesIO(data)).namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise ConfigError(f"{place} is a program of TorchScript and no checkpoint of RecBole")
-        return torch.load(BytesIO(data), map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+        with replaced(torch.serialization, pickle=_PICKLE):  # torch 1.13 passes over the pickle_module that it is given
+            return torch.load(BytesIO(data), map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except (ConfigError, MemoryError):
         raise
     except Exception as error:  # a pickle can fail in any way
