@@ -54,8 +54,8 @@ _WIDTH = 16
 _WIDTH_KEY = re.compile(r"(size|size_list|dim|dims|dims_dnn|dimension|layers|rank|kernel|clusters|t_cin)$")
 _NOT_A_WIDTH = re.compile(r"(kernel_size|n_layers|num_layers)$")
 
-# a model of every trainer class that trains by gradient; tests/test_determinism.py checks that none is missing
 NEW_IN_1_2_1 = {"GRU4RecCPR", "SASRecCPR"}  # models that RecBole 1.2.0 lacks
+# a model of every trainer class that trains by gradient; tests/test_determinism.py checks that none is missing
 OF_EVERY_TRAINER = ["BPR", "CKE", "KTUP", "KGAT", "MKR", "RecVAE", "NCL", "S3Rec", "RaCT"]
 
 
