@@ -84,12 +84,14 @@ def notice_of(config: PruneConfig) -> str | None:
     return notice
 
 
-def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile) -> Workshop:
-    """Move an older run aside, once data, model and settings of the new one are checked."""
+def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | None) -> Workshop:
+    """Move an older run aside, once data, model, settings and teacher of the new one are checked."""
     workshop = Workshop(config)
     if not folder.is_empty():
         with planned(workshop):
             pass
+        if config.settings.distiller:
+            Teaching(workshop, None, trained)
         folder.start_over()
     log.write_held()
     return workshop
@@ -101,7 +103,7 @@ def _run(
     notice = notice_of(config)
     if notice:
         getLogger().warning(notice)
-    workshop = _start_over(config, folder, log) if config.settings.fresh else None
+    workshop = _start_over(config, folder, log, trained) if config.settings.fresh else None
     provenance.require_same_run(config, folder)
     data = provenance.require_same_data(config, folder)
     # reads and checks the data, before what is written binds the folder to it

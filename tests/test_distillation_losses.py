@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature
+from recbole_prune.distillers.latent import enriched
 from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce
 from recbole_prune.distillers.soft_labels import (
     discrepancy_weights,
@@ -228,6 +229,22 @@ def test_properties_of_experts() -> None:
         experts.selection.weight.copy_(experts.selection.weight[order])
         experts.selection.bias.copy_(experts.selection.bias[order])
     torch.testing.assert_close(experts(student, teacher, 0.3, noise[:, order]), found)
+
+
+def test_hints() -> None:
+    regressor = torch.nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        regressor.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    assert squared_error(row(1.0, 1.0, 2.0), regressor(row(1.0, 2.0))).item() == pytest.approx(2.0)
+
+
+def test_enriched_vectors() -> None:
+    """Row 0 is padding; user 2 and item 3 have no neighbours."""
+    users = torch.tensor([[9.0, 9.0], [1.0, -0.5], [3.0, 3.0]])
+    items = torch.tensor([[9.0, 9.0], [0.2, 0.4], [0.6, 0.0], [5.0, 5.0]])
+    found = enriched(users, items, np.array([1 * 4 + 1, 1 * 4 + 2]))
+    torch.testing.assert_close(found[0], torch.tensor([[9.0, 9.0], [0.7, -0.15], [3.0, 3.0]]))
+    torch.testing.assert_close(found[1], torch.tensor([[9.0, 9.0], [0.6, -0.05], [0.8, -0.25], [5.0, 5.0]]))
 
 
 def test_personal_maps() -> None:

@@ -23,6 +23,7 @@ from zoo_plain import reload
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import DISTILLERS, get_distiller
 from recbole_prune.distillers.base import Distiller
+from recbole_prune.errors import ConfigError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.quick_start import run_path
 
@@ -296,3 +297,20 @@ def test_a_rewound_ticket_is_taught_from_the_epoch_that_it_begins_at(
     late = {"pruner": "imp", "prune_rounds": 1, "prune_rewind": "late", "prune_rewind_epoch": 1}
     room.run(**room.lesson(method), **late)
     assert epochs == [0, 1, 2, 1, 2]
+
+
+@pytest.mark.slow
+def test_starting_over_moves_nothing_before_the_teacher_is_asked(
+    rooms: Callable[[str], Classroom], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = rooms(QUICK_MODEL)
+    lesson = {**room.lesson("rrd", distill_teacher=str(room.teacher)), "output_dir": str(tmp_path)}
+    folder = room.run(**lesson).folder.path
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("a teacher of other data")
+
+    monkeypatch.setattr(get_distiller("rrd"), "ask", refuse)
+    with pytest.raises(ConfigError, match="other data"):
+        room.run(**lesson, fresh=True)
+    assert list(folder.parent.iterdir()) == [folder] and (folder / "tickets.jsonl").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Promises:
-    """What a distiller owes with the defaults of its property file; ``tests/conformance.py`` holds it to every line.
+    """What a distiller owes with the defaults of its property file; ``tests/test_distillers.py`` holds each to it.
 
     Attributes:
         vectors: it copies user and item vectors, so teacher and student must have some.
@@ -45,7 +46,7 @@ class Promises:
     refuses: tuple[str, ...] = ()
 
 
-class Distiller(Part):
+class Distiller(Part, ABC):
     """Adds weighted loss terms to those of the student.
 
     Published losses are sums over the distinct users and items of a batch beside a sum-type recommendation loss;
@@ -134,9 +135,9 @@ class Distiller(Part):
         self.seconds += perf_counter() - start
         return found
 
+    @abstractmethod
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
         """Weights and sums over the distinct users and items of a batch, by name."""
-        raise NotImplementedError
 
     def state(self) -> State:
         """What a resume point needs beside the networks; draws follow from seed and epoch."""

@@ -26,37 +26,36 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 Ids = Optional[torch.Tensor]
 
 
+def student_vectors(model: AbstractRecommender) -> Vectors:
+    """Where the vectors of a student are that was found to have some."""
+    found = vectors_of(model)
+    assert found is not None, "the student was checked before any training"
+    return found
+
+
 class VectorDistiller(Distiller):
     """Reads the student's and the teacher's vectors of the entities of a batch."""
 
     promises = Promises(vectors=True, refuses=(r"\bvectors?\b", r"no product scores"))
-    accessor: Vectors
 
     @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """For its tables."""
         _ = teacher.tables
 
-    def attach(self, model: MaskAware) -> None:
-        """Find the student's vectors, and build the networks."""
-        found = vectors_of(model)
-        assert found is not None, "the model was checked before any training"
-        self.accessor = found
-        super().attach(model)
-
     def widths(self, model: MaskAware) -> tuple[tuple[int, int], tuple[int, int]]:
         """(student, teacher) widths of user vectors and of item vectors."""
-        users, items = self.accessor.widths(model)
+        users, items = student_vectors(model).widths(model)
         return (users, self.teacher.widths[0]), (items, self.teacher.widths[1])
 
     def users(self, model: MaskAware, batch: Interaction, ids: torch.Tensor | None) -> Pair:
         """(student, teacher) vectors of users, or of the rows of a batch where ``ids`` is None."""
         rows = batch if ids is None else ids
-        return self.accessor.user_vectors(model, rows), self.teacher.user_vectors(rows)
+        return student_vectors(model).user_vectors(model, rows), self.teacher.user_vectors(rows)
 
     def items(self, model: MaskAware, ids: torch.Tensor) -> Pair:
         """(student, teacher) vectors of items."""
-        return self.accessor.item_vectors(model, ids), self.teacher.item_vectors(ids)
+        return student_vectors(model).item_vectors(model, ids), self.teacher.item_vectors(ids)
 
 
 class Hints(VectorDistiller):
@@ -77,9 +76,7 @@ class Hints(VectorDistiller):
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """For its tables, which must not be narrower than the student's."""
         super().ask(student, teacher)
-        accessor = vectors_of(student)
-        assert accessor is not None, "the student was checked before"
-        for kind, mine, theirs in zip(("user", "item"), accessor.widths(student), teacher.widths):
+        for kind, mine, theirs in zip(("user", "item"), student_vectors(student).widths(student), teacher.widths):
             require_wide(teacher, f"{kind} vectors", mine, theirs)
 
     def regressor(self, student: int, teacher: int) -> nn.Module:
@@ -126,10 +123,6 @@ class FieldHints(Hints):
         theirs = teacher.field_vectors(rows).shape[1]
         with torch.no_grad():
             require_wide(teacher, "vectors of all fields", field_vectors(student, rows).shape[1], theirs)
-
-    def attach(self, model: MaskAware) -> None:
-        """Build the network."""
-        Distiller.attach(self, model)
 
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """The regressor."""

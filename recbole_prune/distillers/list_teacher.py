@@ -124,6 +124,9 @@ class ListTeacher(Teacher):
         ConfigError: more than a tenth of its users, or of its items, are unknown to the student.
     """
 
+    without_vectors = "consists of ranked lists, which have no vectors: take a method that learns from rankings"
+    without_logits = "consists of ranked lists, which have no scores of other pairs"
+
     def __init__(self, lines: list[Line], basics: Basics) -> None:
         super().__init__(basics)
         dataset = self.pupils.dataset
@@ -148,11 +151,6 @@ class ListTeacher(Teacher):
         if len(unknown) > _MOST_UNKNOWN * len(tokens):
             raise ConfigError(f"{text}; at most {_MOST_UNKNOWN:.0%} may be: are these lists of this dataset?")
         getLogger("recbole_prune").warning(f"{text}; they are left out")
-
-    def require_scores(self) -> None:
-        """The file must have them."""
-        if not self.has_scores:
-            raise self.refuse("has lists without scores, which this method needs: add them to every line (.jsonl)")
 
     @property
     def scores(self) -> np.ndarray:

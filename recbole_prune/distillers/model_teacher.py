@@ -54,8 +54,9 @@ class ModelTeacher(Teacher):
     def widths(self) -> tuple[int, int]:
         """The widths of its user and item vectors."""
         self._require_vectors()
+        assert self._accessor is not None
         users, items = self._tables
-        width = self._accessor.widths(self.model)[0] if users is None else users.shape[1]  # type: ignore[union-attr]
+        width = self._accessor.widths(self.model)[0] if users is None else users.shape[1]
         return width, items.shape[1]
 
     @property

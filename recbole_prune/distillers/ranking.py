@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ class ListDistiller(Distiller):
         """Draw for the epoch."""
         self._source.begin_epoch(self.epoch)
 
+    @abstractmethod
     def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
         """What is learned from, for some users or rows.
 
@@ -60,7 +62,6 @@ class ListDistiller(Distiller):
             consumed: the items that each has consumed.
             stream: random numbers.
         """
-        raise NotImplementedError
 
     def logits(self, model: MaskAware, rows: Rows, items: torch.Tensor) -> torch.Tensor:
         """Logits of items ``[b, k]`` for users or rows ``[b]``; NaN where an id is -1."""

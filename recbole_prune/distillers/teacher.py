@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Basics(NamedTuple):
     store: ListStore
 
 
-class Teacher:
+class Teacher(ABC):
     """What somebody knows about the student's users and items; all ids are the student's, nothing has a gradient.
 
     A distiller holds it as a plain attribute: no module of it is registered in a student. What a kind of teacher cannot
@@ -50,7 +51,13 @@ class Teacher:
         identity: for the journal.
         pupils: the student's data.
         length: how long the rankings are.
+        has_scores: whether it ranks with scores.
+        without_vectors, without_logits: how it refuses what it has none of.
     """
+
+    without_vectors: ClassVar[str] = "has no vectors to copy: take a method that learns from rankings"
+    without_logits: ClassVar[str] = "has no logits to copy"
+    has_scores = True
 
     def __init__(self, basics: Basics) -> None:
         self.identity, self.pupils, self.length, self._store = basics
@@ -62,35 +69,35 @@ class Teacher:
     @property
     def widths(self) -> tuple[int, int]:
         """The widths of its user and item vectors."""
-        raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
+        raise self.refuse(self.without_vectors)
 
     @property
     def tables(self) -> Tables:
         """Its vectors of users ``[U, d]`` and items ``[N, d]``; None where student and teacher have vectors of rows."""
-        raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
+        raise self.refuse(self.without_vectors)
 
     def user_vectors(self, rows: Rows) -> torch.Tensor:
         """Vectors ``[b, d]`` of user ids or of the rows of a batch."""
-        raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
+        raise self.refuse(self.without_vectors)
 
     def item_vectors(self, ids: torch.Tensor) -> torch.Tensor:
         """Vectors of item ids of any shape ``[..., d]``."""
-        raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
+        raise self.refuse(self.without_vectors)
 
     def field_vectors(self, batch: Interaction) -> torch.Tensor:
         """Vectors of the fields of each row of a batch side by side ``[b, fields x d]``, of context-aware models."""
-        raise self.refuse("consists of ranked lists, which have no vectors: take a method that learns from rankings")
+        raise self.refuse(self.without_vectors)
 
     def batch_logits(self, interaction: Interaction) -> torch.Tensor:
         """The logit of every row of a batch ``[b]``."""
-        raise self.refuse("consists of ranked lists, which have no scores of other pairs")
+        raise self.refuse(self.without_logits)
 
     def row_logits(self, rows: Rows) -> torch.Tensor:
         """Logits of all the student's items for users or rows ``[b, N]``; NaN in the rows that it does not know.
 
         Column 0 is padding and means nothing.
         """
-        raise self.refuse("consists of ranked lists, which have no scores of other pairs")
+        raise self.refuse(self.without_logits)
 
     @property
     def items_of_users(self) -> np.ndarray:
@@ -110,6 +117,8 @@ class Teacher:
 
     def require_scores(self) -> None:
         """Refuse a teacher that ranks without scores."""
+        if not self.has_scores:
+            raise self.refuse("has lists without scores, which this method needs: add them to every line (.jsonl)")
 
     def rank_rows(self, batch: Interaction) -> Ranked:
         """The best items for each row of a batch, without what is consumed in it, and their scores.
@@ -135,13 +144,13 @@ class Teacher:
         with same_draws(self.pupils.seed):
             return self._store.get("users_of_items", lambda: {"ids": self.rank_users()[0]})
 
+    @abstractmethod
     def rank_items(self) -> Ranked:
         """Compute :attr:`items_of_users` and :attr:`scores`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rank_users(self) -> Ranked:
         """Compute :attr:`users_of_items`."""
-        raise NotImplementedError
 
 
 @contextmanager
