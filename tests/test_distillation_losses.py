@@ -185,13 +185,20 @@ def worked_experts() -> Experts:
     return experts
 
 
+def outputs_of_experts(experts: Experts, student: torch.Tensor) -> torch.Tensor:
+    """What each expert makes of student vectors, one after another: ``[M, b, d_T]``."""
+    layers = zip(experts.weight_in, experts.bias_in, experts.weight_out, experts.bias_out)
+    return torch.stack([(student @ w + b).relu() @ v + c for w, b, v, c in layers])
+
+
 @pytest.mark.parametrize(
     ("tau", "shares", "loss"),
     [(1, (0.750260, 0.249740), 0.370042), (0.5, (0.900250, 0.099750), 0.408488), (1e-10, (1, 0), 0.450000)],
 )
 def test_experts(tau: float, shares: tuple[float, float], loss: float) -> None:
     experts, student, teacher = worked_experts(), row(0.4), row(1.0, 0.5)
-    assert experts.outputs(student)[:, 0].tolist() == [pytest.approx([0.4, 0.8]), pytest.approx([0.4, 0.0], abs=1e-7)]
+    each = [one[0] for one in outputs_of_experts(experts, student).tolist()]
+    assert each == [pytest.approx([0.4, 0.8]), pytest.approx([0.4, 0.0], abs=1e-7)]
     noise = row(0.5, -0.1)
     assert experts.shares(teacher, tau, noise).tolist()[0] == pytest.approx(shares, abs=1e-6)
     found = experts(student, teacher, tau, noise)
@@ -221,6 +228,8 @@ def test_properties_of_experts() -> None:
     experts, student, teacher, noise = Experts(3, 5, 4), torch.randn(6, 3), torch.randn(6, 5), torch.randn(6, 4)
     assert torch.allclose(experts.shares(teacher, 0.3, noise).sum(1), torch.ones(6))
     found = experts(student, teacher, 0.3, noise)
+    slowly = torch.einsum("bm,mbd->bd", experts.shares(teacher, 0.3, noise), outputs_of_experts(experts, student))
+    torch.testing.assert_close(found, slowly)
     order = torch.tensor([2, 0, 3, 1])
     with torch.no_grad():
         for weight in (experts.weight_in, experts.bias_in, experts.weight_out, experts.bias_out):
@@ -273,6 +282,28 @@ def test_full_topology() -> None:
     zeros = torch.zeros(3, 1, requires_grad=True)
     full_topology(zeros, TEACHER).backward()
     assert zeros.grad is not None and bool(zeros.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("closeness", [0.0, 1.0])
+def test_full_topology_is_that_of_all_pairs(closeness: float) -> None:
+    """Values and gradients, of vectors far from the teacher's and close to them."""
+    teacher = torch.randn(60, 7)
+    student = (closeness * teacher[:, :3] + torch.randn(60, 3)).requires_grad_()
+    pairs = (cosines(teacher, teacher) - cosines(student, student)).square().sum()
+    expected = torch.autograd.grad(pairs, student)[0]
+    torch.testing.assert_close(full_topology(student, teacher), pairs)
+    found = torch.autograd.grad(full_topology(student, teacher), student)[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positive_only", [True, False])
+def test_entities_of_groups_are_compared_in_pairs(positive_only: bool) -> None:
+    teacher, student, groups = torch.randn(40, 6), torch.randn(40, 3), torch.randint(0, 5, (40,)) * 7
+    of_teacher = cosines(teacher, teacher)
+    pairs = (groups[:, None] == groups) & (of_teacher > (0 if positive_only else -2))
+    expected = ((of_teacher - cosines(student, student)).square() * pairs).sum()
+    found = Topology(positive_only=positive_only).entity_level(student, teacher, groups)
+    torch.testing.assert_close(found, expected)
 
 
 def test_hierarchical_topology() -> None:

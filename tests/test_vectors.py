@@ -17,7 +17,7 @@ from zoo import NEW_IN_1_2_1, gradient_models, kind_of, missing_package, not_pru
 from recbole_prune.anatomy import shared_calls
 from recbole_prune.anatomy import vectors as table
 from recbole_prune.anatomy.caches import CACHES
-from recbole_prune.anatomy.logits import batch_logits, pair_logits, row_logits, score_rows
+from recbole_prune.anatomy.logits import batch_logits, pair_logits, row_logits, score_rows, user_logits
 from recbole_prune.anatomy.vectors import (
     field_vectors,
     known_class,
@@ -151,8 +151,22 @@ def test_vectors_and_logits_are_the_models_own(name: str, tiny_data: Path) -> No
     assert close(alone.detach(), pair_logits(model, rows, items[:, :1])[:, 0].detach())
 
     assert contradiction(model, rows) == ""
+    if kind_of(name) != "sequential" and name not in RANDOM:
+        check_user_logits(name, model, rows[model.USER_ID], items[0])
     check_vectors(name, model, rows, items, full)
     check_gradients(model, rows, items)
+
+
+def check_user_logits(name: str, model: Any, users: torch.Tensor, items: torch.Tensor) -> None:
+    """The logits of users for items are those of items for users; padding and repeated users are as good as others."""
+    among = torch.stack([users.roll(place) for place in range(len(items))])
+    among[0, 1] = among[0, 0]
+    with torch.no_grad():
+        found = user_logits(model, items, among)
+        expected = pair_logits(model, among.reshape(-1), items.repeat_interleave(len(users)).unsqueeze(1))
+    assert found.shape == among.shape
+    if name not in ("KTUP", "MacridVAE"):  # their noise is drawn anew in every call
+        assert close(found, expected.view(among.shape))
 
 
 def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor, full: torch.Tensor | None) -> None:

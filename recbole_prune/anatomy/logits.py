@@ -34,6 +34,24 @@ def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> 
         return _scorer_with_lists(model).logits(model, rows, items)
 
 
+def user_logits(model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+    """Logits of some users for each item, differentiable: :func:`pair_logits` seen from the items.
+
+    Args:
+        model: a general or knowledge-aware model of RecBole's, in the mode of the caller's choice.
+        items: item ids ``[n]``.
+        users: user ids ``[n, k]``.
+
+    Returns:
+        ``[n, k]``.
+
+    Raises:
+        ConfigError: the model's rows have no lists of items, or its class is unknown.
+    """
+    with shared_propagation(model):
+        return _scorer_with_lists(model).user_logits(model, items, users)
+
+
 def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
     """Logits of all items for each row, differentiable, ``[b, items]``: for models whose loss is over whole rows.
 

@@ -75,6 +75,11 @@ class Scorer:
         parts = self.all_items(model).split(max(1, _PAIRS_AT_ONCE // len(rows)))
         return torch.cat([self.logits(model, rows, part.expand(len(rows), -1)) for part in parts], dim=1)
 
+    def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Logits of items ``[n]`` for user ids ``[n, k]``, differentiable, ``[n, k]``."""
+        repeated = items.repeat_interleave(users.shape[1]).unsqueeze(1)
+        return self.logits(model, users.reshape(-1), repeated).view(users.shape)
+
     def batch_logits(self, model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
         """The logit of every row of a batch and its item, ``[b]``."""
         return self.logits(model, batch, batch[model.ITEM_ID].unsqueeze(1)).squeeze(1)
@@ -155,6 +160,13 @@ class Vectors(Scorer):
             products = pair_scores(query, self.item_vectors(model, distinct), places)
         offset = self.offset(model, rows, items)
         return products if offset is None else products + offset
+
+    def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Products of item vectors and the queries of the users that occur, plus offsets."""
+        distinct, places = users.unique(return_inverse=True)
+        products = pair_scores(self.item_vectors(model, items), self.query(model, distinct), places)
+        offset = self.offset(model, users.reshape(-1), items.repeat_interleave(users.shape[1]).unsqueeze(1))
+        return products if offset is None else products + offset.view(users.shape)
 
     def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
         """Whether the whole table costs no more than the rows of the items."""
@@ -289,6 +301,10 @@ class OfPairs(Scorer):
     def all_logits(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
         """Every pair, some items at a time."""
         return Scorer.all_logits(self, model, rows)
+
+    def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Every pair."""
+        return Scorer.user_logits(self, model, items, users)
 
 
 @dataclass(frozen=True)

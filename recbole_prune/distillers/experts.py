@@ -49,18 +49,13 @@ class Experts(nn.Module):
         super().__init__()
         hidden = hidden_width(student, teacher)
         layers = [(nn.Linear(student, hidden), nn.Linear(hidden, teacher)) for _ in range(count)]
-        # one product for all experts; each is initialised as a layer of its own
+        # in one product for all experts; each is initialised as a layer of its own
         first, second = zip(*layers)
         self.weight_in = nn.Parameter(torch.stack([layer.weight.detach().T for layer in first]))
         self.bias_in = nn.Parameter(torch.stack([layer.bias.detach() for layer in first])[:, None])
         self.weight_out = nn.Parameter(torch.stack([layer.weight.detach().T for layer in second]))
         self.bias_out = nn.Parameter(torch.stack([layer.bias.detach() for layer in second])[:, None])
         self.selection = nn.Linear(teacher, count) if count > 1 else None
-
-    def outputs(self, student: torch.Tensor) -> torch.Tensor:
-        """What each expert makes of student vectors ``[b, d_S]``: ``[M, b, d_T]``."""
-        hidden = torch.baddbmm(self.bias_in, student.expand(len(self.weight_in), *student.shape), self.weight_in)
-        return torch.baddbmm(self.bias_out, hidden.relu(), self.weight_out)
 
     def shares(self, teacher: torch.Tensor, temperature: float, noise: torch.Tensor | None = None) -> torch.Tensor:
         """How much of each expert goes into each entity, ``[b, M]``, by the Gumbel-softmax of Jang et al. 2017.
@@ -80,10 +75,16 @@ class Experts(nn.Module):
         self, student: torch.Tensor, teacher: torch.Tensor, temperature: float, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The teacher's vectors ``[b, d_T]`` as reconstructed from the student's ``[b, d_S]``."""
-        outputs = self.outputs(student)
+        experts, width, hidden = self.weight_in.shape
+        first = self.weight_in.transpose(0, 1).reshape(width, -1)
+        layer = torch.addmm(self.bias_in.flatten(), student, first).relu()
+        second = self.weight_out.flatten(0, 1)
         if self.selection is None:
-            return outputs[0]
-        return torch.einsum("bm,mbd->bd", self.shares(teacher, temperature, noise), outputs)
+            return torch.addmm(self.bias_out[0], layer, second)
+        # shares before the second product: no expert's own reconstruction, ``M`` times [b, d_T], is ever written
+        shares = self.shares(teacher, temperature, noise)
+        mixed = layer.view(-1, experts, hidden) * shares.unsqueeze(2)
+        return torch.addmm(shares @ self.bias_out.squeeze(1), mixed.flatten(1), second)
 
     def groups(self, teacher: torch.Tensor) -> torch.Tensor:
         """Index of the expert that each teacher vector selects, without noise or gradient, ``[b]``."""

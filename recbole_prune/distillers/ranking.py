@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import pair_logits
+from recbole_prune.anatomy.logits import pair_logits, user_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.latent import DistillationExperts
@@ -177,9 +177,7 @@ class ItemSideRanking(RelaxedRanking):
 
     def _of_items(self, model: MaskAware, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Logits of items ``[n]`` for users ``[n, k]``; NaN where an id is -1."""
-        repeated = items.repeat_interleave(users.shape[1])[:, None]
-        found = pair_logits(model, users.clamp(min=0).view(-1), repeated).view(users.shape)
-        return found.masked_fill(users < 0, float("nan"))
+        return user_logits(model, items, users.clamp(min=0)).masked_fill(users < 0, float("nan"))
 
 
 class ExpertsAndRanking(RelaxedRanking):
