@@ -62,6 +62,25 @@ def test_gradient_of_the_listwise_loss() -> None:
     torch.testing.assert_close(below.grad, row(0.657095, 0.0, 0.398548), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("below", [0, 1, 4])
+def test_the_listwise_loss_has_the_gradient_of_its_value(below: int) -> None:
+    """By differences, with rows of different lengths."""
+    ranked, rest = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, below, dtype=torch.float64)
+    ranked[1, 2:] = rest[2, 1:] = NAN
+
+    def loss(ranked: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+        return (plackett_luce(ranked, rest) * torch.arange(1, 6)).sum()
+
+    for tensor, of in ((ranked, lambda s: loss(s, rest)), (rest, lambda r: loss(ranked, r))):
+        found = torch.autograd.grad(of(tensor.requires_grad_()), tensor)[0] if tensor.numel() else tensor
+        tensor.requires_grad_(False)
+        for place in zip(*torch.nonzero(~tensor.isnan(), as_tuple=True)):
+            step = torch.zeros_like(tensor)
+            step[place] = 1e-6
+            difference = (of(tensor + step) - of(tensor - step)) / 2e-6
+            assert found[place].item() == pytest.approx(difference.item(), abs=1e-6)
+
+
 scores = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=6)
 
 

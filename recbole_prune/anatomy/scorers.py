@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from recbole_prune.anatomy.shared_calls import call, evaluating, input_of, sharing
+from recbole_prune.sparse.distinct import distinct
 from recbole_prune.sparse.pair_scores import pair_scores
 
 if TYPE_CHECKING:
@@ -156,15 +157,15 @@ class Vectors(Scorer):
         if self._has_table(model, items):
             products = pair_scores(query, self.item_table(model), items)
         else:
-            distinct, places = items.unique(return_inverse=True)
-            products = pair_scores(query, self.item_vectors(model, distinct), places)
+            found, places = distinct(items, self.item_count(model))
+            products = pair_scores(query, self.item_vectors(model, found), places)
         offset = self.offset(model, rows, items)
         return products if offset is None else products + offset
 
     def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Products of item vectors and the queries of the users that occur, plus offsets."""
-        distinct, places = users.unique(return_inverse=True)
-        products = pair_scores(self.item_vectors(model, items), self.query(model, distinct), places)
+        found, places = distinct(users, int(model.n_users))
+        products = pair_scores(self.item_vectors(model, items), self.query(model, found), places)
         offset = self.offset(model, users.reshape(-1), items.repeat_interleave(users.shape[1]).unsqueeze(1))
         return products if offset is None else products + offset.view(users.shape)
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.sparse.contexts import SavingContext
 
 # below any score that matters; e to this power is 0 and, unlike that of -inf, has the gradient 0
 _NOWHERE = -1e9
@@ -25,13 +26,36 @@ def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     Returns:
         losses ``[rows]``.
     """
-    listed = ~ranked.isnan()
-    scores = torch.where(listed, ranked, _NOWHERE)
-    tails = scores.flip(1).logcumsumexp(1).flip(1)
-    if below.shape[1]:
-        rest = torch.where(below.isnan(), _NOWHERE, below).logsumexp(1, keepdim=True)
-        tails = torch.logaddexp(tails, rest)
-    return torch.where(listed, tails - scores, 0.0).sum(1)
+    losses: torch.Tensor = _PlackettLuce.apply(ranked, below)
+    return losses
+
+
+class _PlackettLuce(torch.autograd.Function):
+    """By the formulas of the gradient, which need one pass over the list; ``logcumsumexp`` and its own are ten times
+    slower on a CPU than adding up column after column.
+    """
+
+    @staticmethod
+    def forward(ctx: SavingContext, ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+        columns, rest = (torch.where(scores.isnan(), _NOWHERE, scores).t().contiguous() for scores in (ranked, below))
+        tails = torch.empty_like(columns)
+        tail = rest.logsumexp(0) if len(rest) else rest.new_full(rest.shape[1:], _NOWHERE)
+        for place in reversed(range(len(columns))):
+            tail = torch.logaddexp(tail, columns[place], out=tails[place])
+        listed = ~ranked.isnan().t()
+        ctx.save_for_backward(columns, rest, tails, listed)
+        return torch.where(listed, tails - columns, 0.0).sum(0)
+
+    @staticmethod
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """With ``D_k`` the k-th sum: ``-1 + exp(s_k) sum_{q <= k} 1 / D_q``, and ``exp(r_j) sum_k 1 / D_k``."""
+        columns, rest, tails, listed = ctx.saved_tensors
+        heads = torch.where(listed, -tails, _NOWHERE)
+        for place in range(1, len(heads)):
+            torch.logaddexp(heads[place - 1], heads[place], out=heads[place])
+        of_ranked = torch.where(listed, torch.expm1(columns + heads), 0.0)
+        of_rest = (rest + heads[-1]).exp() if len(heads) else torch.zeros_like(rest)
+        return (of_ranked * gradient).t(), (of_rest * gradient).t()
 
 
 def draw_ranks(

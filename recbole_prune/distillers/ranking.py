@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from recbole_prune.distillers.soft_labels import (
     soft_cross_entropy,
     weighted_positives,
 )
+from recbole_prune.sparse.distinct import distinct
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
@@ -87,7 +89,7 @@ def outside_of(consumed: UsedIds, lists: np.ndarray) -> UsedIds:
 
 def draw_lists(
     ranked: Ranked,
-    consumed: UsedIds,
+    outside: UsedIds,
     interesting: int,
     uninteresting: int,
     sharpness: float | None,
@@ -97,7 +99,7 @@ def draw_lists(
 
     Args:
         ranked: what the teacher ranks first, best first, ``[keys, P]``, -1 behind the end of a list.
-        consumed: what each key has consumed; neither that nor anything in its list is drawn.
+        outside: the pairs of which no other can be drawn (:func:`outside_of`).
         interesting: how many of a list to take.
         uninteresting: how many others to draw.
         sharpness: of the draw from the list; None takes its head.
@@ -109,7 +111,7 @@ def draw_lists(
     else:
         ranks = draw_ranks((lists >= 0).sum(1), interesting, sharpness, lists.shape[1], stream)
         head = take_ranks(ranked, ranks)
-    return Drawn(*head, draw_outside(outside_of(consumed, lists), uninteresting, 1, stream))
+    return Drawn(*head, draw_outside(outside, uninteresting, 1, stream))
 
 
 class RelaxedRanking(ListDistiller):
@@ -118,12 +120,17 @@ class RelaxedRanking(ListDistiller):
     Source: methods/distillation_ranking.md, section 4.
     """
 
+    @cached_property
+    def _outside_users_lists(self) -> UsedIds:
+        return outside_of(self.pupils.consumed, self.teacher.ranked_items[0])
+
     def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
         """An ordered list and a set."""
         settings = self.settings
         sharpness = settings.distill_sharpness if settings.distill_sample_interesting else None
         counts = settings.distill_interesting, settings.distill_uninteresting
-        return draw_lists(ranked, consumed, *counts, sharpness, stream)
+        outside = outside_of(consumed, ranked[0]) if self.pupils.of_rows else self._outside_users_lists
+        return draw_lists(ranked, outside, *counts, sharpness, stream)
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """The listwise losses of the distinct users or of the rows of the batch."""
@@ -132,7 +139,8 @@ class RelaxedRanking(ListDistiller):
     def terms_of(self, model: MaskAware, listed: Listed) -> Terms:
         """The same of lists that were found already."""
         parts = listed.interesting, listed.uninteresting
-        losses = plackett_luce(*(self.logits(model, listed.rows, part) for part in parts))
+        logits = self.logits(model, listed.rows, torch.cat(parts, 1))
+        losses = plackett_luce(*logits.split([part.shape[1] for part in parts], 1))
         return {"rrd": (self.settings.distill_weight, losses.sum())}
 
 
@@ -152,13 +160,17 @@ class ItemSideRanking(RelaxedRanking):
         super().ask(student, teacher)
         _ = teacher.users_of_items
 
+    @cached_property
+    def _outside_items_lists(self) -> UsedIds:
+        return outside_of(self.pupils.consumers, self.teacher.users_of_items)
+
     def begin_epoch(self) -> None:
         """Draw the lists of all users, and those of all items."""
         super().begin_epoch()
         settings, lists = self.settings, self.teacher.users_of_items
         drawn = draw_lists(
-            (lists, np.zeros(lists.shape, np.float32)),
-            self.pupils.consumers,
+            (lists, np.broadcast_to(np.float32(0), lists.shape)),
+            self._outside_items_lists,
             settings.distill_item_interesting,
             settings.distill_item_uninteresting,
             settings.distill_sharpness if settings.distill_sample_interesting else None,
@@ -169,10 +181,11 @@ class ItemSideRanking(RelaxedRanking):
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """Those of RRD, and the listwise losses of every item in the lists of the batch's users."""
         listed = self._source.of(interaction)
-        items = torch.cat([listed.interesting.reshape(-1), listed.uninteresting.reshape(-1)]).unique()
-        items = items[items > 0]
-        ranked, below = (self._of_items(model, items, rows_of(part, items)) for part in self._item_lists)
-        item_side = plackett_luce(ranked, below).sum()
+        ids = torch.cat([listed.interesting, listed.uninteresting], 1)
+        items = distinct(ids[ids > 0], self.pupils.item_count)[0]
+        users = [rows_of(part, items) for part in self._item_lists]
+        logits = self._of_items(model, items, torch.cat(users, 1))
+        item_side = plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()
         return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}
 
     def _of_items(self, model: MaskAware, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
