@@ -192,11 +192,60 @@ def test_bytes_of_a_training_are_those_of_the_formula(both: tuple[PlainRun, OurR
     assert found["other"] == entries  # the masks, a byte each
 
 
+@pytest.fixture
+def taught(words: list[str], tiny_data: Path, tmp_path: Path) -> list[str]:
+    """The same with a file of ranked lists that teaches: the same ten items to every user of ``tiny``."""
+    with scratch_folder() as scratch:
+        dataset = OurRun(our_config(words, scratch), scratch).workshop.train_data._dataset
+    users, items = (dataset.field2id_token[field][1:] for field in (dataset.uid_field, dataset.iid_field))
+    (tmp_path / "lists.tsv").write_text("".join("\t".join([user, *items[:10]]) + "\n" for user in users))
+    return [*words, "--distiller=rrd", f"--distill_teacher={tmp_path / 'lists.tsv'}"]
+
+
+def test_training_is_timed_with_a_teacher_and_without(taught: list[str], tmp_path: Path) -> None:
+    document = bench("train", taught, tmp_path, "--repeats=1", "--sparsities=0,0.5", "--batches=2", "--pruner=dsl")
+    names = [(one["name"], one["sparsity"]) for one in document["candidates"]]
+    assert names == [("plain", None), ("ours", 0), ("ours, rrd", 0), ("ours, dsl", 0.5), ("ours, dsl, rrd", 0.5)]
+    assert document["settings"]["distiller"] == "rrd"
+
+
+def test_bytes_of_what_teaches_are_counted(taught: list[str]) -> None:
+    with scratch_folder() as scratch:
+        ours = OurRun(our_config(taught, scratch, teaches=True), scratch)
+        data, sizes = ours.workshop.train_data, []
+        for is_taught in (False, True):
+            trainer = ours.candidate(0.0, is_taught)[1]
+            trainer._train_epoch(data, 0)
+            sizes.append(memory.tensor_bytes(trainer))
+        [part] = trainer.session.parts
+        lists = part.teacher.ranked_items
+    assert {**sizes[1], "other": 0} == {**sizes[0], "other": 0}
+    assert sizes[1]["other"] >= sizes[0]["other"] + sum(table.nbytes for table in lists)
+
+
+@pytest.mark.parametrize(
+    ("name", "words_of_teacher", "message"),
+    [
+        (
+            "train",
+            ["--distiller=rrd", "--distill_teacher_model=BPR"],
+            "distill_teacher is empty: a benchmark trains no",
+        ),
+        ("eval", ["--distiller=rrd", "--distill_teacher_model=BPR"], "distiller=rrd is not allowed: only bench train"),
+    ],
+)
+def test_teachers_that_a_benchmark_does_not_take(
+    name: str, words_of_teacher: list[str], message: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", name, *words, *words_of_teacher]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_memory_is_measured_in_processes(words: list[str], tmp_path: Path) -> None:
     document = bench("memory", words, tmp_path, "--skip_plain=True", "--sparsities=0.5", "--batches=1")
-    assert document["settings"]["model"] == "BPR"
+    assert document["settings"]["model"] == "BPR" and len(document["candidates"]) == 2
     assert document["candidates"][0]["failed"] == "left out (--skip_plain)"
     ours, details = measures(document, "ours", 0.5), document["candidates"][1]["details"]
     assert ours["state"]["median"] == details["weights"] + details["gradients"] + details["optimizer"]

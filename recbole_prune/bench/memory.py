@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,24 @@ from tqdm import tqdm
 from recbole_prune.bench.measuring import first_batches
 from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results, quantity
-from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of, ways_to_train
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.signals import on_abort
 from recbole_prune.training.state import optimizers_of
+from recbole_prune.training.trainer import MaskAwareTrainer
 
 _STATUS = Path("/proc/self/status")
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     """One process for plain RecBole, one for each sparsity of ours."""
-    jobs: list[tuple[str, float | None]] = [("ours", sparsity) for sparsity in options["sparsities"]]
-    if options["skip_plain"]:
-        results.candidate("plain", failed="left out (--skip_plain)")
-    else:
-        jobs.insert(0, ("plain", None))
     with scratch_folder() as scratch:
-        config = our_config(words, scratch, show_progress=False)
+        config = our_config(words, scratch, teaches=True, show_progress=False)
         results.settings = settings_of(config)
-        for name, sparsity in tqdm(jobs, desc="bench memory", unit="process", ncols=100):
-            job = {"name": name, "sparsity": sparsity, "batches": options["batches"]}
+        jobs = _jobs(config, options, results)
+        for name, sparsity, taught in tqdm(jobs, desc="bench memory", unit="process", ncols=100):
+            job = {"name": name, "sparsity": sparsity, "taught": taught, "batches": options["batches"]}
             found = _run_process({**job, "settings": config.plain_settings()}, scratch / "found.json")
             failed = found.pop("failed", None)
             if failed:
@@ -60,6 +58,16 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         "tensor that the model keeps (masks, positions of live entries, graphs); peak: of the process, with data and "
         "libraries; peak_of_epoch: likewise, from the end of loading and building on"
     )
+
+
+def _jobs(config: PruneConfig, options: dict[str, Any], results: Results) -> list[tuple[str, float | None, bool]]:
+    """Name, sparsity, and whether a distiller teaches, of every process."""
+    pairs = product(options["sparsities"], ways_to_train(config))
+    ours = [(f"ours, {config.settings.distiller}" if taught else "ours", one, taught) for one, taught in pairs]
+    if options["skip_plain"]:
+        results.candidate("plain", failed="left out (--skip_plain)")
+        return [*ours]
+    return [("plain", None, False), *ours]
 
 
 def _run_process(job: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def _train_and_count(job: dict[str, Any]) -> dict[str, Any]:
             trainer, data = plain.trainer, plain.train_data
         else:
             ours = OurRun(config, scratch)
-            trainer, data = ours.candidate(job["sparsity"])[1], ours.workshop.train_data
+            trainer, data = ours.candidate(job["sparsity"], job["taught"])[1], ours.workshop.train_data
             ours.reseed()
         before = peak_bytes()
         _reset_peak()
@@ -159,19 +167,21 @@ def tensor_bytes(trainer: Any) -> dict[str, int]:
     """Bytes of the tensors of a training, each piece of memory once, whatever the storage.
 
     Returns:
-        ``weights`` (parameters), ``gradients``, ``optimizer`` (state of every optimizer of the trainer), ``buffers``,
-        and ``other``: tensors and arrays in attributes of the model and its modules, such as masks, positions of
-        live entries and a graph's adjacency.
+        ``weights`` (parameters, those of what trains along included), ``gradients``, ``optimizer`` (state of every
+        optimizer of the trainer), ``buffers``, and ``other``: tensors and arrays in attributes of the model, its
+        modules and what trains along, such as masks, positions of live entries, a graph's adjacency, what is kept
+        of a teacher.
     """
     model = trainer.model
+    parts = trainer.session.parts if isinstance(trainer, MaskAwareTrainer) else ()
     seen: set[int] = set()
-    parameters = list(model.parameters())
+    parameters = [*model.parameters(), *(parameter for part in parts for parameter in part.parameters().values())]
     groups: dict[str, Any] = {
         "weights": parameters,
         "gradients": [p.grad for p in parameters],
         "optimizer": [dict(optimizer.state) for optimizer in optimizers_of(trainer).values()],
         "buffers": list(model.buffers()),
-        "other": [vars(module) for module in model.modules()],
+        "other": [*(vars(module) for module in model.modules()), *parts],
     }
     return {name: sum(_bytes_of(group, seen)) for name, group in groups.items()}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.config.fingerprint import PATHS
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
+from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
@@ -42,12 +45,13 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def our_config(words: list[str], scratch: Path, **defaults: Any) -> PruneConfig:
+def our_config(words: list[str], scratch: Path, teaches: bool = False, **defaults: Any) -> PruneConfig:
     """The config of a benchmark from the words that are no options of its own.
 
     Args:
         words: of the command line.
         scratch: for the file of defaults.
+        teaches: whether the benchmark measures what a distiller costs.
         defaults: the benchmark's own, below the user's files.
     """
     asked = launch(words)
@@ -56,6 +60,10 @@ def our_config(words: list[str], scratch: Path, **defaults: Any) -> PruneConfig:
     config = PruneConfig(asked.model, asked.dataset, [str(own), *(asked.files or [])], words=asked.words)
     if config.settings.dry_run:
         raise ConfigError("dry_run=True is not allowed: a benchmark has to run what it measures")
+    if config.settings.distiller and not teaches:
+        raise ConfigError(
+            f"distiller={config.settings.distiller} is not allowed: only bench train and bench memory measure teaching"
+        )
     return config
 
 
@@ -73,26 +81,43 @@ class OurRun:
         """The targets."""
         return self.experiment.scope
 
-    def candidate(self, sparsity: float) -> tuple[str, MaskAwareTrainer]:
-        """A name for results and the trainer at a sparsity: random masks, or those of a sparse-from-scratch pruner."""
-        pruner = self.config.settings.pruner
-        if sparsity and issubclass(get_pruner(pruner), StaticSparseTraining):
-            return f"ours, {pruner}", self._dynamic_trainer(sparsity)
-        return "ours", self.trainer(self.random_masks(sparsity))
+    def candidate(self, sparsity: float, taught: bool = False) -> tuple[str, MaskAwareTrainer]:
+        """A name for results and the trainer at a sparsity: random masks, or those of a sparse-from-scratch pruner.
 
-    def _dynamic_trainer(self, sparsity: float) -> MaskAwareTrainer:
-        """The trainer of a sparse-from-scratch pruner (``--pruner=dsl``), whose masks may move while it trains."""
+        Args:
+            sparsity: of the targets.
+            taught: with the distiller of the settings; else without.
+        """
+        settings = self.config.settings
+        moving = sparsity > 0 and issubclass(get_pruner(settings.pruner), StaticSparseTraining)
+        name = ", ".join(["ours", *([settings.pruner] if moving else []), *([settings.distiller] if taught else [])])
+        workshop, plan = self._moving(sparsity) if moving else (self.workshop, _of_masks(self.random_masks(sparsity)))
+        if taught:
+            plan = replace(plan, parts=(*plan.parts, self._teaching.distiller()))
+        return name, self._begun(workshop, plan)
+
+    @cached_property
+    def _teaching(self) -> Teaching:
+        if not self.config.settings.distill_teacher:
+            raise ConfigError(
+                "distill_teacher is empty: a benchmark trains no teacher, so name one that is there with "
+                "--distill_teacher=PATH"
+            )
+        return Teaching(self.workshop, self.experiment.folder, None)
+
+    def _moving(self, sparsity: float) -> tuple[Workshop, Plan]:
+        """What a sparse-from-scratch pruner (``--pruner=dsl``) plans, whose masks may move while it trains."""
         changes = {"prune_target_sparsity": sparsity, "prune_dense": False}
         config = PruneConfig.from_plain_settings({**self.config.plain_settings(), **changes})
         workshop = self.workshop.with_config(config)
         pruner = get_pruner(config.settings.pruner)(Experiment(workshop, self.experiment.folder))
         pruner.check()
         assert isinstance(pruner, StaticSparseTraining)
-        return self._begun(workshop, pruner.plan())
+        return workshop, pruner.plan()
 
     def trainer(self, masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) -> MaskAwareTrainer:
         """The trainer of a ticket under masks, from the initial weights or from given ones; as in a run."""
-        return self._begun(self.workshop, Plan(0 if masks.is_dense else 1, masks, weights=weights))
+        return self._begun(self.workshop, _of_masks(masks, weights))
 
     def _begun(self, workshop: Workshop, plan: Plan) -> MaskAwareTrainer:
         trainer = TicketTraining(workshop, self.experiment.folder, plan, scope=self.scope).trainer
@@ -121,9 +146,18 @@ class OurRun:
         return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
+def _of_masks(masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) -> Plan:
+    return Plan(0 if masks.is_dense else 1, masks, weights=weights)
+
+
 def _masks(scores: Mapping[str, torch.Tensor], scope: Scope, sparsity: float) -> MaskSet:
     dense = MaskSet.dense(scope)
     return select(scores, dense, scope.prunable - removed_exact(sparsity, scope.prunable)) if sparsity else dense
+
+
+def ways_to_train(config: PruneConfig) -> tuple[bool, ...]:
+    """Without a distiller, and with it where the settings have one."""
+    return (False, True) if config.settings.distiller else (False,)
 
 
 def settings_of(config: PruneConfig) -> dict[str, Any]:

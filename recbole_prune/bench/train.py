@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from recbole_prune.bench.measuring import Candidate, device_clock, first_batches, take_turns
 from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
-from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
+from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of, ways_to_train
 from recbole_prune.config.prune_config import PruneConfig
 
 _WARM_UP = 20
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
-    """Plain RecBole, then ours at each sparsity, in turn; before that some batches of each to warm up."""
+    """Plain RecBole, then ours at each sparsity, without and with the distiller, in turn; first some batches each."""
     with scratch_folder() as scratch:
-        config = our_config(words, scratch, show_progress=False)
+        config = our_config(words, scratch, teaches=True, show_progress=False)
         results.settings = settings_of(config)
         candidates = [*_plain(config, scratch, options), *_ours(config, scratch, options)]
         if options["batches"]:
@@ -36,8 +37,8 @@ def _plain(config: PruneConfig, scratch: Path, options: dict[str, Any]) -> list[
 def _ours(config: PruneConfig, scratch: Path, options: dict[str, Any]) -> list[Candidate]:
     ours = OurRun(config, scratch)
     candidates = []
-    for sparsity in options["sparsities"]:
-        name, trainer = ours.candidate(sparsity)
+    for sparsity, taught in product(options["sparsities"], ways_to_train(config)):
+        name, trainer = ours.candidate(sparsity, taught)
         candidates.append(_candidate(name, sparsity, trainer, ours.workshop.train_data, ours.reseed, options))
     return candidates
 

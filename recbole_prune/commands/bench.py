@@ -51,7 +51,8 @@ _REPEATED = {"sparsities": own.SPARSITIES, "repeats": own.REPEATS, **_COMMON}
 BENCHMARKS = {
     "train": Benchmark(
         "train",
-        "one training epoch; random masks of exact size, or those of --pruner=static, dsl, rigl or set that move",
+        "one training epoch; random masks of exact size, or those of --pruner=static, dsl, rigl or set that move; with "
+        "--distiller and --distill_teacher=PATH also taught",
         {"seconds": "seconds"},
         ("plain",),
         {**_REPEATED, "batches": own.BATCHES, "together": own.number(1, "epochs timed together")},
