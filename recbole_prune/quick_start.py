@@ -114,8 +114,10 @@ def _run(
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
     teaching = Teaching(workshop, folder, trained) if config.settings.distiller else None
+    untaught_dense = None
     if teaching is not None:
         experiment.distiller = teaching.distiller
+        untaught_dense = teaching.tell_popular_apart(experiment, alone)
         for line in said_of_loss(config.settings, config["train_batch_size"]):
             experiment.logger.info(line)
     siblings.adopt_dense(experiment)
@@ -143,7 +145,7 @@ def _run(
         artifact=str(artifact),
         costs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
-        alone=None if alone is None else alone.dense,
+        alone=untaught_dense,
         teacher=None if teaching is None else teaching.teacher.identity,
     )
     try:

@@ -29,7 +29,7 @@ class Trained:
         self.config = Config(model, DATASET, config_dict=settings)
         init_seed(self.config["seed"], self.config["reproducibility"])
         self.dataset = create_dataset(self.config)
-        self.train_data, *_ = data_preparation(self.config, self.dataset)
+        self.train_data, _, self.test_data = data_preparation(self.config, self.dataset)
         init_seed(self.config["seed"], self.config["reproducibility"])
         self.model = self.config.model_class(self.config, self.train_data._dataset).to(self.config["device"])
         if epochs:  # some models count in their loss

@@ -52,7 +52,10 @@ def check_journal(lesson: Lesson) -> None:
         assert teacher["model"] == lesson.room.model and teacher["parameters"] > 0
         assert set(teacher["metrics"]) == {"valid", "test"}
         assert 0 < record["distill_seconds"] <= record["train_seconds"]
-    assert not {"teacher", "distill_seconds"} & set(lesson.room.untaught.records[0])
+        for told in (record, teacher):
+            assert ("recall_by_popularity" in told) == any(name.startswith("recall@") for name in record["test"])
+            assert told.get("recall_by_popularity", "not measured") is not None
+    assert not {"teacher", "distill_seconds", "recall_by_popularity"} & set(lesson.room.untaught.records[0])
 
 
 def check_checkpoint(lesson: Lesson) -> None:

@@ -110,6 +110,31 @@ def test_a_distilled_run_counts_the_weights_of_teacher_and_students() -> None:
     assert max(map(len, table.splitlines())) <= 100
 
 
+def test_recall_by_popularity_stands_where_it_was_measured() -> None:
+    recall = {"k": 20, "popular": 0.25, "unpopular": 0.0625, "popular_users": 3, "unpopular_users": 4}
+    measured = {"recall_by_popularity": recall}
+    alone = metric_ticket(0, 0.0, None, None, method={"recall_by_popularity": None})
+    found = [
+        metric_ticket(0, 0.0, None, None, method=measured, kept=9_000_000, prunable=9_000_000, parameters=9_000_010),
+        metric_ticket(12, 0.5, True, False, method={"recall_by_popularity": {**recall, "unpopular": None}}),
+    ]
+    arguments: dict[str, Any] = {"chosen": found[1], "bytes_of": {0: 36_000_040, 12: 9_000_000}, "alone": alone}
+    table = ticket_table(found, "NDCG@10", teacher={**TEACHER, **measured}, **arguments)
+    header, rows = rows_of(table)
+    assert header == ["ticket", "sparsity", "weights", "valid", "test", "popular", "rare", "bytes", "wins"]
+    assert rows["teacher"][5:7] == rows["taught 0"][5:7] == ["0.2500", "0.0625"]
+    assert rows["taught 12*"][5:7] == ["0.2500", "undefined"] and rows["alone"][5:7] == ["-", "-"]
+    assert max(map(len, table.replace("undefined", "      ").splitlines())) <= 84
+    header, rows = rows_of(ticket_table(found, "NDCG@10", teacher=TEACHER, every_metric=True, **arguments))
+    assert header[8:] == ["popular", "rare", "bytes", "epochs", "best", "wins"] and "kept" in header
+    assert rows["taught 0"][8:10] == ["0.2500", "0.0625"] and rows["teacher"][8:10] == ["-", "-"]
+    lines = legend(found, "NDCG@10", teacher=TEACHER)
+    assert any(line.startswith("popular, rare: test recall@20 of the most popular items") for line in lines)
+    assert not any("rare" in line for line in legend(tickets(), "NDCG@10", teacher=TEACHER))
+    header, _ = rows_of(ticket_table(found, "NDCG@10", chosen=found[0], bytes_of={}))
+    assert "popular" not in header, "nobody teaches"
+
+
 def test_the_legend_names_the_teacher() -> None:
     first, *rest = legend(tickets(), "NDCG@10", teacher=TEACHER)
     assert first.startswith("teacher: BPR, ticket 0 of none-0123456789;")

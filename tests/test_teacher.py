@@ -13,19 +13,23 @@ import pandas as pd
 import pytest
 import torch
 from teachers import Trained, first_rows, no_gradient, open_for, pupils_of, refusal, settings_of, student_config
+from test_popularity import heard, require_equal, slowly
 from zoo import DATASET
 from zoo_data import make_dataset
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import ranked_lists
 from recbole_prune.distillers.model_teacher import ModelTeacher
+from recbole_prune.distillers.popularity import recall_of_teacher
 from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import StoreError
 from recbole_prune.quick_start import run
 from recbole_prune.run.files import write_atomic
 from recbole_prune.run.store import RunFolder
+from recbole_prune.run.workshop import Workshop
 
 LENGTH = 25
 
@@ -280,6 +284,28 @@ def test_equal_scores_are_ranked_by_id(data: Path, made: Made) -> None:
         count = int((row >= 0).sum())
         pairs = [(-value, item) for value, item in zip(values[:count], row[:count])]
         assert pairs == sorted(pairs)
+
+
+@pytest.mark.slow
+def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made: Made) -> None:
+    trained, file = made("BPR", reordered, topk=[5])
+    workshop = Workshop(student_config(data, file, topk=[5]))
+    teacher = Teaching(workshop, None, None).teacher
+    student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
+    popular = {theirs[token_of(student, "item_id", item)] for item in torch.nonzero(teacher.pupils.popular)[:, 0]}
+    lists, _ = heard(trained.trainer, trained.train_data, trained.test_data)
+    found = recall_of_teacher(workshop, teacher)
+    require_equal(found, slowly(lists, popular), 5)
+    assert found is not None and found["popular"], "some are found"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "student"), [("BPR", "GRU4Rec"), ("SASRec", "BPR")])
+def test_recall_of_a_teacher_that_is_asked_in_another_way(name: str, student: str, data: Path, made: Made) -> None:
+    _, file = made(name, data)
+    workshop = Workshop(student_config(data, file, student))
+    found = recall_of_teacher(workshop, Teaching(workshop, None, None).teacher)
+    assert found is not None and found["popular_users"] + found["unpopular_users"] == len(workshop.test_data._dataset)
 
 
 @pytest.mark.parametrize("same_order", [True, False])

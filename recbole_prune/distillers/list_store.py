@@ -1,4 +1,4 @@
-"""A teacher's rankings on disk: computed once for a run folder, read back hash-checked by a run that continues."""
+"""What is computed once for the run folder of a student: its teacher's rankings, and notes; read back hash-checked."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ class ListStore:
 
     def __init__(self, folder: RunFolder | None, sha256: str, length: int) -> None:
         self.folder = folder
-        self._record: dict[str, Any] = {"teacher_sha256": sha256, "length": length, "files": {}}
+        own: dict[str, Any] = {"teacher_sha256": sha256, "length": length}
+        self._record: dict[str, Any] = {**own, "files": {}, "notes": {}}
         if folder is None:
             return
         if (folder.path / _RECORD).exists():
             found = unseal(read_file(folder.path / _RECORD).rstrip(b"\n"))
             if found is None:
                 raise StoreError(f"{folder.path / _RECORD} is corrupt: its sha256 does not fit its content; {WAY_OUT}")
-            if {**found, "files": {}} == self._record:
-                self._record = found
+            if {name: found[name] for name in own} == own:
+                self._record.update(found)
                 return
             if folder.is_trained():
                 before = found["teacher_sha256"]
@@ -49,7 +50,7 @@ class ListStore:
                     f"the teacher changed since {folder.path} was begun: its sha256 was {before} and is {sha256}; put "
                     "the old one back, or start over with --fresh=True (this folder is kept aside)"
                 )
-        folder.write(_RECORD, seal(self._record) + b"\n")
+        self._write()
 
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """Arrays that were stored under a name; they are computed and stored where there are none.
@@ -64,6 +65,16 @@ class ListStore:
         arrays = {part: np.ascontiguousarray(array) for part, array in compute().items()}
         if self.folder is not None:
             digests = {**digests, name: self.folder.write(file, save_safetensors(arrays))}
-            self._record = {**self._record, "files": digests}
-            self.folder.write(_RECORD, seal(self._record) + b"\n")
+            self._write(files=digests)
         return arrays
+
+    def note(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A value of JSON that was noted under a name; it is computed and noted where there is none."""
+        if name not in self._record["notes"]:
+            self._write(notes={**self._record["notes"], name: compute()})
+        return self._record["notes"][name]
+
+    def _write(self, **changes: Any) -> None:
+        self._record = {**self._record, **changes}
+        if self.folder is not None:
+            self.folder.write(_RECORD, seal(self._record) + b"\n")

@@ -128,7 +128,7 @@ class ModelTeacher(Teacher):
     @torch.no_grad()
     def batch_logits(self, interaction: Interaction) -> torch.Tensor:
         """The logit of every row of a batch; where it is a product of vectors, nothing is propagated anew."""
-        tables = self._products if self._states is None else None
+        tables = self.products if self._states is None else None
         if tables is None:
             logits = self._reading(lambda: batch_logits(self.model, self.matching.rows(interaction)))
         else:
@@ -186,7 +186,7 @@ class ModelTeacher(Teacher):
 
     def _scores_of_users(self, users: torch.Tensor) -> torch.Tensor:
         """Scores of all the student's items; where they are products of vectors, nothing is propagated anew."""
-        tables = self._products
+        tables = self.products
         if tables is not None:
             return tables[0][users] @ tables[1].t()
         return self._of_items(self._reading(lambda: score_rows(self.model, self._rows_of(users))))
@@ -201,7 +201,7 @@ class ModelTeacher(Teacher):
             raise self.refuse(f"ranks no items for a user: {reason}")
 
     @property
-    def _products(self) -> Tables:
+    def products(self) -> Tables:
         """The tables whose products are the scores; None where they are not."""
         if self._accessor is None or not self._accessor.dot:
             return None
@@ -230,7 +230,7 @@ class ModelTeacher(Teacher):
     def rank_users(self) -> Ranked:
         """A pass over the items where scores are products, else a second one over the users."""
         self._require_lists()
-        tables, known = self._products, self._known_users()
+        tables, known = self.products, self._known_users()
         arguments = self._arguments("users of items")
         if tables is None or len(known) < self.pupils.user_count - 1:
             with shared_propagation(self.model):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.scoring.popularity import popular_items
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
@@ -86,6 +87,12 @@ class Pupils:
         """The users of each item in the training data."""
         users, items = np.divmod(self.consumed.codes, self.item_count)
         return UsedIds(items, users, self.item_count, self.user_count)
+
+    @cached_property
+    def popular(self) -> torch.Tensor:
+        """Which items are popular in the training data, where an item counts once for a user; bool ``[N]``."""
+        counts = np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
+        return torch.from_numpy(popular_items(counts))
 
     def consumed_in(self, batch: Interaction) -> UsedIds:
         """The items of each row of a batch: its history and its next item."""

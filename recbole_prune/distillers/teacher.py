@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional, Union
@@ -29,7 +29,8 @@ class Basics(NamedTuple):
     """What every teacher is made with.
 
     Attributes:
-        identity: for the journal: ``kind``, ``path``, ``sha256``, ``model``, ``parameters``, ``metrics``.
+        identity: for the journal: ``kind``, ``path``, ``sha256``, ``model``, ``parameters``, ``metrics`` and, of a run
+            whose tests rank items, ``recall_by_popularity``.
         pupils: the student's data.
         length: how long the rankings are.
         store: where they are kept.
@@ -143,6 +144,10 @@ class Teacher(ABC):
     def _users_of_items(self) -> dict[str, np.ndarray]:
         with same_draws(self.pupils.seed):
             return self._store.get("users_of_items", lambda: {"ids": self.rank_users()[0]})
+
+    def noted(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A value of JSON that is computed once for a run folder."""
+        return self._store.note(name, compute)
 
     @abstractmethod
     def rank_items(self) -> Ranked:

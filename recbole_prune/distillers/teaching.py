@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole.data.dataloader.user_dataloader import UserDataLoader
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_prune.anatomy.logits import reason_without_lists
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
@@ -14,13 +14,17 @@ from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.schema import known_keys
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
+from recbole_prune.distillers.popularity import recall_of_teacher, with_recall
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
 if TYPE_CHECKING:
+    from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.store import RunFolder
+    from recbole_prune.run.summary import RunResult
+    from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
 
 
@@ -40,7 +44,7 @@ class Teaching:
     """
 
     def __init__(self, workshop: Workshop, folder: RunFolder | None, trained: Path | None) -> None:
-        self._config = workshop.config
+        self._workshop, self._config = workshop, workshop.config
         student = workshop.build_model()
         self._class = get_distiller(workshop.config.settings.distiller).for_student(student)
         require_student(self._class, workshop.config, student)
@@ -55,6 +59,25 @@ class Teaching:
             raise _cannot(workshop.config, changed)
         self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
         self._class.ask(student, self.teacher)
+
+    def tell_popular_apart(self, experiment: Experiment, alone: RunResult | None) -> Ticket | None:
+        """Have recall of popular and of unpopular items measured: in the test of every ticket, and of the teacher.
+
+        Args:
+            experiment: of the student.
+            alone: the run of the student alone.
+
+        Returns:
+            the dense ticket of the student alone, with its recall.
+        """
+        dense = None if alone is None else alone.dense
+        if self._config["eval_type"] != EvaluatorType.RANKING:
+            return dense
+        experiment.popular = self._pupils.popular
+        self.teacher.identity["recall_by_popularity"] = recall_of_teacher(self._workshop, self.teacher)
+        if alone is None or dense is None:
+            return None
+        return with_recall(dense, alone.experiment, self._workshop, self.teacher)
 
     def distiller(self) -> Distiller:
         """The part that teaches one ticket."""

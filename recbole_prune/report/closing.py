@@ -12,6 +12,7 @@ from pathlib import Path
 from recbole_prune.config.settings import is_used
 from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
+from recbole_prune.report.popularity import popularity_lesson
 from recbole_prune.report.table import legend, live_parameters, ticket_table
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.workshop import NO_TEST_DATA
@@ -85,6 +86,8 @@ def _lesson(result: RunResult) -> Iterator[str]:
             heights.append(f"{name} {metric} {best:.4f}")
     if gains:
         yield f"Taught instead of alone: {' and '.join(gains)}."
+    if result.alone is not None:
+        yield from popularity_lesson(result.alone.method, chosen.method)
     size, whole = live_parameters(chosen), result.teacher["parameters"]
     has = [" and ".join(heights)] if heights else []
     if whole:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from recbole_prune.errors import printable
+from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
@@ -27,7 +29,8 @@ def ticket_table(
 ) -> str:
     """One row per ticket, then the baselines that were run over the same settings.
 
-    In a distilled run a column says how many weights there are, so that teacher and student can be compared.
+    In a distilled run a column says how many weights there are, so that teacher and student can be compared; two say
+    how much of the popular and of the unpopular items is found, where that was measured, and take the place of others.
 
     Args:
         tickets: ticket 0 first.
@@ -43,25 +46,48 @@ def ticket_table(
     names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
     shown = [f"{part} {name}" for part in _PARTS for name in names] if every_metric else list(_PARTS)
     header = ["ticket", "sparsity", "kept", *shown, "bytes", "epochs", "best", "wins"]
-    rows, sizes = [], []
+    rows, sizes, records = [], [], []
+
+    def add(row: list[str], size: int | None, record: Mapping[str, Any]) -> None:
+        rows.append(row)
+        sizes.append(size)
+        records.append(record)
+
     if teacher is not None:
-        rows.append(_teacher_row(teacher, names))
-        sizes.append(teacher["parameters"])
+        add(_teacher_row(teacher, names), teacher["parameters"], teacher)
     if alone is not None:
-        rows.append([*_row("alone", {**alone.to_record(), "bytes": bytes_of.get(0)}, names)[:-1], "-"])
-        sizes.append(live_parameters(alone))
+        record = {**alone.to_record(), "bytes": bytes_of.get(0)}
+        add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
     for ticket in tickets:
         label = ("" if teacher is None else "taught ") + str(ticket.ticket) + "*" * (ticket is chosen)
-        rows.append(_row(label, {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}, names))
-        sizes.append(live_parameters(ticket))
+        record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}
+        add(_row(label, record, names), live_parameters(ticket), record)
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
-        rows.append(_row(other.method, other.ticket, names))
-        sizes.append(None)
+        add(_row(other.method, other.ticket, names), None, other.ticket)
     if teacher is None:
         return format_rows(header, rows)
-    cells = ["weights", *("-" if size is None else str(size) for size in sizes)]
-    header, *rows = [[*row[:3], cell, *row[3:]] for row, cell in zip([header, *rows], cells)]
-    return format_rows(header, rows)
+    return format_rows(*_with_columns_of_teaching(header, rows, sizes, records, every_metric))
+
+
+def _with_columns_of_teaching(
+    header: list[str],
+    rows: list[list[str]],
+    sizes: list[int | None],
+    records: list[Mapping[str, Any]],
+    every_column: bool,
+) -> tuple[list[str], list[list[str]]]:
+    """The weights before the metrics; recall by popularity after them, in the place of what fills a terminal."""
+    groups = GROUPS if any(map(recall_of, records)) else {}
+    after, dropped = header.index("bytes"), ("kept", "epochs", "best") if groups and not every_column else ()
+    weights = ["weights", *("-" if size is None else str(size) for size in sizes)]
+    recall = [list(groups.values()), *([figure(recall_of(record), group) for group in groups] for record in records)]
+    header, *rows = [
+        [*row[:3], size, *row[3:after], *figures, *row[after:]]
+        for row, size, figures in zip([header, *rows], weights, recall)
+    ]
+    kept = [name not in dropped for name in header]
+    header, *rows = [list(compress(row, kept)) for row in [header, *rows]]
+    return header, rows
 
 
 def live_parameters(ticket: Ticket) -> int:
@@ -83,7 +109,9 @@ def legend(
     teacher: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the columns mean, who the teacher is, and how far down the tickets win."""
-    metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows every metric); "
+    popularity = popularity_legend([teacher, *(ticket.method for ticket in tickets)]) if teacher is not None else []
+    more = "every metric and column" if popularity else "every metric"
+    metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows {more}); "
     lines = [
         f"{metric}bytes: weights in an artifact",
         "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
@@ -93,6 +121,7 @@ def legend(
         lines.insert(
             0, f"teacher: {teacher_name(teacher)}; alone: the student without a teacher; weights: those not pruned"
         )
+        lines += popularity
     if len(tickets) > 1:
         winner = highest_winning_sparsity(tickets)
         lines.append(f"highest winning sparsity: {'none' if winner is None else f'{100 * winner:.2f} %'}")

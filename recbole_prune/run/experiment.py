@@ -48,6 +48,7 @@ class Experiment:
         progress: told about tickets and epochs.
         meter: measures the windows of every ticket's training.
         distiller: makes the part that teaches a ticket; None where there is no teacher.
+        popular: which items are popular, bool ``[items]``, where tests of tickets tell them apart.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Experiment:
         self.progress = progress or Progress(enabled=False)
         self.meter = meter or Meter()
         self.distiller: Callable[[], Part] | None = None
+        self.popular: torch.Tensor | None = None
         self.logger = getLogger("recbole_prune")
         self.tickets: dict[int, Ticket] = {}
         self._weights: tuple[int, Weights] | None = None
@@ -140,6 +142,7 @@ class Experiment:
                 dense=self.tickets.get(0),
                 progress=self.progress,
                 meter=self.meter,
+                popular=self.popular,
             )
             self.tickets[number] = training.run()
             self.progress.ticket_done(self.tickets[number], self.config["valid_metric"].lower())

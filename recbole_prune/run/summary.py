@@ -83,13 +83,18 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "selected_on": config.settings.prune_select,
         "notice": result.notice,
         "values": config.settings.export_values,
-        "alone": result.alone and {"valid": result.alone.valid, "test": result.alone.test},
+        "alone": result.alone and _alone_summary(result.alone),
         "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
         "chosen": result.chosen.ticket,
         "reason": result.reason,
         "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
         "tickets": [_ticket_summary(ticket, result.costs[ticket.ticket]) for ticket in result.tickets],
     }
+
+
+def _alone_summary(alone: Ticket) -> dict[str, Any]:
+    groups = {name: alone.method[name] for name in ("recall_by_popularity",) if name in alone.method}
+    return {"valid": alone.valid, "test": alone.test, **groups}
 
 
 def _ticket_summary(ticket: Ticket, costs: Record) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from logging import getLogger
 from math import isfinite
 
+import torch
 from recbole.utils import calculate_valid_score
 
 from recbole_prune.errors import ConfigError, TrainingError
@@ -38,6 +39,7 @@ class TicketTraining(Files):
         dense: ticket 0 once there is one: the verdict compares with it, late rewinding starts from its state.
         progress: shows how the training goes on.
         meter: measures epochs, validations and the test.
+        popular: which items are popular, bool ``[items]``, where the test tells them apart.
 
     Attributes:
         trainer: RecBole's trainer for the model, mask-aware; nothing is trained yet.
@@ -54,10 +56,12 @@ class TicketTraining(Files):
         dense: Ticket | None = None,
         progress: Progress | None = None,
         meter: Meter | None = None,
+        popular: torch.Tensor | None = None,
     ) -> None:
         self.workshop = workshop
         self.folder = folder
         self.plan = plan
+        self.popular = popular
         self.scope = scope
         self.dense = dense
         self.progress = progress or Progress(enabled=False)
@@ -99,7 +103,9 @@ class TicketTraining(Files):
                 valid = trainer.evaluate(workshop.select_data, load_best_model=True)
             self.progress.evaluation_begins("test")
             with self.meter.window("recommend"):
-                test = trainer.evaluate(workshop.test_data, load_best_model=True)
+                test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+        if groups is not None:
+            self.method["recall_by_popularity"] = groups
         return self._finish(self._plain("validation", valid), self._plain("test", test or {}))
 
     def _build_trainer(self) -> MaskAwareTrainer:

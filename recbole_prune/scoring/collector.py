@@ -9,6 +9,8 @@ import torch
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 
+from recbole_prune.scoring.popularity import RecallByPopularity, recall_by_popularity
+
 if TYPE_CHECKING:
     from recbole.config import Config
     from recbole.data.interaction import Interaction
@@ -22,11 +24,13 @@ class Ranked:
         items: internal ids, best first, int64 ``[users, k]``.
         hits: 1 where the item is a positive, else 0, int64 ``[users, k]``.
         positives: number of positives, int64 ``[users, 1]``.
+        popular: number of popular positives, int64 ``[users, 1]``; None where they are not told apart.
     """
 
     items: torch.Tensor
     hits: torch.Tensor
     positives: torch.Tensor
+    popular: torch.Tensor | None = None
 
 
 def find_hits(items: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor, item_count: int) -> torch.Tensor:
@@ -62,10 +66,18 @@ class RankingCollector(Collector):
     RecBole writes the positives of a batch into a zero matrix of the size of the scores, sums it over all items, and
     copies everything collected so far at every batch; and it moves plain numbers to the CPU as if they were tensors,
     which ends ItemCoverage, GiniIndex, AveragePopularity and TailPercentage with an AttributeError.
+
+    Attributes:
+        popular: which items are popular, bool ``[items]``, to get :attr:`by_popularity` of the next evaluations.
+        by_popularity: of the last evaluation; None where :attr:`popular` was, and where nothing was ranked.
     """
+
+    by_popularity: RecallByPopularity | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self.popular: torch.Tensor | None = None
+        self._groups: list[torch.Tensor] = []
         self.data_struct = _Chunks()
         self.wants_items = self.register.need("rec.items")
         self.wants_hits = self.register.need("rec.topk")
@@ -107,9 +119,28 @@ class RankingCollector(Collector):
         codes = torch.unique(positive_u.to(items.device) * item_count + positive_i.to(items.device))
         counts = torch.bincount(torch.div(codes, item_count, rounding_mode="floor"), minlength=users)
         rows = torch.arange(users, device=items.device)
-        return Ranked(items, find_hits(items, rows, codes, item_count), counts[:, None])
+        popular = self.popular_positives(codes, users, item_count)
+        return Ranked(items, find_hits(items, rows, codes, item_count), counts[:, None], popular)
+
+    def popular_positives(self, codes: torch.Tensor, users: int, item_count: int) -> torch.Tensor | None:
+        """How many positives of each user are popular, int64 ``[users, 1]``; None where they are not told apart.
+
+        Args:
+            codes: ``row * item_count + item`` of every positive.
+            users: number of rows.
+            item_count: number of items, padding included.
+        """
+        if self.popular is None:
+            return None
+        of_popular = codes[self.popular[codes % item_count]]
+        rows = torch.div(of_popular, item_count, rounding_mode="floor")
+        return torch.bincount(rows, minlength=users)[:, None]
 
     def _keep(self, ranked: Ranked) -> None:
+        if self.popular is not None and ranked.popular is not None:
+            hits = (ranked.hits * self.popular[ranked.items]).sum(1, keepdim=True)
+            others = ranked.hits.sum(1, keepdim=True) - hits, ranked.positives - ranked.popular
+            self._groups.append(torch.cat((hits, others[0], ranked.popular, others[1]), dim=1))
         if self.wants_items:
             self.data_struct.update_tensor("rec.items", ranked.items)
         if self.wants_hits:
@@ -117,6 +148,11 @@ class RankingCollector(Collector):
 
     def get_data_struct(self) -> DataStruct:
         """Everything collected, on the CPU; what batches added is forgotten."""
+        groups = torch.cat(self._groups).cpu() if self._groups else None
+        self.by_popularity = None
+        if groups is not None:
+            self.by_popularity = recall_by_popularity(groups[:, :2], groups[:, 2:], max(self.topk))
+        self._groups = []
         collected = DataStruct()
         for name, value in list(self.data_struct._data_dict.items()):
             if isinstance(value, list):

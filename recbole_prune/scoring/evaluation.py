@@ -55,11 +55,17 @@ class UserBlocks(FullSortEvalDataLoader):
     """What RecBole's evaluation loop iterates over instead of ``loader``.
 
     Only that loop sees it, so nothing of a torch dataloader is set up.
+
+    Args:
+        loader: RecBole's.
+        ranker: ranks its users.
+        popular: number of popular positives of each user ``[rows, 1]``; None where they are not told apart.
     """
 
-    def __init__(self, loader: FullSortEvalDataLoader, ranker: Ranker) -> None:
+    def __init__(self, loader: FullSortEvalDataLoader, ranker: Ranker, popular: torch.Tensor | None = None) -> None:
         self.loader = loader
         self.ranker = ranker
+        self.popular = popular
         self._dataset = loader._dataset
         self._scored: tuple[int, torch.Tensor | None] = -1, None
 
@@ -122,6 +128,12 @@ class BlockEvaluation:
         )
         self._no_dot_product: str | None = None
 
+    @property
+    def collector(self) -> RankingCollector | None:
+        """The trainer's, None where it has one of its own."""
+        collector = self._trainer.eval_collector
+        return collector if isinstance(collector, RankingCollector) else None
+
     @torch.no_grad()
     def blocks(self, loader: AbstractDataLoader) -> UserBlocks | None:
         """What to evaluate instead of ``loader``; None, and why in the log, where RecBole's way is taken."""
@@ -131,7 +143,9 @@ class BlockEvaluation:
             ranker, reason = self._find_ranker(loader)
             if ranker is not None:
                 self.way = ranker.way
-                return UserBlocks(loader, ranker)
+                rows, collector = ranker.rows, self._trainer.eval_collector
+                popular = collector.popular_positives(rows.positive_codes, len(rows), rows.item_count)
+                return UserBlocks(loader, ranker, popular)
         self.way = f"RecBole's batches: {reason}"
         said = _said_of.setdefault(self._train_data, set())
         if reason not in said:
@@ -149,9 +163,9 @@ class BlockEvaluation:
             return "several processes evaluate together"
         if self._own_loop:
             return f"{type(self._trainer).__name__} evaluates in a way of its own"
-        if not isinstance(self._trainer.eval_collector, RankingCollector):
+        if self.collector is None:
             return "the trainer has a collector of its own"
-        if not self._trainer.eval_collector.only_top_items():
+        if not self.collector.only_top_items():
             return f"one of metrics={config['metrics']} needs more than the best items"
         return None
 
@@ -252,7 +266,9 @@ class BlockEvaluation:
             of_batch = block.blocks.recbole_scores(batch, lambda data: self._batch_scores(data)[1])
             items[part] = torch.topk(of_batch[part + block.start - batch], k, dim=1).indices
         hits = find_hits(items, rows, known.positive_codes, known.item_count)
-        return Ranked(items, hits, known.positive_counts[block.start : block.stop, None])
+        popular = block.blocks.popular
+        popular = None if popular is None else popular[block.start : block.stop]
+        return Ranked(items, hits, known.positive_counts[block.start : block.stop, None], popular)
 
 
 def _ties(scores: torch.Tensor, rounding: torch.Tensor, hits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

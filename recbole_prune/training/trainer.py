@@ -17,6 +17,7 @@ from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
+from recbole_prune.scoring.popularity import RecallByPopularity
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
 from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
@@ -229,6 +230,28 @@ class MaskAwareTrainer(_Trainer):
         if eval_data:
             eval_data = self._block_evaluation.blocks(eval_data) or eval_data
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    def evaluate_by_popularity(
+        self, eval_data: Any, popular: torch.Tensor | None, load_best_model: bool = True
+    ) -> tuple[Any, RecallByPopularity | None]:
+        """:meth:`evaluate`, and from the same ranking the recall of popular and of unpopular items.
+
+        Args:
+            eval_data: the dataloader.
+            popular: which items are popular, bool ``[items]``; None does not tell them apart.
+            load_best_model: as there.
+
+        Returns:
+            (metrics, recall of either group; None without ``popular``, without data and where nothing is ranked).
+        """
+        collector = self._block_evaluation.collector if eval_data and popular is not None else None
+        if collector is None or popular is None:
+            return self.evaluate(eval_data, load_best_model), None
+        collector.popular = popular.to(self.device)
+        try:
+            return self.evaluate(eval_data, load_best_model), collector.by_popularity
+        finally:
+            collector.popular = None
 
     @cached_property
     def _block_evaluation(self) -> BlockEvaluation:
