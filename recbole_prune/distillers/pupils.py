@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
     from recbole.data.interaction import Interaction
 
+    from recbole_prune.anatomy.scorers import Rows
+
 _FEW = 8
 
 
@@ -93,6 +95,16 @@ class Pupils:
         """Which items are popular in the training data, where an item counts once for a user; bool ``[N]``."""
         counts = np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
         return torch.from_numpy(popular_items(counts))
+
+    def consumed_by(self, rows: Rows) -> UsedIds:
+        """The items of each of some users (ids ``[n]``) or of each row of a batch."""
+        if not isinstance(rows, torch.Tensor):
+            return self.consumed_in(rows)
+        users, offsets = rows.cpu().numpy(), self.consumed.offsets
+        counts = offsets[users + 1] - offsets[users]
+        keys = np.repeat(np.arange(len(users)), counts)
+        places = np.arange(len(keys)) + (offsets[users] - np.cumsum(counts) + counts)[keys]
+        return UsedIds(keys, self.consumed.codes[places] % self.item_count, len(users), self.item_count)
 
     def consumed_in(self, batch: Interaction) -> UsedIds:
         """The items of each row of a batch: its history and its next item."""
