@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 from teachers import Trained, open_for, settings_of, student_config
 from zoo_data import make_dataset
 
+from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.distillers.collaborative import CollaborativeDistillation
 from recbole_prune.distillers.teacher import Teacher
 
@@ -76,14 +77,14 @@ def scores_of(model: Any, users: torch.Tensor) -> torch.Tensor:
 
 def test_all_unseen_items_are_drawn_by_the_teachers_ranks(data: Path, tmp_path: Path) -> None:
     trained, file = checkpoint(data, tmp_path)
-    lesson = Lesson(data, file, tmp_path)
+    lesson = Lesson(data, file, tmp_path, distill_guide="teacher")
     users, items, logits = lesson.drawn()
     scores = scores_of(trained.model, users)
     consumed = lesson.teacher.pupils.consumed_by(users)
     assert mean_rank(items, scores, consumed) == pytest.approx(1 / 3, abs=0.01)
     assert torch.allclose(logits, scores.gather(1, items), atol=1e-6)
     assert len(items[0].unique()) > 4 * SHORT, "not the first of the teacher's list only"
-    again, other = lesson.drawn()[1], Lesson(data, file, tmp_path)
+    again, other = lesson.drawn()[1], Lesson(data, file, tmp_path, distill_guide="teacher")
     assert torch.equal(again, items) and torch.equal(other.drawn()[1], items)
     other.part.epoch = 1
     other.part.begin_epoch()
@@ -91,6 +92,50 @@ def test_all_unseen_items_are_drawn_by_the_teachers_ranks(data: Path, tmp_path: 
     losses = lesson.part.losses(lesson.student, lesson.batch())
     losses["cd"].backward()
     assert losses["cd"] > 0 and bool(lesson.student.item_embedding.weight.grad.any())
+
+
+@pytest.mark.parametrize("model", ["BPR", pytest.param("LightGCN", marks=pytest.mark.slow)])
+def test_the_student_ranks_as_it_is_at_the_begin_of_an_epoch(data: Path, tmp_path: Path, model: str) -> None:
+    trained, file = checkpoint(data, tmp_path)
+    lesson = Lesson(data, file, tmp_path, model)
+    torch.manual_seed(2)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    with shared_propagation(lesson.student):
+        loss = lesson.part.losses(lesson.student, lesson.batch())["cd"]
+    loss.backward()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()  # type: ignore[index]
+    assert all(module.training for module in lesson.student.modules())
+    assert getattr(lesson.student, "restore_user_e", None) is None
+    assert bool(lesson.student.item_embedding.weight.grad.any()), "what evaluation computed has no part in the loss"
+    users, items, logits = lesson.drawn()
+    consumed, scores = lesson.teacher.pupils.consumed_by(users), scores_of(lesson.student, users)
+    assert mean_rank(items, scores, consumed) == pytest.approx(1 / 3, abs=0.01)
+    assert torch.allclose(logits, scores_of(trained.model, users).gather(1, items), atol=1e-6)
+    assert mean_rank(items, scores_of(trained.model, users), consumed) > 0.4, "the teacher ranks otherwise"
+    with torch.no_grad():
+        lesson.student.item_embedding.weight.normal_()
+    assert torch.equal(lesson.drawn()[1], items)
+    lesson.part.begin_epoch()
+    users, later, _ = lesson.drawn()
+    assert mean_rank(later, scores_of(lesson.student, users), consumed) == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", ["student", "teacher"])
+def test_rows_are_ranked_batch_by_batch(data: Path, tmp_path: Path, guide: str) -> None:
+    trained, file = checkpoint(data, tmp_path, "SASRec")
+    lesson = Lesson(data, file, tmp_path, "GRU4Rec", distill_guide=guide)
+    batch, items, logits = lesson.drawn()
+    ranked = {"student": lesson.student, "teacher": trained.model}
+    with torch.no_grad():
+        scores = {name: model.eval().full_sort_predict(batch).view(len(batch), -1) for name, model in ranked.items()}
+    consumed = lesson.teacher.pupils.consumed_by(batch)
+    assert mean_rank(items, scores[guide], consumed) == pytest.approx(1 / 3, abs=0.01)
+    assert torch.allclose(logits, scores["teacher"].gather(1, items), atol=1e-5)
+    lesson.student.train()
+    assert lesson.part.losses(lesson.student, batch)["cd"] > 0 and lesson.student.training
+    assert not torch.equal(lesson.drawn()[1], items)
 
 
 def test_of_a_file_listed_items_are_drawn(data: Path, tmp_path: Path) -> None:
@@ -104,7 +149,7 @@ def test_of_a_file_listed_items_are_drawn(data: Path, tmp_path: Path) -> None:
         for place, user in enumerate(users[:-1])
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
-    lesson = Lesson(data, file, tmp_path)
+    lesson = Lesson(data, file, tmp_path, distill_guide="teacher")
     everyone = torch.arange(1, lesson.teacher.pupils.user_count)
     (drawn, logits), lists = lesson.part._draw(lesson.student, everyone, 0), lesson.teacher.items_of_users
     assert (drawn[-1] == -1).all() and logits[-1].isnan().all()

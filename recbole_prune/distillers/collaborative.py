@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.list_sources import listed_logits
 from recbole_prune.distillers.ranking import ListDistiller
@@ -35,8 +36,8 @@ class CollaborativeDistillation(Distiller):
     """CD of Lee et al., ICDM 2019: soft labels for items that are drawn by rank, better ones more often.
 
     Source: methods/distillation_ranking.md, section 3. Items are drawn among all that are not consumed (of a file of
-    ranked lists: among those listed, since no others have scores), and the teacher ranks them: of users for a whole
-    epoch, at its first batch; of rows batch by batch.
+    ranked lists: among those listed, since no others have scores), by the ranks that the student (CD-SG) or the teacher
+    (CD-TG) gives them: of users for a whole epoch, at its first batch; of rows batch by batch.
     """
 
     promises = ListDistiller.promises
@@ -87,7 +88,17 @@ class CollaborativeDistillation(Distiller):
         tries = tries_of_draws(shape, settings.distill_rule, settings.distill_sharpness, stream)
         offered = self.teacher.offer(rows, int(tries.sum(1).max()), stream)
         items = torch.from_numpy(offered).to(model.device, torch.long)
-        logits = self.teacher.pair_logits(rows, items).to(items.device)
-        best = best_tries(logits, torch.from_numpy(tries).to(items.device))
-        items, logits = items.gather(1, best), logits.gather(1, best)
+        by_student = settings.distill_guide == "student"
+        guide = self._ranked_by_student(model, rows, items) if by_student else self._labels(rows, items)
+        items = items.gather(1, best_tries(guide, torch.from_numpy(tries).to(items.device)))
+        logits = self._labels(rows, items)
         return Labelled(items.masked_fill(logits.isnan(), -1), logits)
+
+    def _labels(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        return self.teacher.pair_logits(rows, items).to(items.device)
+
+    @torch.no_grad()
+    def _ranked_by_student(self, model: MaskAware, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Logits as they are in evaluation; each module's mode is afterwards what it was."""
+        with evaluating(model):
+            return listed_logits(model, rows, items)
