@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.data.interaction import Interaction
-from teachers import Trained, open_for, settings_of, student_config
+from teachers import Beginner, checkpoint, open_for
 from zoo_data import make_dataset
 
 from recbole_prune.anatomy.vectors import shared_propagation
-from recbole_prune.distillers.collaborative import CollaborativeDistillation
-from recbole_prune.distillers.teacher import Teacher
 
 DRAWS = 200
 SHORT = 5  # of the lists that other methods keep
@@ -28,34 +25,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Lesson:
-    """A method that is ready to teach an untrained student."""
+class Lesson(Beginner):
+    """CD, ready to teach."""
 
     def __init__(self, data: Path, teacher: Path, folder: Path, model: str = "BPR", **changes: Any) -> None:
-        changes = {"distiller": "cd", "distill_list_length": SHORT, "distill_interesting": DRAWS, **changes}
-        settings = student_config(data, teacher, model, **changes).settings
-        of_rows = model == "GRU4Rec"
-        self.teacher: Teacher = open_for(data, teacher, model, of_rows=of_rows, **changes)
-        self.trained = Trained(model, settings_of(model, data, seed=5), folder)
-        self.student: Any = self.trained.model.train()
-        self.part: Any = CollaborativeDistillation(settings, self.teacher, self.teacher.pupils)
-        self.part.ask(self.student, self.teacher)
-        self.part.begin_epoch()
-
-    def batch(self) -> Interaction:
-        """Rows of the training data."""
-        rows = self.teacher.pupils.dataset.inter_feat
-        return rows[np.random.default_rng(0).permutation(len(rows))[:64]]
+        changes = {"distill_list_length": SHORT, "distill_interesting": DRAWS, **changes}
+        super().__init__("cd", data, teacher, folder, model, **changes)
 
     def drawn(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Users or rows of a batch, the items that are drawn for them, their labels before the sigmoid."""
         rows, (items, logits) = self.part._labelled(self.student, self.batch())
         return rows, items, logits
-
-
-def checkpoint(data: Path, folder: Path, model: str = "BPR") -> tuple[Trained, Path]:
-    trained = Trained(model, settings_of(model, data), folder)
-    return trained, trained.save(folder / f"{model}.pth")
 
 
 def mean_rank(items: torch.Tensor, scores: torch.Tensor, consumed: Any) -> float:

@@ -70,10 +70,11 @@ class Pupils:
         dataset: RecBole's training dataset.
         of_rows: whether a user is a row of a batch, as in sequential models.
         whole_rows: whether the student's loss compares all items of a row.
+        batches: in an epoch.
     """
 
-    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False) -> None:
-        self.dataset, self.of_rows, self.whole_rows = dataset, of_rows, whole_rows
+    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1) -> None:
+        self.dataset, self.of_rows, self.whole_rows, self.batches = dataset, of_rows, whole_rows, batches
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field

@@ -141,7 +141,9 @@ class RelaxedRanking(ListDistiller):
 class ItemSideRanking(RelaxedRanking):
     """IR-RRD of Kang et al., Information Sciences 2021: beside RRD, the order of users for every item.
 
-    Source: methods/distillation_ranking.md, section 5.
+    Source: methods/distillation_ranking.md, section 5. Items are those in the lists of a batch's users, or a share of
+    all, so that an epoch goes through them once; a share counts as often as an epoch has batches, so that the term is
+    as large on average as one of all items in every batch.
     """
 
     promises = Promises(
@@ -171,16 +173,25 @@ class ItemSideRanking(RelaxedRanking):
             np.random.default_rng([self.pupils.seed, self.epoch, 1]),
         )
         self._item_lists = drawn.interesting, drawn.uninteresting
+        order = np.random.default_rng([self.pupils.seed, self.epoch, 2]).permutation(np.arange(1, len(lists)))
+        self._shares = np.array_split(order, self.pupils.batches)
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
-        """Those of RRD, and the listwise losses of every item in the lists of the batch's users."""
+        """Those of RRD, and the listwise losses of the items of the batch."""
         listed = self._source.of(interaction)
-        ids = torch.cat([listed.interesting, listed.uninteresting], 1)
-        items = distinct(ids[ids > 0], self.pupils.item_count)[0]
+        if self.settings.distill_item_batch == "listed":
+            ids = torch.cat([listed.interesting, listed.uninteresting], 1)
+            weight, items = 1, distinct(ids[ids > 0], self.pupils.item_count)[0]
+        else:
+            weight, items = len(self._shares), self._share(listed.interesting.device)
         users = [rows_of(part, items) for part in self._item_lists]
         logits = self._of_items(model, items, torch.cat(users, 1))
-        item_side = plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()
+        item_side = weight * plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()
         return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}
+
+    def _share(self, device: torch.device) -> torch.Tensor:
+        """The batch's share of all items; those of an epoch have each item once."""
+        return torch.from_numpy(self._shares[self._batch % len(self._shares)]).to(device)
 
     def _of_items(self, model: MaskAware, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Logits of items ``[n]`` for users ``[n, k]``; NaN where an id is -1."""
