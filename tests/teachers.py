@@ -130,7 +130,8 @@ class Beginner:
         config = student_config(data, teacher, model, **changes)
         of_rows = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self.teacher = open_for(data, teacher, model, of_rows=of_rows, **changes)
-        self.trained = Trained(model, settings_of(model, data, seed=5), folder)
+        mine = {name: value for name, value in changes.items() if not name.startswith("distill")}
+        self.trained = Trained(model, settings_of(model, data, seed=5, **mine), folder)
         self.student: Any = self.trained.model.train()
         self.teacher.pupils.batches = len(self.trained.train_data)
         self.part: Any = get_distiller(method)(config.settings, self.teacher, self.teacher.pupils)

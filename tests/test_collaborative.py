@@ -10,19 +10,11 @@ import numpy as np
 import pytest
 import torch
 from teachers import Beginner, checkpoint, open_for
-from zoo_data import make_dataset
 
 from recbole_prune.anatomy.vectors import shared_propagation
 
 DRAWS = 200
 SHORT = 5  # of the lists that other methods keep
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    make_dataset(folder)
-    return folder
 
 
 class Lesson(Beginner):
@@ -55,16 +47,16 @@ def scores_of(model: Any, users: torch.Tensor) -> torch.Tensor:
     return model.full_sort_predict({"user_id": users}).view(len(users), -1)
 
 
-def test_all_unseen_items_are_drawn_by_the_teachers_ranks(data: Path, tmp_path: Path) -> None:
-    trained, file = checkpoint(data, tmp_path)
-    lesson = Lesson(data, file, tmp_path, distill_guide="teacher")
+def test_all_unseen_items_are_drawn_by_the_teachers_ranks(tiny_data: Path, tmp_path: Path) -> None:
+    trained, file = checkpoint(tiny_data, tmp_path)
+    lesson = Lesson(tiny_data, file, tmp_path, distill_guide="teacher")
     users, items, logits = lesson.drawn()
     scores = scores_of(trained.model, users)
     consumed = lesson.teacher.pupils.consumed_by(users)
     assert mean_rank(items, scores, consumed) == pytest.approx(1 / 3, abs=0.01)
     assert torch.allclose(logits, scores.gather(1, items), atol=1e-6)
     assert len(items[0].unique()) > 4 * SHORT, "not the first of the teacher's list only"
-    again, other = lesson.drawn()[1], Lesson(data, file, tmp_path, distill_guide="teacher")
+    again, other = lesson.drawn()[1], Lesson(tiny_data, file, tmp_path, distill_guide="teacher")
     assert torch.equal(again, items) and torch.equal(other.drawn()[1], items)
     other.part.epoch = 1
     other.part.begin_epoch()
@@ -75,9 +67,9 @@ def test_all_unseen_items_are_drawn_by_the_teachers_ranks(data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("model", ["BPR", pytest.param("LightGCN", marks=pytest.mark.slow)])
-def test_the_student_ranks_as_it_is_at_the_begin_of_an_epoch(data: Path, tmp_path: Path, model: str) -> None:
-    trained, file = checkpoint(data, tmp_path)
-    lesson = Lesson(data, file, tmp_path, model)
+def test_the_student_ranks_as_it_is_at_the_begin_of_an_epoch(tiny_data: Path, tmp_path: Path, model: str) -> None:
+    trained, file = checkpoint(tiny_data, tmp_path)
+    lesson = Lesson(tiny_data, file, tmp_path, model)
     torch.manual_seed(2)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
     with shared_propagation(lesson.student):
@@ -103,9 +95,9 @@ def test_the_student_ranks_as_it_is_at_the_begin_of_an_epoch(data: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", ["student", "teacher"])
-def test_rows_are_ranked_batch_by_batch(data: Path, tmp_path: Path, guide: str) -> None:
-    trained, file = checkpoint(data, tmp_path, "SASRec")
-    lesson = Lesson(data, file, tmp_path, "GRU4Rec", distill_guide=guide)
+def test_rows_are_ranked_batch_by_batch(tiny_data: Path, tmp_path: Path, guide: str) -> None:
+    trained, file = checkpoint(tiny_data, tmp_path, "SASRec")
+    lesson = Lesson(tiny_data, file, tmp_path, "GRU4Rec", distill_guide=guide)
     batch, items, logits = lesson.drawn()
     ranked = {"student": lesson.student, "teacher": trained.model}
     with torch.no_grad():
@@ -118,9 +110,9 @@ def test_rows_are_ranked_batch_by_batch(data: Path, tmp_path: Path, guide: str) 
     assert not torch.equal(lesson.drawn()[1], items)
 
 
-def test_of_a_file_listed_items_are_drawn(data: Path, tmp_path: Path) -> None:
+def test_of_a_file_listed_items_are_drawn(tiny_data: Path, tmp_path: Path) -> None:
     """Four items for each user, with the scores 4, 3, 2 and 1."""
-    trained, _ = checkpoint(data, tmp_path)
+    trained, _ = checkpoint(tiny_data, tmp_path)
     dataset = trained.train_data._dataset
     users, items = (dataset.field2id_token[field][1:].tolist() for field in ("user_id", "item_id"))
     file = tmp_path / "lists.jsonl"
@@ -129,7 +121,7 @@ def test_of_a_file_listed_items_are_drawn(data: Path, tmp_path: Path) -> None:
         for place, user in enumerate(users[:-1])
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
-    lesson = Lesson(data, file, tmp_path, distill_guide="teacher")
+    lesson = Lesson(tiny_data, file, tmp_path, distill_guide="teacher")
     everyone = torch.arange(1, lesson.teacher.pupils.user_count)
     (drawn, logits), lists = lesson.part._draw(lesson.student, everyone, 0), lesson.teacher.items_of_users
     assert (drawn[-1] == -1).all() and logits[-1].isnan().all()
@@ -144,10 +136,10 @@ def test_of_a_file_listed_items_are_drawn(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["SASRec", "NeuMF", "EASE", "LightGCN", "MultiVAE"])
-def test_logits_of_pairs_are_those_of_rows(data: Path, tmp_path: Path, model: str) -> None:
-    _, file = checkpoint(data, tmp_path, model)
+def test_logits_of_pairs_are_those_of_rows(tiny_data: Path, tmp_path: Path, model: str) -> None:
+    _, file = checkpoint(tiny_data, tmp_path, model)
     for student in ("BPR", "GRU4Rec"):
-        teacher = open_for(data, file, student, of_rows=student == "GRU4Rec")
+        teacher = open_for(tiny_data, file, student, of_rows=student == "GRU4Rec")
         batch = teacher.pupils.dataset.inter_feat[np.arange(8)]
         items = torch.from_numpy(np.random.default_rng(0).integers(1, teacher.pupils.item_count, (8, 6)))
         for rows in (batch, batch["user_id"]) if student == "BPR" or model != "SASRec" else (batch,):

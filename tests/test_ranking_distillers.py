@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from teachers import Beginner, checkpoint
-from zoo_data import make_dataset
 
 EQUAL_20 = 67.985023  # of 20 items above 20 others, all scores equal: log(40! / 20!)
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def lesson(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes an IR-RRD student of only zeros."""
-    folder = tmp_path_factory.mktemp("data")
-    make_dataset(folder)
-    _, file = checkpoint(folder, folder)
+    folder = tmp_path_factory.mktemp("teacher")
+    _, file = checkpoint(tiny_data, folder)
 
     def make(**changes: Any) -> Beginner:
         lists = {"distill_interesting": 20, "distill_uninteresting": 20, "distill_list_length": 25}
         counts = {"distill_item_interesting": 6, "distill_item_uninteresting": 5}
-        made = Beginner("ir_rrd", folder, file, folder, **lists, **counts, **changes)
+        made = Beginner("ir_rrd", tiny_data, file, folder, **lists, **counts, **changes)
         for weight in made.student.parameters():
             torch.nn.init.zeros_(weight)
         return made
