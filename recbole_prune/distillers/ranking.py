@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import pair_logits, user_logits
+from recbole_prune.anatomy.logits import user_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.latent import DistillationExperts
