@@ -132,6 +132,9 @@ def test_of_a_file_listed_items_are_drawn(tiny_data: Path, tmp_path: Path) -> No
     counts = np.array([(logits[full] == value).sum() for value in (4, 3, 2, 1)])
     assert counts / counts.sum() == pytest.approx(np.array([7, 5, 3, 1]) / 16, abs=0.02)
     assert lesson.part.losses(lesson.student, lesson.batch())["cd"].isfinite()
+    by_student, _ = Lesson(tiny_data, file, tmp_path).part._draw(lesson.student, everyone, 0)
+    assert not torch.equal(by_student, drawn)
+    assert all(set(mine) == set(theirs) for mine, theirs in zip(by_student.tolist(), drawn.tolist()))
 
 
 @pytest.mark.slow

@@ -267,6 +267,8 @@ def test_experts(tau: float, shares: tuple[float, float], loss: float) -> None:
     noise = row(0.5, -0.1)
     assert experts.shares(teacher, tau, noise).tolist()[0] == pytest.approx(shares, abs=1e-6)
     found = experts(student, teacher, tau, noise)
+    second = {1: 0.600208, 0.5: 0.720200, 1e-10: 0.800000}[tau]
+    assert found[0].tolist() == pytest.approx([0.4, second], abs=1e-6)
     assert squared_error(teacher, found).item() == pytest.approx(loss, abs=1e-6)
     assert experts.groups(teacher).tolist() == [0]
 

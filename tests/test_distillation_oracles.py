@@ -13,7 +13,7 @@ from marks import slow_but
 from teachers import Beginner, checkpoint, student_config
 
 from recbole_prune.distillers import get_distiller
-from recbole_prune.distillers.experts import Experts, Personalisation, squared_error
+from recbole_prune.distillers.experts import Experts, Personalisation
 from recbole_prune.distillers.latent import PersonalisedHints
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.soft_labels import (
@@ -100,13 +100,6 @@ def test_soft_labels(scale: float, shift: float, targets: tuple[float, ...]) -> 
 # ---- vectors ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_identity_has_no_error_and_the_teacher_no_gradient() -> None:
-    teacher, student = torch.randn(5, 3), torch.randn(5, 3, requires_grad=True)
-    assert squared_error(teacher, teacher.clone()).item() == 0
-    squared_error(teacher, student).backward()
-    assert student.grad is not None and teacher.grad is None and not teacher.requires_grad
-
-
 def test_shares_of_the_worked_experts() -> None:
     """Logits (0.2, -0.3): without noise the shares at temperature 1 are the softmax."""
     experts = Experts(1, 2, 2)
@@ -180,6 +173,21 @@ def terms_of(beginner: Beginner, times: int = 1) -> dict[str, tuple[float, torch
     batch = beginner.batch().repeat(times)
     found: dict[str, tuple[float, torch.Tensor]] = beginner.part.terms(beginner.student, batch)
     return found
+
+
+def test_an_identity_has_no_error_and_the_teacher_no_gradient(begin: Any) -> None:
+    """Of equal widths and vectors; padding has no part in it."""
+    hint = begin("hint", embedding_size=16, distill_regressor="linear")
+    terms_of(hint)["hint"][1].backward()
+    tables = [getattr(hint.student, name).weight for name in ("user_embedding", "item_embedding")]
+    assert all(bool(table.grad.any()) and not table.grad[0].any() for table in tables)
+    with torch.no_grad():
+        for side, mine, theirs in zip(("user", "item"), tables, hint.teacher.tables or ()):
+            assert theirs.grad is None and not theirs.requires_grad
+            mine.copy_(theirs)
+            hint.part._helpers[side].weight.copy_(torch.eye(16))
+            hint.part._helpers[side].bias.zero_()
+    assert terms_of(hint)["hint"][1].item() == pytest.approx(0, abs=1e-9)
 
 
 def test_one_expert_is_a_hint(begin: Any) -> None:

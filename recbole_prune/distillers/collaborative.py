@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from recbole_prune.distillers.teacher import Rows, Teacher
     from recbole_prune.training.model import MaskAware
 
-# items that are drawn and scored at once
-_TRIES_AT_ONCE = 1 << 20
+# items that are drawn and scored at once: without compiled loops their vectors are gathered
+_TRIES_AT_ONCE = 1 << 18
 
 
 class Labelled(NamedTuple):
