@@ -10,10 +10,12 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_trainer, init_seed
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType, get_trainer, init_seed
 from zoo import DATASET, config_for
 
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
@@ -101,3 +103,44 @@ def refusal(call: Any, kind: type[PruneError] = ConfigError) -> str:
 def first_rows(pupils: Any) -> Any:
     """A few rows of the student's training data."""
     return pupils.dataset.inter_feat[np.arange(8)]
+
+
+def checkpoint(data: Path, folder: Path, model: str = "BPR") -> tuple[Trained, Path]:
+    """An untrained model, and the file that has it."""
+    trained = Trained(model, settings_of(model, data), folder)
+    return trained, trained.save(folder / f"{model}.pth")
+
+
+class Beginner:
+    """An untrained student, and a method that is ready to teach it.
+
+    Args:
+        method: name of a distiller.
+        data: the folder of the data.
+        teacher: file of the teacher.
+        folder: for what RecBole writes.
+        model: of the student.
+        changes: of the settings.
+    """
+
+    def __init__(
+        self, method: str, data: Path, teacher: Path, folder: Path, model: str = "BPR", **changes: Any
+    ) -> None:
+        changes = {"distiller": method, **changes}
+        config = student_config(data, teacher, model, **changes)
+        of_rows = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self.teacher = open_for(data, teacher, model, of_rows=of_rows, **changes)
+        mine = {name: value for name, value in changes.items() if not name.startswith("distill")}
+        self.trained = Trained(model, settings_of(model, data, seed=5, **mine), folder)
+        self.student: Any = self.trained.model.train()
+        self.teacher.pupils.batches = len(self.trained.train_data)
+        self.part: Any = get_distiller(method)(config.settings, self.teacher, self.teacher.pupils)
+        self.part.ask(self.student, self.teacher)
+        self.part.attach(self.student)
+        self.part.begin_epoch()
+
+    def batch(self) -> Interaction:
+        """Rows of the training data, without negatives."""
+        rows = self.teacher.pupils.dataset.inter_feat
+        found: Interaction = rows[np.random.default_rng(0).permutation(len(rows))[:64]]
+        return found

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature
 from recbole_prune.distillers.latent import enriched
-from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce
+from recbole_prune.distillers.listwise import draw_outside, draw_ranks, draw_unused, plackett_luce
 from recbole_prune.distillers.soft_labels import (
+    best_tries,
     discrepancy_weights,
-    draw_by_rank,
     position_weights,
     soft_cross_entropy,
+    tries_of_draws,
     weighted_positives,
 )
 from recbole_prune.distillers.topology import Topology, cosines, full_topology
@@ -156,12 +157,57 @@ def test_what_is_drawn_outside_is_uniform() -> None:
     assert counts[[1, 4, 6, 7, 8, 9, 10, 11]] == pytest.approx(np.full(8, 1500), abs=120)
 
 
-def test_ranks_of_soft_labels() -> None:
-    drawn = draw_by_rank(np.full(2000, 1000), 20, "linear", 0.0, np.random.default_rng(3))
-    assert drawn.mean() / 1000 == pytest.approx(1 / 3, abs=0.005)
-    drawn = draw_by_rank(np.full(2000, 1000), 20, "exponential", 5.0, np.random.default_rng(3)) / 1000
-    assert drawn.mean() == pytest.approx(1 / 5 - math.exp(-5) / (1 - math.exp(-5)), abs=0.005)
-    assert draw_by_rank(np.array([1, 3]), 50, "linear", 0.0, np.random.default_rng(3)).max(1).tolist() == [0, 2]
+def ranks_of_draws(items: int, draws: int, rule: str, sharpness: float, seed: int = 3) -> np.ndarray:
+    """0-based ranks of what CD draws for one user who has consumed every third item; item ids are ranks backwards."""
+    stream = np.random.default_rng(seed)
+    used = UsedIds(np.zeros(items // 3, dtype=int), 3 * np.arange(items // 3) + 1, 1, items + items // 3 + 1)
+    tries = tries_of_draws((1, draws), rule, sharpness, stream)
+    offered = torch.from_numpy(draw_unused(used, int(tries.sum()), 1, stream))
+    drawn = offered.gather(1, best_tries(-offered.double(), torch.from_numpy(tries)))[0].numpy()
+    unused = np.setdiff1d(np.arange(1, used.value_count), used.values_of(0))
+    assert len(unused) == items and set(drawn) <= set(unused)
+    return np.searchsorted(unused, drawn)
+
+
+def test_soft_labels_are_drawn_over_all_unseen_items() -> None:
+    """Expected mean rank over their number: 1/3 of the linear rule, and as integrated of the exponential one."""
+    ranks = ranks_of_draws(3000, 60_000, "linear", 0.0)
+    assert ranks.mean() / 3000 == pytest.approx(1 / 3, abs=0.005) and ranks.max() > 2900
+    ranks = ranks_of_draws(3000, 60_000, "exponential", 5.0)
+    assert ranks.mean() / 3000 == pytest.approx(1 / 5 - math.exp(-5) / (1 - math.exp(-5)), abs=0.005)
+
+
+@pytest.mark.parametrize(("rule", "sharpness"), [("linear", 0.0), ("exponential", 5.0), ("exponential", 0.1)])
+def test_chances_of_ranks_of_soft_labels(rule: str, sharpness: float) -> None:
+    """The weight of a rank is that of the rule over its share of the list, ``[r / n, (r + 1) / n]``."""
+    below = np.arange(13) / 12
+    until = 1 - (1 - below) ** 2 if rule == "linear" else np.expm1(-sharpness * below) / np.expm1(-sharpness)
+    counts = np.bincount(ranks_of_draws(12, 40_000, rule, sharpness), minlength=12)
+    expected = 40_000 * np.diff(until)
+    assert ((counts - expected) ** 2 / expected).sum() < 31.3  # 99.9 % point of 11 degrees of freedom
+
+
+def test_the_best_try_of_each_draw() -> None:
+    scores = torch.tensor([[1.0, 3, 2, NAN, 0, 9], [5, 5, 7, 1, 2, 2]])
+    tries = torch.tensor([[2, 1, 2], [1, 2, 3]])
+    assert best_tries(scores, tries).tolist() == [[1, 2, 4], [0, 2, 4]]
+
+
+@given(st.integers(1, 4), st.integers(3, 14), st.integers(0, 99))
+def test_unused_values_are_drawn(keys: int, values: int, seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    used = UsedIds(stream.integers(0, keys, 20), stream.integers(1, values, 20), keys, values)
+    drawn = draw_unused(used, 200, 1, stream)
+    for key, row_of_key in enumerate(drawn):
+        free = set(range(1, values)) - used[key]
+        assert set(row_of_key.tolist()) == (free or {-1})
+
+
+def test_unused_values_are_uniform() -> None:
+    used = UsedIds(np.array([0, 0, 0, 2]), np.array([1, 3, 6, 4]), 3, 8)
+    counts = np.bincount(draw_unused(used, 8000, 1, np.random.default_rng(0))[0], minlength=8)
+    assert counts[[0, 1, 3, 6]].sum() == 0
+    assert counts[[2, 4, 5, 7]] == pytest.approx(np.full(4, 2000), abs=160)
 
 
 # ---- RD and CD -------------------------------------------------------------------------------------------------------
@@ -221,6 +267,8 @@ def test_experts(tau: float, shares: tuple[float, float], loss: float) -> None:
     noise = row(0.5, -0.1)
     assert experts.shares(teacher, tau, noise).tolist()[0] == pytest.approx(shares, abs=1e-6)
     found = experts(student, teacher, tau, noise)
+    second = {1: 0.600208, 0.5: 0.720200, 1e-10: 0.800000}[tau]
+    assert found[0].tolist() == pytest.approx([0.4, second], abs=1e-6)
     assert squared_error(teacher, found).item() == pytest.approx(loss, abs=1e-6)
     assert experts.groups(teacher).tolist() == [0]
 

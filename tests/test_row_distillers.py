@@ -24,7 +24,7 @@ from recbole_prune.distillers.latent import FieldHints
 from recbole_prune.distillers.list_sources import Drawn, list_source, take_ranks
 from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.pupils import Pupils
-from recbole_prune.distillers.ranking import draw_lists
+from recbole_prune.distillers.ranking import draw_lists, outside_of
 from recbole_prune.distillers.soft_labels import soft_row_cross_entropy
 from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teaching import Teaching, require_student
@@ -93,7 +93,7 @@ def batch_of_histories(seed: int = 0) -> Interaction:
 
 
 def draw(ranked: Any, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
-    return draw_lists(ranked, consumed, 6, 8, None, stream)
+    return draw_lists(ranked, outside_of(consumed, ranked[0]), 6, 8, None, stream)
 
 
 def test_what_a_row_has_consumed_is_its_history_and_its_target() -> None:

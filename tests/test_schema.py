@@ -348,6 +348,21 @@ def test_combinations_at_the_edge_are_allowed(user):
     [
         ({"pruner": "magprune", "prune_rewind": "lr"}, HOST, "prune_rewind has no effect with --pruner=magprune"),
         ({"pruner": "none", "prune_rate": 0.1}, HOST, "prune_rate has no effect with --pruner=none"),
+        (
+            {"distiller": "rrd", "distill_teacher_model": "BPR", "distill_guide": "teacher"},
+            HOST,
+            "distill_guide has no effect with --distiller=rrd",
+        ),
+        (
+            {"distiller": "rrd", "distill_teacher_model": "BPR", "distill_sharpness": 3},
+            HOST,
+            "distill_sharpness has no effect with distill_sample_interesting=False",
+        ),
+        (
+            {"distiller": "cd", "distill_teacher_model": "BPR", "distill_sharpness": 3},
+            HOST,
+            "distill_sharpness has no effect with distill_rule=linear",
+        ),
         ({"pruner": "imp", "prune_rewind": "lr"}, HOST, "prune_rewind=lr equals prune_rewind=none"),
         ({"prune_select": "test"}, HOST, "leak"),
         ({"prune_l2_weight": 0.1}, HostFacts(300, "LightGCN", own_l2=True), "LightGCN has an L2 weight of its own"),
@@ -358,7 +373,7 @@ def test_settings_without_effect_are_warned_about(user, host, warning):
     assert len(warnings) == 1 and warning in warnings[0]
     if "no effect" in warning:
         unused = warning.split()[0]
-        assert settings[unused] == defaults(user["pruner"])[unused], "it does not count"
+        assert settings[unused] == defaults(user.get("pruner"), user.get("distiller"))[unused], "it does not count"
 
 
 def test_quiet_where_nothing_is_wrong():

@@ -10,6 +10,8 @@ from recbole_prune.config import names, schema
 from recbole_prune.config.near import did_you_mean
 from recbole_prune.errors import ConfigError
 
+# a key of a method that counts only with one value of another of its keys
+_COUNTS_WITH = {"distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"}}
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
 
 
@@ -93,7 +95,7 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     if "prune_select" in said and "recipe_notice" not in said:
         # a recipe's notice speaks of the recipe's own selection
         values["recipe_notice"] = None
-    warnings = _settle_unused(values, base, said)
+    warnings = _settle_unused(values, base, said) + _settle_idle(values, base, said)
     _settle_schedule(values, base, said, advised)
     _settle_rewind(values, said, host)
     warnings += _settle_training(values, said, host)
@@ -130,6 +132,17 @@ def _settle_unused(values: dict[str, Any], base: Mapping[str, Any], said: Mappin
     unused = [name for name in values if not is_used(name, values)]
     values.update({name: base[name] for name in unused})
     return [f"{name} has no effect {_with_methods(name, values)}" for name in unused if name in said]
+
+
+def _settle_idle(values: dict[str, Any], base: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """The same of keys that the method uses with another value of a second key only."""
+    warnings = []
+    for name, conditions in _COUNTS_WITH.items():
+        for other, needed in conditions.items():
+            if is_used(name, values) and is_used(other, values) and values[other] != needed:
+                values[name] = base[name]
+                warnings += [f"{name} has no effect with {other}={values[other]}"] if name in said else []
+    return warnings
 
 
 def _with_methods(name: str, values: Mapping[str, Any]) -> str:

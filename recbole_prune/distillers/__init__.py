@@ -17,7 +17,7 @@ DISTILLERS = {
     "ftd": ".latent:FullTopology",
     "htd": ".latent:HierarchicalTopology",
     "rd": ".ranking:RankingDistillation",
-    "cd": ".ranking:CollaborativeDistillation",
+    "cd": ".collaborative:CollaborativeDistillation",
     "rrd": ".ranking:RelaxedRanking",
     "ir_rrd": ".ranking:ItemSideRanking",
     "de_rrd": ".ranking:ExpertsAndRanking",

@@ -172,18 +172,26 @@ class DistillationExperts(Hints):
 class PersonalisedHints(Hints):
     """PHR: every entity has a map of its own, made from its enriched vector (methods/distillation_latent.md 4)."""
 
+    @property
+    def official(self) -> bool:
+        """Whether to do as the public code does."""
+        return bool(self.settings.distill_parity == "official")
+
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
-        """The networks that make the maps."""
-        made = {}
-        for side, (student, teacher) in zip(("user", "item"), self.widths(model)):
-            made[side] = Personalisation(student, teacher, (teacher + teacher * student) // 2)
-        return nn.ModuleDict(made)
+        """The networks that make the maps; the code has one, of twice the width, for users and items alike."""
+        users, items = (self._network(*widths) for widths in self.widths(model))
+        one = self.official and (users.student, users.teacher) == (items.student, items.teacher)
+        return nn.ModuleDict({"user": users, "item": users if one else items})
+
+    def _network(self, student: int, teacher: int) -> Personalisation:
+        hidden = teacher + teacher * student
+        return Personalisation(student, teacher, hidden if self.official else hidden // 2)
 
     def attach(self, model: MaskAware) -> None:
         """Build the networks and the enriched vectors."""
         super().attach(model)
         self._enriched: dict[str, torch.Tensor] = {}
-        if self.teacher.tables is not None and self.settings.distill_parity != "official":
+        if self.teacher.tables is not None and not self.official:
             users, items = enriched(*self.teacher.tables, self.pupils.consumed.codes)
             self._enriched = {"user": users, "item": items}
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.ranked_lists import Ranked
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
 
     from recbole_prune.distillers.teacher import Rows, Teacher
 
@@ -63,6 +65,11 @@ def take_ranks(ranked: Ranked, ranks: np.ndarray) -> Ranked:
     """Ids and scores at 0-based ranks ``[n, K]`` of each list; -1 and 0 where a rank is -1."""
     ids, scores = (np.take_along_axis(table, ranks.clip(min=0), axis=1) for table in ranked)
     return np.where(ranks >= 0, ids, -1), np.where(ranks >= 0, scores, 0.0)
+
+
+def listed_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+    """Logits of items ``[b, k]`` for users or rows ``[b]``, differentiable; NaN where an id is -1."""
+    return pair_logits(model, rows, items.clamp(min=0)).masked_fill(items < 0, torch.nan)
 
 
 class _OfUsers:

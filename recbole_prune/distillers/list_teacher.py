@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from logging import getLogger
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from recbole_prune.distillers.ranked_lists import Ranked
-from recbole_prune.distillers.teacher import Basics, Teacher
+from recbole_prune.distillers.teacher import Basics, Rows, Teacher
 from recbole_prune.errors import ConfigError
 
 _MOST_UNKNOWN = 0.1
@@ -201,3 +203,32 @@ class ListTeacher(Teacher):
         ids, found = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
         ids[item[kept], place[kept]], found[item[kept], place[kept]] = of[kept], -key[kept]
         return ids, found
+
+    def offer(self, rows: Rows, count: int, stream: np.random.Generator) -> np.ndarray:
+        """Items drawn from the lists of users."""
+        lists = self.items_of_users[self._users_in(rows)]
+        lengths = (lists >= 0).sum(1, keepdims=True)
+        places = (stream.random((len(lists), count)) * lengths).astype(np.int64)
+        offered: np.ndarray = np.take_along_axis(lists, places, axis=1)  # -1 begins an empty list
+        return offered
+
+    def pair_logits(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """The scores in the lists; NaN for what is in none."""
+        codes, scores = self._coded
+        users = self._users_in(rows).astype(np.int64)
+        asked = users[:, None] * self.pupils.item_count + items.cpu().numpy()
+        places = np.searchsorted(codes, asked).clip(max=len(codes) - 1)
+        found = np.where((codes[places] == asked) & (items.cpu().numpy() >= 0), scores[places], np.float32(np.nan))
+        return torch.from_numpy(found).to(items.device)
+
+    @cached_property
+    def _coded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The listed pairs as codes ``user * items + item``, ascending, and their scores."""
+        users, places = np.nonzero(self.items_of_users >= 0)
+        codes = users * np.int64(self.pupils.item_count) + self.items_of_users[users, places]
+        order = np.argsort(codes)
+        return codes[order], self.scores[users, places][order]
+
+    def _users_in(self, rows: Rows) -> np.ndarray:
+        users: np.ndarray = (rows if isinstance(rows, torch.Tensor) else rows[self.pupils.user_field]).cpu().numpy()
+        return users

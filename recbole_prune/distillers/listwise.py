@@ -114,6 +114,30 @@ def draw_outside(used: UsedIds, count: int, first: int, stream: np.random.Genera
     return drawn
 
 
+def draw_unused(used: UsedIds, count: int, first: int, stream: np.random.Generator) -> np.ndarray:
+    """Draw values that a key has not used, uniformly and with replacement.
+
+    Args:
+        used: what each key must not get; none of it is below ``first``.
+        count: values for each key.
+        first: the smallest value; those below are padding.
+        stream: random numbers.
+
+    Returns:
+        values ``[keys, count]``, -1 for a key that has used all.
+    """
+    taken = np.diff(used.offsets)
+    left = used.value_count - first - taken
+    places = (stream.random((used.key_count, count)) * left[:, None]).astype(np.int64)
+    # a value stands behind as many unused ones as there are values below it that are not used
+    keys, values = np.divmod(used.codes, used.value_count)
+    unused_below = values - first - (np.arange(len(values)) - used.offsets[keys])
+    starts = np.arange(used.key_count)[:, None] * np.int64(used.value_count)
+    skipped = np.searchsorted(keys * used.value_count + unused_below, starts + places, side="right")
+    drawn = first + places + skipped - used.offsets[:-1, None]
+    return np.where(left[:, None] > 0, drawn, -1)
+
+
 def _repeated(drawn: np.ndarray, pending: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Which of the values at the places ``pending`` stand in their row already, or at an earlier such place."""
     rows, place_of_row = np.unique(pending[0], return_inverse=True)

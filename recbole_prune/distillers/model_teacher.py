@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_prune.anatomy.logits import batch_logits, reason_without_lists, score_rows
+from recbole_prune.anatomy.logits import batch_logits, pair_logits, reason_without_lists, score_rows
 from recbole_prune.anatomy.vectors import (
     field_vectors,
     known_class,
     reason_without_fields,
     reason_without_vectors,
+    scorer_of,
     shared_propagation,
     vectors_of,
 )
 from recbole_prune.distillers.matching import LastStates, Matching
 from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_rows
 from recbole_prune.distillers.teacher import Basics, Rows, Tables, Teacher, same_draws
+from recbole_prune.sparse.pair_scores import pair_scores
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
@@ -145,10 +147,41 @@ class ModelTeacher(Teacher):
             logits = self._scores_of_rows(rows).float()
         if not logits[:, 1:].isfinite().all():
             raise self.refuse("gives logits that are NaN or infinite")
-        if self._states is not None and not self.pupils.of_rows:
-            unknown = ~torch.isin(self._users_in(rows), torch.from_numpy(self._known_users()).to(self.device))
-            logits = logits.masked_fill(unknown[:, None], torch.nan)
-        return logits
+        return logits.masked_fill(self._unknown(rows)[:, None], torch.nan)
+
+    @torch.no_grad()
+    def pair_logits(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """By products of vectors, else by the model's logits of pairs, else by its scores of all items."""
+        self._require_lists()
+        asked = items.clamp(min=1)
+        with same_draws(self.pupils.seed), shared_propagation(self.model):
+            logits = self._reading(lambda: self._logits_of_pairs(rows, asked)).float()
+        if not logits.isfinite().all():
+            raise self.refuse("gives logits that are NaN or infinite")
+        return logits.masked_fill((items < 0) | self._unknown(rows)[:, None], torch.nan)
+
+    def _logits_of_pairs(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        histories = self._histories(rows)
+        tables = self._products if histories is None else None
+        if tables is not None:
+            return pair_scores(tables[0][self._users_in(rows)], tables[1], items)
+        if scorer_of(self.model) is None:
+            return self._scores_of_rows(rows).gather(1, items)
+        theirs = items if self.matching.items is None else self.matching.items[items]
+        return pair_logits(self.model, self._rows_of(self._users_in(rows)) if histories is None else histories, theirs)
+
+    def _histories(self, rows: Rows) -> Interaction | None:
+        """The rows as the model would have them, where student and model read histories; None where users count."""
+        if isinstance(rows, torch.Tensor) or self._states is None or not self.pupils.of_rows:
+            return None
+        return self.matching.rows(rows)
+
+    def _unknown(self, rows: Rows) -> torch.Tensor:
+        """Users without a history for a sequential teacher, ``[b]``."""
+        users = self._users_in(rows)
+        if self._states is None or self.pupils.of_rows:
+            return torch.zeros_like(users, dtype=torch.bool)
+        return ~torch.isin(users, torch.from_numpy(self._known_users()).to(self.device))
 
     def _users_in(self, rows: Rows) -> torch.Tensor:
         ids = rows if isinstance(rows, torch.Tensor) else rows[self.pupils.user_field]
@@ -156,9 +189,10 @@ class ModelTeacher(Teacher):
 
     def _scores_of_rows(self, rows: Rows) -> torch.Tensor:
         """Scores of all the student's items for users or rows."""
-        if isinstance(rows, torch.Tensor) or self._states is None or not self.pupils.of_rows:
+        histories = self._histories(rows)
+        if histories is None:
             return self._scores_of_users(self._users_in(rows))
-        return self._of_items(self._reading(lambda: score_rows(self.model, self.matching.rows(rows))))
+        return self._of_items(self._reading(lambda: score_rows(self.model, histories)))
 
     def _product_of_pairs(self, tables: tuple[torch.Tensor, torch.Tensor], batch: Interaction) -> torch.Tensor:
         users, items = (batch[field].to(self.device) for field in (self.pupils.user_field, self.pupils.item_field))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
     from recbole.data.interaction import Interaction
 
+    from recbole_prune.anatomy.scorers import Rows
+
 _FEW = 8
 
 
@@ -68,10 +70,11 @@ class Pupils:
         dataset: RecBole's training dataset.
         of_rows: whether a user is a row of a batch, as in sequential models.
         whole_rows: whether the student's loss compares all items of a row.
+        batches: in an epoch.
     """
 
-    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False) -> None:
-        self.dataset, self.of_rows, self.whole_rows = dataset, of_rows, whole_rows
+    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1) -> None:
+        self.dataset, self.of_rows, self.whole_rows, self.batches = dataset, of_rows, whole_rows, batches
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
@@ -93,6 +96,16 @@ class Pupils:
         """Which items are popular in the training data, where an item counts once for a user; bool ``[N]``."""
         counts = np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
         return torch.from_numpy(popular_items(counts))
+
+    def consumed_by(self, rows: Rows) -> UsedIds:
+        """The items of each of some users (ids ``[n]``) or of each row of a batch."""
+        if not isinstance(rows, torch.Tensor):
+            return self.consumed_in(rows)
+        users, offsets = rows.cpu().numpy(), self.consumed.offsets
+        counts = offsets[users + 1] - offsets[users]
+        keys = np.repeat(np.arange(len(users)), counts)
+        places = np.arange(len(keys)) + (offsets[users] - np.cumsum(counts) + counts)[keys]
+        return UsedIds(keys, self.consumed.codes[places] % self.item_count, len(users), self.item_count)
 
     def consumed_in(self, batch: Interaction) -> UsedIds:
         """The items of each row of a batch: its history and its next item."""

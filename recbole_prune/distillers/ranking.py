@@ -1,4 +1,4 @@
-"""Distillers that copy what the teacher ranks: RD, CD, RRD, IR-RRD, and DE with RRD."""
+"""Distillers that copy what the teacher ranks: RD, RRD, IR-RRD, and DE with RRD."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import pair_logits, user_logits
+from recbole_prune.anatomy.logits import user_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.latent import DistillationExperts
-from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, take_ranks
+from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, listed_logits, take_ranks
 from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce
 from recbole_prune.distillers.ranked_lists import Ranked
 from recbole_prune.distillers.soft_labels import (
     discrepancy_weights,
-    draw_by_rank,
     position_weights,
-    soft_cross_entropy,
     weighted_positives,
 )
 from recbole_prune.sparse.distinct import distinct
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Rows, Teacher
+    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.training.model import MaskAware
 
 Terms = Mapping[str, tuple[float, torch.Tensor]]
@@ -64,10 +62,6 @@ class ListDistiller(Distiller):
             consumed: the items that each has consumed.
             stream: random numbers.
         """
-
-    def logits(self, model: MaskAware, rows: Rows, items: torch.Tensor) -> torch.Tensor:
-        """Logits of items ``[b, k]`` for users or rows ``[b]``; NaN where an id is -1."""
-        return pair_logits(model, rows, items.clamp(min=0)).masked_fill(items < 0, float("nan"))
 
 
 def rows_of(table: np.ndarray, ids: torch.Tensor) -> torch.Tensor:
@@ -139,7 +133,7 @@ class RelaxedRanking(ListDistiller):
     def terms_of(self, model: MaskAware, listed: Listed) -> Terms:
         """The same of lists that were found already."""
         parts = listed.interesting, listed.uninteresting
-        logits = self.logits(model, listed.rows, torch.cat(parts, 1))
+        logits = listed_logits(model, listed.rows, torch.cat(parts, 1))
         losses = plackett_luce(*logits.split([part.shape[1] for part in parts], 1))
         return {"rrd": (self.settings.distill_weight, losses.sum())}
 
@@ -147,7 +141,9 @@ class RelaxedRanking(ListDistiller):
 class ItemSideRanking(RelaxedRanking):
     """IR-RRD of Kang et al., Information Sciences 2021: beside RRD, the order of users for every item.
 
-    Source: methods/distillation_ranking.md, section 5.
+    Source: methods/distillation_ranking.md, section 5. Items are those in the lists of a batch's users, or a share of
+    all, so that an epoch goes through them once; a share counts as often as an epoch has batches, so that the term is
+    as large on average as one of all items in every batch.
     """
 
     promises = Promises(
@@ -177,16 +173,25 @@ class ItemSideRanking(RelaxedRanking):
             np.random.default_rng([self.pupils.seed, self.epoch, 1]),
         )
         self._item_lists = drawn.interesting, drawn.uninteresting
+        order = np.random.default_rng([self.pupils.seed, self.epoch, 2]).permutation(np.arange(1, len(lists)))
+        self._shares = np.array_split(order, self.pupils.batches)
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
-        """Those of RRD, and the listwise losses of every item in the lists of the batch's users."""
+        """Those of RRD, and the listwise losses of the items of the batch."""
         listed = self._source.of(interaction)
-        ids = torch.cat([listed.interesting, listed.uninteresting], 1)
-        items = distinct(ids[ids > 0], self.pupils.item_count)[0]
+        if self.settings.distill_item_batch == "listed":
+            ids = torch.cat([listed.interesting, listed.uninteresting], 1)
+            weight, items = 1, distinct(ids[ids > 0], self.pupils.item_count)[0]
+        else:
+            weight, items = len(self._shares), self._share(listed.interesting.device)
         users = [rows_of(part, items) for part in self._item_lists]
         logits = self._of_items(model, items, torch.cat(users, 1))
-        item_side = plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()
+        item_side = weight * plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()
         return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}
+
+    def _share(self, device: torch.device) -> torch.Tensor:
+        """The batch's share of all items; those of an epoch have each item once."""
+        return torch.from_numpy(self._shares[self._batch % len(self._shares)]).to(device)
 
     def _of_items(self, model: MaskAware, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Logits of items ``[n]`` for users ``[n, k]``; NaN where an id is -1."""
@@ -241,12 +246,12 @@ class RankingDistillation(ListDistiller):
         """Weighted log-likelihoods of the teacher's items as positives."""
         settings, listed = self.settings, self._source.of(interaction)
         official = settings.distill_parity == "official"
-        scores = self.logits(model, listed.rows, listed.interesting)
+        scores = listed_logits(model, listed.rows, listed.interesting)
         weights = position_weights(scores.shape[1], settings.distill_sharpness).to(scores).expand_as(scores)
         if self.epoch >= settings.distill_warmup:
             drawn = listed.uninteresting
             with torch.no_grad():
-                others = self.logits(model, listed.rows, drawn)
+                others = listed_logits(model, listed.rows, drawn)
                 above = (others[:, None, :] > scores[:, :, None]).sum(2)
             counts = (drawn >= 0).sum(1).clamp(min=1)[:, None]
             distance = discrepancy_weights(
@@ -256,33 +261,3 @@ class RankingDistillation(ListDistiller):
             if not official:
                 weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
         return {"rd": (settings.distill_weight, weighted_positives(scores, weights).sum())}
-
-
-class CollaborativeDistillation(ListDistiller):
-    """CD of Lee et al., ICDM 2019: soft labels for items that are drawn by rank, better ones more often.
-
-    Source: methods/distillation_ranking.md, section 3; guided by the teacher's ranking.
-    """
-
-    @classmethod
-    def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
-        """For its rankings and their scores."""
-        super().ask(student, teacher)
-        teacher.require_scores()
-
-    def draw(self, ranked: Ranked, consumed: UsedIds, stream: np.random.Generator) -> Drawn:
-        """Items by their ranks, some more than once; no others."""
-        settings, lengths = self.settings, np.maximum((ranked[0] >= 0).sum(1), 1)
-        ranks = draw_by_rank(
-            lengths, settings.distill_interesting, settings.distill_rule, settings.distill_sharpness, stream
-        )
-        return Drawn(*take_ranks(ranked, ranks), np.empty((len(ranks), 0), np.int64))
-
-    def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
-        """Cross-entropies with the teacher's probabilities."""
-        settings, listed = self.settings, self._source.of(interaction)
-        student = self.logits(model, listed.rows, listed.interesting)
-        losses = soft_cross_entropy(
-            student, listed.scores.to(student), settings.distill_label_scale, settings.distill_label_shift
-        )
-        return {"cd": (settings.distill_weight, losses.sum())}

@@ -75,25 +75,42 @@ def soft_row_cross_entropy(scores: torch.Tensor, teacher: torch.Tensor, temperat
     return temperature**2 * losses * known
 
 
-def draw_by_rank(
-    lengths: np.ndarray, count: int, rule: str, sharpness: float, stream: np.random.Generator
-) -> np.ndarray:
-    """Draw ranks with replacement, better ones more often (CD, step 2).
+def tries_of_draws(shape: tuple[int, ...], rule: str, sharpness: float, stream: np.random.Generator) -> np.ndarray:
+    """Of how many items, drawn uniformly and with replacement, each draw takes the best one.
 
-    With ``p`` the rank over the length of the list, the probability is proportional to ``1 - p`` (``linear``) or to
-    ``exp(-sharpness * p)`` (``exponential``); by the inverse of the distribution function.
+    With ``p`` an item's rank over the number of all, an item is then taken with a probability proportional to
+    ``1 - p`` (``linear``) or to ``exp(-sharpness * p)`` (``exponential``), and nothing has to be ranked for it (CD,
+    step 2). The best of ``m`` uniform places has the density ``m (1 - p) ** (m - 1)``: ``linear`` is ``m = 2``; and
+    ``exp(-g p)`` is proportional to ``sum_m g ** (m - 1) / m! * m (1 - p) ** (m - 1)``, so ``exponential`` is a Poisson
+    number ``m`` of mean ``g`` that is not 0.
 
     Args:
-        lengths: of the lists, ``[rows]``.
-        count: draws for each.
+        shape: of what is given back.
+        rule: ``linear`` or ``exponential``.
+        sharpness: the ``gamma`` of the paper, of the exponential rule.
+        stream: random numbers.
+    """
+    if rule == "linear":
+        return np.full(shape, 2)
+    # the first event of a Poisson process on [0, sharpness] that has one, and those behind it
+    first = -np.log1p(stream.random(shape) * np.expm1(-sharpness))
+    tries: np.ndarray = 1 + stream.poisson((sharpness - first).clip(min=0))
+    return tries
+
+
+def best_tries(scores: torch.Tensor, tries: torch.Tensor) -> torch.Tensor:
+    """Which try of each draw has the highest score.
+
+    Args:
+        scores: of the tries ``[n, M]``, those of a draw side by side, draw by draw; what stands behind them is not
+            looked at. NaN is never the best of several.
+        tries: of each draw ``[n, K]``; at least 1 and together at most ``M``.
 
     Returns:
-        0-based ranks ``[rows, count]``.
+        places in ``scores`` ``[n, K]``.
     """
-    uniform = stream.random((len(lengths), count))
-    places = 1 - np.sqrt(1 - uniform)
-    if rule == "exponential":
-        places = -np.log1p(uniform * np.expm1(-sharpness)) / sharpness
-    ranks = (places * lengths[:, None]).astype(np.int64)
-    smallest: np.ndarray = np.minimum(ranks, lengths[:, None] - 1)
-    return smallest
+    ends = tries.cumsum(1)
+    draws = torch.searchsorted(ends, torch.arange(scores.shape[1], device=ends.device).repeat(len(ends), 1), right=True)
+    order = scores.masked_fill(scores.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True)[1]
+    by_draw = draws.gather(1, order).sort(dim=1, stable=True)[1]
+    return order.gather(1, by_draw.gather(1, ends - tries))

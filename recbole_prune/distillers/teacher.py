@@ -14,6 +14,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.distillers.listwise import draw_unused
 from recbole_prune.distillers.ranked_lists import Ranked
 from recbole_prune.errors import ConfigError
 
@@ -99,6 +100,18 @@ class Teacher(ABC):
         Column 0 is padding and means nothing.
         """
         raise self.refuse(self.without_logits)
+
+    def pair_logits(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
+        """Logits of items ``[b, k]`` for users or rows ``[b]``; NaN where an id is -1 or a user is not known."""
+        raise self.refuse(self.without_logits)
+
+    def offer(self, rows: Rows, count: int, stream: np.random.Generator) -> np.ndarray:
+        """Items for users or rows, drawn uniformly and with replacement among those not consumed, all or those listed.
+
+        Returns:
+            ids ``[b, count]``, -1 where there are none; :meth:`pair_logits` knows their logits.
+        """
+        return draw_unused(self.pupils.consumed_by(rows), count, 1, stream)
 
     @property
     def items_of_users(self) -> np.ndarray:

@@ -51,7 +51,8 @@ class Teaching:
         of_rows = workshop.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         over_all_items = of_rows and workshop.config["loss_type"] == "CE"
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
-        self._pupils = Pupils(workshop.train_data._dataset, of_rows, whole_rows)
+        data = workshop.train_data
+        self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data))
         changed = contradiction_of_subclass(
             student, workshop.config.model_class, self._pupils.first_rows().to(student.device)
         )
