@@ -72,6 +72,10 @@ class Teacher(ABC):
         """The widths of its user and item vectors."""
         raise self.refuse(self.without_vectors)
 
+    def require_one_space(self) -> None:
+        """Refuse a teacher whose user and item vectors cannot be compared with each other."""
+        raise self.refuse(self.without_vectors)
+
     @property
     def tables(self) -> Tables:
         """Its vectors of users ``[U, d]`` and items ``[N, d]``; None where student and teacher have vectors of rows."""
