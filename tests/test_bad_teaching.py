@@ -84,6 +84,10 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "BPR", (*FIRST, "--distill_teacher_settings={'user_inter_num_interval':'[30,inf)'}"),
         ("distill_teacher_model=BPR", "only the student has", "users, first"),
     ),
+    "items without an entity": (
+        "BPR", ("--distiller=rrd", "--distill_teacher_model=KGAT"),
+        ("distill_teacher_model=KGAT", "only the student has 5 of its 240 items", "drops the items without an entity"),
+    ),
     "teacher without its data": (
         "BPR", ("--distiller=rrd", "--distill_teacher_model=SASRec"), ("distill_teacher_model=SASRec", "TO"),
     ),

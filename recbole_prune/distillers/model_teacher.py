@@ -13,6 +13,7 @@ from recbole_prune.anatomy.logits import batch_logits, reason_without_lists, sco
 from recbole_prune.anatomy.vectors import (
     field_vectors,
     known_class,
+    reason_unknown,
     reason_without_fields,
     reason_without_vectors,
     shared_propagation,
@@ -79,9 +80,8 @@ class ModelTeacher(Teacher):
 
     def _require_vectors(self) -> None:
         if self._accessor is None:
-            kind = type(self.model)
-            known = reason_without_vectors(kind) if known_class(kind) else f"none of {kind.__name__} are known"
-            raise self.refuse(f"has no vectors to copy, take a method that learns from rankings: {known}")
+            reason = reason_without_vectors(type(self.model))
+            raise self.refuse(f"has no vectors to copy, take a method that learns from rankings: {reason}")
 
     @cached_property
     def _tables(self) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -205,6 +205,13 @@ class ModelTeacher(Teacher):
     def _of_items(self, scores: torch.Tensor) -> torch.Tensor:
         """Columns in the student's order."""
         return scores if self.matching.items is None else scores[:, self.matching.items.to(scores.device)]
+
+    def require_logits(self) -> None:
+        """Refuse a model of which no logits are known, only scores."""
+        kind = type(self.model)
+        if known_class(kind) is None:
+            reason = reason_unknown(kind)
+            raise self.refuse(f"has no logits to copy, take a method that learns from rankings: {reason}")
 
     def _require_lists(self) -> None:
         reason = reason_without_lists(type(self.model)) if known_class(type(self.model)) else ""

@@ -93,6 +93,10 @@ class Teacher(ABC):
         """Vectors of the fields of each row of a batch side by side ``[b, fields x d]``, of context-aware models."""
         raise self.refuse(self.without_vectors)
 
+    def require_logits(self) -> None:
+        """Refuse a teacher without logits."""
+        raise self.refuse(self.without_logits)
+
     def batch_logits(self, interaction: Interaction) -> torch.Tensor:
         """The logit of every row of a batch ``[b]``."""
         raise self.refuse(self.without_logits)
