@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from teachers import refusal
 from test_resume import outcome
 from training_bench import Killed
 from zoo import DATASET, config_for
@@ -16,6 +17,7 @@ import recbole_prune.run.rebuild
 import recbole_prune.run.workshop
 from recbole_prune import run_recbole_prune
 from recbole_prune.distillers import teacher_sources
+from recbole_prune.errors import StoreError
 from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -41,6 +43,7 @@ def taught(data: Path, folder: Path, patch: pytest.MonkeyPatch, **changes: Any) 
         "distill_teacher_settings": {"embedding_size": 32, "epochs": EPOCHS},
     }
     settings.update(changes)
+    settings = {name: value for name, value in settings.items() if value is not None}
     if changes.get("pruner", "imp") != "imp":
         settings = {name: value for name, value in settings.items() if name in changes or name not in IMP}
     return run_recbole_prune("BPR", DATASET, config_dict=settings)
@@ -124,6 +127,51 @@ def test_a_finished_run_that_lost_a_line_is_taught_again(
     journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
     taught(tiny_data, folder, monkeypatch)
     assert outcomes(folder) == expected
+
+
+@pytest.mark.slow
+def test_a_teacher_that_changed_while_its_student_was_not_finished_is_refused(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row.split("\t") for row in (tiny_data / DATASET / f"{DATASET}.inter").read_text().splitlines()[1:]]
+    users, items = (sorted({row[place] for row in rows}) for place in (0, 1))
+    lists = {number: "".join("\t".join([user, *items[number:]]) + "\n" for user in users) for number in (0, 1, 2)}
+    file = tmp_path / "lists.tsv"
+    file.write_text(lists[0])
+
+    def run(**changes: Any) -> dict[str, Any]:
+        given = {
+            "distiller": "rrd",
+            "distill_teacher": str(file),
+            "distill_alone": False,
+            "distill_vector_weight": None,
+        }
+        named = {**given, "distill_teacher_model": None, "distill_teacher_settings": None}
+        return taught(tiny_data, tmp_path / "run", monkeypatch, **named, **changes)
+
+    train_epoch = MaskAwareTrainer._train_epoch
+
+    def stop_in_the_last(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if (self.session.name, epoch) == ("ticket 1", 1):
+            raise Killed
+        return train_epoch(self, data, epoch, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskAwareTrainer, "_train_epoch", stop_in_the_last)
+        with pytest.raises(Killed):
+            run()
+    [begun] = (tmp_path / "run").glob("pruned/*/*/*")
+    before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+    file.write_text(lists[1])
+    text = refusal(run, StoreError)
+    assert f"{file}: the teacher changed since {begun} was begun" in text and "--fresh=True" in text
+    assert before == {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+    other = Path(run(fresh=True)["folder"])
+    assert other != begun and before == {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+    file.write_text(lists[0])
+    assert Path(run()["folder"]) == begun
+    file.write_text(lists[2])
+    assert Path(run()["folder"]) not in (begun, other), "a finished run does not bind its teacher's file"
 
 
 @pytest.mark.slow

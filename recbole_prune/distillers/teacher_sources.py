@@ -14,7 +14,7 @@ import torch
 from recbole_prune.artifact import read_artifact
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.teachers import Named, find_teacher
-from recbole_prune.distillers.list_store import ListStore
+from recbole_prune.distillers.list_store import ListStore, require_unchanged
 from recbole_prune.distillers.list_teacher import ListTeacher, read_lists
 from recbole_prune.distillers.matching import Matching, require_same_data
 from recbole_prune.distillers.model_teacher import ModelTeacher, UntrainedTeacher
@@ -68,6 +68,8 @@ def open_teacher(
         digest = sha256(data)
         if trained is None and digest != config.teacher_digest:
             raise StoreError(f"it changed while this run began: its sha256 was {config.teacher_digest} and is {digest}")
+        if trained is None and folder is not None and not folder.is_trained() and not config.settings.fresh:
+            require_unchanged(config, folder)
         identity: dict[str, Any] = {"kind": named.kind, "path": str(named.path), "sha256": digest}
         length = config.settings.distill_list_length
         basics = Basics(identity, pupils, length, ListStore(folder, digest, length))
