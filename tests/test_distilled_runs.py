@@ -116,6 +116,7 @@ def test_a_finished_command_reads_the_data_once_and_opens_no_teacher(
     assert taught(tiny_data, folder, monkeypatch) == first
     assert len(reads) == 1
     assert {file: file.read_bytes() for file in before} == before
+    assert "none on BPR" not in (Path(first["folder"]) / "log.txt").read_text(), "the student alone has its own log"
 
 
 @pytest.mark.slow
