@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from logging import getLogger
 from pathlib import Path
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.teacher_training import teacher_config
-from recbole_prune.distillers.teaching import Teaching, require_student, untaught
+from recbole_prune.distillers.teaching import Teaching, untaught
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
@@ -22,9 +22,9 @@ from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
 from recbole_prune.run.log_file import LogFile
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.store import ARTIFACT, CONFIG, RunFolder
+from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
-from recbole_prune.run.ticket import method_name
+from recbole_prune.run.ticket import Ticket, method_name
 from recbole_prune.run.workshop import Workshop
 
 
@@ -41,12 +41,12 @@ def run(config: PruneConfig) -> RunResult:
             says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
-    trained, alone = _before(config)
+    trained = _train_teacher(config)
     folder = RunFolder(run_path(config))
     folder.open()
     try:
         with log_of_run(config, folder.path) as log:
-            return _run(config, folder, log, trained, alone)
+            return _run(config, folder, log, trained)
     except OSError:  # of a library that writes there
         folder.check_present()
         raise
@@ -54,19 +54,42 @@ def run(config: PruneConfig) -> RunResult:
         folder.close()
 
 
-def _before(config: PruneConfig) -> tuple[Path | None, RunResult | None]:
-    """The run folder of a teacher that has to be trained first, and the run of the student alone."""
-    settings, trained, alone = config.settings, None, None
-    if settings.distiller and (settings.fresh or not (run_path(config) / CONFIG).exists()):
-        # before hours go into a teacher from which this student cannot learn
-        require_student(get_distiller(settings.distiller), config, Workshop(config).build_model())
-    if settings.distiller and settings.distill_teacher_model:
-        teacher = teacher_config(config)
+def _train_teacher(config: PruneConfig) -> Path | None:
+    """The run folder of a teacher that has to be trained first; in a finished run nothing is learned from it any more.
+
+    Raises:
+        PruneError: whatever would stop the student's run after hours that went into its teacher.
+    """
+    if not (config.settings.distiller and config.settings.distill_teacher_model):
+        return None
+    teacher = teacher_config(config)
+    trained = RunFolder(run_path(teacher))
+    if config.settings.fresh or not RunFolder(run_path(config)).is_finished():
+        if not trained.is_finished():
+            workshop = Workshop(config)
+            with planned(workshop):
+                Teaching(workshop)
         run(teacher).raise_failure()
-        trained = run_path(teacher)
-    if settings.distiller and settings.distill_alone:
-        alone = run(untaught(config))
-    return trained, alone
+    return trained.path
+
+
+def _train_alone(config: PruneConfig, log: LogFile) -> RunResult | None:
+    """The dense student without a teacher, in a run and with a log of its own."""
+    if not config.settings.distill_alone:
+        return None
+    with log.set_aside():
+        return run(untaught(config))
+
+
+def _read_alone(config: PruneConfig, folder: RunFolder) -> Ticket | None:
+    """The dense student without a teacher as a finished run knows it; None where it is not there."""
+    known = folder.read_summary()["alone"]
+    other = RunFolder(run_path(untaught(config)))
+    if not config.settings.distill_alone or known is None or not other.is_finished():
+        return None
+    dense = Ticket.from_record(other.tickets()[0])
+    measured = {name: value for name, value in known.items() if name not in ("valid", "test")}
+    return replace(dense, method={**dense.method, **measured})
 
 
 def run_path(config: PruneConfig) -> Path:
@@ -97,9 +120,7 @@ def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: P
     return workshop
 
 
-def _run(
-    config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | None, alone: RunResult | None
-) -> RunResult:
+def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | None) -> RunResult:
     notice = notice_of(config)
     if notice:
         getLogger().warning(notice)
@@ -113,11 +134,15 @@ def _run(
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
-    teaching = Teaching(workshop, folder, trained) if config.settings.distiller else None
-    untaught_dense = None
-    if teaching is not None:
-        experiment.distiller = teaching.distiller
-        untaught_dense = teaching.tell_popular_apart(experiment, alone)
+    alone = None
+    if config.settings.distiller:
+        teaching = cache(lambda: Teaching(workshop, folder, trained))
+        experiment.distiller = lambda: teaching().distiller()
+        finished = folder.is_finished()
+        alone = _read_alone(config, folder) if finished else None
+        if not finished or (config.settings.distill_alone and alone is None):
+            teaching()  # before any training it says what it cannot teach
+            alone = teaching().tell_popular_apart(experiment, _train_alone(config, log))
         for line in said_of_loss(config.settings, config["train_batch_size"]):
             experiment.logger.info(line)
     siblings.adopt_dense(experiment)
@@ -145,8 +170,8 @@ def _run(
         artifact=str(artifact),
         costs=count_tickets(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
-        alone=untaught_dense,
-        teacher=None if teaching is None else teaching.teacher.identity,
+        alone=alone,
+        teacher=next((ticket.method["teacher"] for ticket in tickets if "teacher" in ticket.method), None),
     )
     try:
         result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))

@@ -149,6 +149,8 @@ def test_the_settings_of_a_teacher_that_is_trained_first(data: Path) -> None:
     assert teacher_config(sequential)["eval_args"] == sequential["eval_args"]
     ce = {"distill_teacher_model": "SASRec", "distill_teacher_settings": {"n_layers": 1}}
     assert teacher_config(student_config(data, None, **ce))["train_neg_sample_args"]["distribution"] == "none"
+    graph = teacher_config(student_config(data, None, distill_teacher_model="KGAT"))["load_col"]
+    assert set(graph) == {"inter", "kg", "link"} and graph["inter"] == student["load_col"]["inter"]
     fitted = refusal(lambda: teacher_config(student_config(data, None, distill_teacher_model="EASE")))
     assert "not trained by gradient" in fitted
 
@@ -376,9 +378,12 @@ def test_logits_of_clicks(data: Path, reordered: Path, made: Made, same_order: b
 
 @pytest.mark.slow
 def test_models_without_gradients_teach_rankings_only(data: Path, made: Made) -> None:
-    teacher = open_for(data, made("ItemKNN", data)[1])
+    _, file = made("ItemKNN", data)
+    teacher = open_for(data, file)
     assert (teacher.items_of_users[1:, 0] > 0).all()
-    assert "learns from rankings" in refusal(lambda: teacher.widths)
+    for ask in (lambda: teacher.widths, teacher.require_logits):
+        text = refusal(ask)
+        assert str(file) in text and "learns from rankings: ItemKNN is no model" in text and "by gradient" in text
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ class Wandb(SimpleNamespace):
     """What RecBole and this package use of the module, in memory."""
 
     def __init__(self, run: Any = None) -> None:
-        super().__init__(run=run, begun=[], logged=[], __spec__=ModuleSpec("wandb", None))
+        super().__init__(run=run, begun=[], logged=[], waiting={}, rows=[], __spec__=ModuleSpec("wandb", None))
 
     def init(self, **facts: Any) -> None:
         assert self.run is None, "one at a time"
@@ -85,7 +85,11 @@ class Wandb(SimpleNamespace):
         assert self.run is not None
 
     def log(self, metrics: dict[str, Any], commit: bool) -> None:
-        self.logged.append((len(self.begun), metrics.get("train_step")))
+        self.waiting.update(metrics)
+        if commit:
+            self.logged.append((len(self.begun), self.waiting.get("train_step")))
+            self.rows.append(self.waiting)
+            self.waiting = {}
 
 
 def test_every_ticket_is_a_run_of_wandb(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +109,29 @@ def test_a_run_of_wandb_that_the_user_began_stays_open(tiny_data: Path, monkeypa
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     run(tiny_data, log_wandb=True, pruner="none")
     assert wandb.run is own and not wandb.begun and wandb.logged
+
+
+@pytest.mark.slow
+def test_losses_of_a_distiller_stand_by_name_in_the_series_of_every_ticket(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    rows = [row.split("\t") for row in (tiny_data / DATASET / f"{DATASET}.inter").read_text().splitlines()[1:]]
+    users, items = (sorted({row[place] for row in rows}) for place in (0, 1))
+    (tmp_path / "lists.tsv").write_text("".join("\t".join([user, *items]) + "\n" for user in users))
+    taught = {"distiller": "ir_rrd", "distill_teacher": str(tmp_path / "lists.tsv"), "distill_alone": False}
+    folder = run(tiny_data, log_wandb=True, **taught)
+    text = (folder / "log.txt").read_text()
+    assert "distill_weight=0.001 is for sums over a batch: 0.001/" in text and "distill_item_weight=0.0005 is" in text
+    names = {"rrd", "ir"}
+    said = [dict(part.split() for part in line.split(": ")[1].split(", "))
+            for line in text.splitlines() if "added losses: " in line]  # fmt: skip
+    assert [set(sums) for sums in said] == 6 * [names]
+    series = [EventAccumulator(str(folder / "tensorboard" / name)).Reload() for name in NAMES]
+    for name in names:
+        shown = [(event.step, event.value) for one in series for event in one.Scalars(f"Loss/{name}")]
+        assert [step for step, _ in shown] == [0, 1, 2, 0, 1, 2]
+        assert [value for _, value in shown] == pytest.approx([float(sums[name]) for sums in said], rel=1e-4)
+        epochs = [row for row in wandb.rows if "train_step" in row]
+        assert [row[f"train/loss_{name}"] for row in epochs] == pytest.approx([v for _, v in shown], rel=1e-4)

@@ -184,6 +184,7 @@ def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor,
         whole = vectors.item_table(model)
     assert (users.shape[1], of_items.shape[2]) == vectors.widths(model)
     assert of_items.shape[:2] == items.shape
+    assert vectors.item_vectors(model, items[0, :0]).shape == (0, of_items.shape[2]), "a batch without negatives"
     assert torch.equal(of_items, whole[items]) or close(of_items, whole[items])
     if vectors.shared_space:
         assert users.shape[1] == of_items.shape[2]

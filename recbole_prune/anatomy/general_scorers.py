@@ -240,7 +240,7 @@ class _MKR(OfPairs, LookedUp):
     def item_vectors(self, model: AbstractRecommender, items: torch.Tensor) -> torch.Tensor:
         flat = items.reshape(-1)
         crossed = model.cc_unit([model.item_embeddings_lookup(flat), model.entity_embeddings_lookup(flat)])[0]
-        vectors: torch.Tensor = crossed.reshape(*items.shape, -1)
+        vectors: torch.Tensor = crossed.reshape(*items.shape, crossed.shape[-1])
         return vectors
 
     def item_table(self, model: AbstractRecommender) -> torch.Tensor:

@@ -254,6 +254,10 @@ class PruneConfig(Config):
         """sha256 of the content of ``distill_teacher`` when this config was built; None without one."""
         return self._private.differences.get("distill_teacher")
 
+    def run_hash_of(self, teacher_digest: str) -> str:
+        """The :attr:`run_hash` if ``distill_teacher`` held content of another sha256."""
+        return fingerprint.digest({**self._private.differences, "distill_teacher": teacher_digest})
+
     def plain_settings(self) -> dict[str, Any]:
         """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.
 

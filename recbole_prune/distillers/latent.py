@@ -40,7 +40,9 @@ class VectorDistiller(Distiller):
 
     @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
-        """For its tables."""
+        """For its tables, in one space where the method compares them."""
+        if cls.promises.one_space:
+            teacher.require_one_space()
         _ = teacher.tables
 
     def widths(self, model: MaskAware) -> tuple[tuple[int, int], tuple[int, int]]:

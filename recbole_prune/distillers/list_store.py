@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from logging import getLogger
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load as load_safetensors
@@ -15,8 +16,48 @@ from recbole_prune.run.files import WAY_OUT, read_file
 from recbole_prune.run.seals import seal, unseal
 from recbole_prune.run.store import DISTILLATION, RunFolder
 
+if TYPE_CHECKING:
+    from recbole_prune.config.prune_config import PruneConfig
+
 Arrays = dict[str, np.ndarray]
 _RECORD = f"{DISTILLATION}/teacher.json"
+
+
+def require_unchanged(config: PruneConfig, folder: RunFolder) -> None:
+    """Refuse to begin anew what the same command has begun with other content of ``distill_teacher``.
+
+    That content is a part of the name of a run folder, so such a run lies beside this one.
+
+    Raises:
+        StoreError: there is such a run, and it is not finished.
+    """
+    method = folder.path.name.rpartition("-")[0]
+    for path in sorted(folder.path.parent.glob(f"{method}-*")):
+        before = _teacher_in(path)
+        if before is None or path == folder.path:
+            continue
+        if path.name == f"{method}-{config.run_hash_of(before)}" and _goes_on(RunFolder(path)):
+            raise StoreError(
+                f"the teacher changed since {path} was begun: its sha256 was {before} and is {config.teacher_digest}; "
+                "put the old one back to continue, or begin another run with --fresh=True (that folder stays)"
+            )
+
+
+def _teacher_in(path: Path) -> str | None:
+    """sha256 of the teacher of a run; None where none is known."""
+    try:
+        record = unseal(read_file(path / _RECORD).rstrip(b"\n"))
+    except StoreError:
+        return None
+    return None if record is None else str(record["teacher_sha256"])
+
+
+def _goes_on(folder: RunFolder) -> bool:
+    """Whether a run has begun to train and is not finished; one that is damaged does not."""
+    try:
+        return folder.is_trained() and not folder.is_finished()
+    except StoreError:
+        return False
 
 
 class ListStore:

@@ -30,6 +30,7 @@ class SoftTargets(Distiller):
     @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """For logits of a few rows."""
+        teacher.require_logits()
         rows = teacher.pupils.first_rows().to(student.device)
         _ = teacher.row_logits(rows) if teacher.pupils.whole_rows else teacher.batch_logits(rows)
 

@@ -139,9 +139,11 @@ def require_same_data(pupils: Pupils, teacher: Dataset, whole: Dataset, matching
     if not differing and student.uid_field and student.iid_field:
         differing = _other_interactions(pupils, teacher, matching)
     if differing:
+        of_graphs = hasattr(student, "item2entity") != hasattr(teacher, "item2entity")
+        why = "; for a knowledge-aware model RecBole drops the items without an entity" if of_graphs else ""
         raise ConfigError(
             f"it was trained on other data, another split or another filter: {'; '.join(differing)}; teacher and "
-            "student need the same dataset, filters, split and seed"
+            f"student need the same dataset, filters, split and seed{why}"
         )
 
 

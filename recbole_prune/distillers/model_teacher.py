@@ -13,6 +13,7 @@ from recbole_prune.anatomy.logits import batch_logits, pair_logits, reason_witho
 from recbole_prune.anatomy.vectors import (
     field_vectors,
     known_class,
+    reason_unknown,
     reason_without_fields,
     reason_without_vectors,
     scorer_of,
@@ -61,6 +62,17 @@ class ModelTeacher(Teacher):
         width = self._accessor.widths(self.model)[0] if users is None else users.shape[1]
         return width, items.shape[1]
 
+    def require_one_space(self) -> None:
+        """Refuse a model whose user and item vectors are of two spaces."""
+        self._require_vectors()
+        assert self._accessor is not None
+        if not self._accessor.shared_space:
+            kind = type(self.model).__name__
+            raise self.refuse(
+                f"has no cosines to copy: the user and item vectors of {kind} are not in one space; take a method that "
+                "learns from rankings"
+            )
+
     @property
     def tables(self) -> Tables:
         """Its tables, in the student's order."""
@@ -70,9 +82,8 @@ class ModelTeacher(Teacher):
 
     def _require_vectors(self) -> None:
         if self._accessor is None:
-            kind = type(self.model)
-            known = reason_without_vectors(kind) if known_class(kind) else f"none of {kind.__name__} are known"
-            raise self.refuse(f"has no vectors to copy, take a method that learns from rankings: {known}")
+            reason = reason_without_vectors(type(self.model))
+            raise self.refuse(f"has no vectors to copy, take a method that learns from rankings: {reason}")
 
     @cached_property
     def _tables(self) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -229,6 +240,13 @@ class ModelTeacher(Teacher):
         """Columns in the student's order."""
         return scores if self.matching.items is None else scores[:, self.matching.items.to(scores.device)]
 
+    def require_logits(self) -> None:
+        """Refuse a model of which no logits are known, only scores."""
+        kind = type(self.model)
+        if known_class(kind) is None:
+            reason = reason_unknown(kind)
+            raise self.refuse(f"has no logits to copy, take a method that learns from rankings: {reason}")
+
     def _require_lists(self) -> None:
         reason = reason_without_lists(type(self.model)) if known_class(type(self.model)) else ""
         if reason:
@@ -274,6 +292,20 @@ class ModelTeacher(Teacher):
 
     def _arguments(self, what: str) -> tuple[int, str, torch.device]:
         return self.length, f"the teacher {self.identity['path']}, {what}", self.device
+
+
+class UntrainedTeacher(ModelTeacher):
+    """A model that is to be trained as a teacher: it says what its class and settings lack, and ranks nothing."""
+
+    def rank_items(self) -> Ranked:
+        """No lists; one user is scored, which a model may be unable to do."""
+        self._require_lists()
+        self._scores_of_users(torch.from_numpy(self._known_users()[:1]).to(self.device))
+        return np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+
+    def rank_users(self) -> Ranked:
+        """As :meth:`rank_items`."""
+        return self.rank_items()
 
 
 def _in_order(table: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:

@@ -73,6 +73,10 @@ class Teacher(ABC):
         """The widths of its user and item vectors."""
         raise self.refuse(self.without_vectors)
 
+    def require_one_space(self) -> None:
+        """Refuse a teacher whose user and item vectors cannot be compared with each other."""
+        raise self.refuse(self.without_vectors)
+
     @property
     def tables(self) -> Tables:
         """Its vectors of users ``[U, d]`` and items ``[N, d]``; None where student and teacher have vectors of rows."""
@@ -89,6 +93,10 @@ class Teacher(ABC):
     def field_vectors(self, batch: Interaction) -> torch.Tensor:
         """Vectors of the fields of each row of a batch side by side ``[b, fields x d]``, of context-aware models."""
         raise self.refuse(self.without_vectors)
+
+    def require_logits(self) -> None:
+        """Refuse a teacher without logits."""
+        raise self.refuse(self.without_logits)
 
     def batch_logits(self, interaction: Interaction) -> torch.Tensor:
         """The logit of every row of a batch ``[b]``."""

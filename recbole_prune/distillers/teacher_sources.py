@@ -14,17 +14,19 @@ import torch
 from recbole_prune.artifact import read_artifact
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.teachers import Named, find_teacher
-from recbole_prune.distillers.list_store import ListStore
+from recbole_prune.distillers.list_store import ListStore, require_unchanged
 from recbole_prune.distillers.list_teacher import ListTeacher, read_lists
 from recbole_prune.distillers.matching import Matching, require_same_data
-from recbole_prune.distillers.model_teacher import ModelTeacher
+from recbole_prune.distillers.model_teacher import ModelTeacher, UntrainedTeacher
 from recbole_prune.distillers.pupils import first_rows
 from recbole_prune.distillers.teacher import Basics, Teacher
-from recbole_prune.errors import ConfigError, PruneError, StoreError
+from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.errors import ConfigError, PruneError, StoreError, in_one_line
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint
 from recbole_prune.run.seals import sha256
 from recbole_prune.run.store import RunFolder
+from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
 if TYPE_CHECKING:
@@ -49,12 +51,15 @@ def open_teacher(
         config: the student's settings.
         pupils: the student's data.
         folder: of the student's run, which keeps the rankings; None keeps none.
-        trained: the run folder of a teacher that was trained first (``distill_teacher_model``).
+        trained: the run folder of a teacher that was trained first (``distill_teacher_model``); None before that, for
+            an untrained teacher, which refuses already what it will never be able to say.
 
     Raises:
         ConfigError: it cannot be read, was trained on other data, or holds NaN.
         StoreError: it changed since the run began.
     """
+    if trained is None and config.settings.distill_teacher_model:
+        return _open_untrained(config, pupils)
     key = "distill_teacher" if trained is None else "distill_teacher_model"
     given = config.settings.distill_teacher if trained is None else str(trained)
     with _naming(f"{key}={given}"):
@@ -63,6 +68,8 @@ def open_teacher(
         digest = sha256(data)
         if trained is None and digest != config.teacher_digest:
             raise StoreError(f"it changed while this run began: its sha256 was {config.teacher_digest} and is {digest}")
+        if trained is None and folder is not None and not folder.is_trained() and not config.settings.fresh:
+            require_unchanged(config, folder)
         identity: dict[str, Any] = {"kind": named.kind, "path": str(named.path), "sha256": digest}
         length = config.settings.distill_list_length
         basics = Basics(identity, pupils, length, ListStore(folder, digest, length))
@@ -71,8 +78,7 @@ def open_teacher(
             return ListTeacher(read_lists(data, named.path.suffix, str(named.path)), basics)
         opened = _open_model(named, data, config)
         model, training = opened.rebuilt.model, opened.rebuilt.training
-        matching = Matching(pupils.dataset, training, torch.device(config["device"]))
-        require_same_data(pupils, training, opened.rebuilt.dataset, matching)
+        matching = _matched(pupils, training, opened.rebuilt.dataset, torch.device(config["device"]))
         changed = contradiction_of_subclass(
             model.to(matching.device), type(model), first_rows(training).to(matching.device)
         )
@@ -82,6 +88,26 @@ def open_teacher(
         identity.update(opened.facts, model=opened.rebuilt.config["model"], parameters=parameters)
         identity["metrics"] = dict(opened.metrics)
         return ModelTeacher(model, training, matching, basics)
+
+
+def _open_untrained(config: PruneConfig, pupils: Pupils) -> Teacher:
+    """The teacher of ``distill_teacher_model`` before its training, on its own data."""
+    name, length = config.settings.distill_teacher_model, config.settings.distill_list_length
+    with _naming(f"distill_teacher_model={name}"):
+        workshop = Workshop(teacher_config(config))
+        training = workshop.train_data._dataset
+        matching = _matched(pupils, training, workshop.dataset, torch.device(config["device"]))
+        with in_one_line(f"build {name}"):
+            model = workshop.build_model()
+        basics = Basics({"path": f"{name} (distill_teacher_model)"}, pupils, length, ListStore(None, "", length))
+        return UntrainedTeacher(model, training, matching, basics)
+
+
+def _matched(pupils: Pupils, training: Any, whole: Any, device: torch.device) -> Matching:
+    """The ids of a teacher's dataset, which must hold the student's data."""
+    matching = Matching(pupils.dataset, training, device)
+    require_same_data(pupils, training, whole, matching)
+    return matching
 
 
 @contextmanager

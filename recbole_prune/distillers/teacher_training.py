@@ -43,6 +43,10 @@ def teacher_config(config: PruneConfig) -> PruneConfig:
         kept["train_neg_sample_args"] = None
     try:
         made = PruneConfig(name, config["dataset"], config_dict={**kept, **given, "pruner": "none"})
+        missing = _missing_columns(made)
+        if missing and "load_col" not in given:
+            kept["load_col"] = {**kept["load_col"], **missing}
+            made = PruneConfig(name, config["dataset"], config_dict={**kept, **given, "pruner": "none"})
     except ConfigError as error:
         raise ConfigError(f"distill_teacher_model={name}, distill_teacher_settings={given}: {error}") from error
     if made["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
@@ -51,3 +55,11 @@ def teacher_config(config: PruneConfig) -> PruneConfig:
             "that with distill_teacher"
         )
     return made
+
+
+def _missing_columns(teacher: PruneConfig) -> dict[str, Any]:
+    """Files that the teacher's kind of model reads and the student's does not, such as a knowledge graph."""
+    usual, given = teacher.internal_config_dict.get("load_col"), teacher["load_col"]
+    if not usual or not given:
+        return {}
+    return {suffix: columns for suffix, columns in usual.items() if suffix not in given}

@@ -34,7 +34,7 @@ class Teaching:
     Args:
         workshop: the student's data and models.
         folder: the run folder, which keeps what the teacher ranks; None keeps nothing.
-        trained: the run folder of a teacher that was trained first.
+        trained: the run folder of a teacher that was trained first; None before that, to be refused in time.
 
     Attributes:
         teacher: the teacher.
@@ -43,7 +43,7 @@ class Teaching:
         ConfigError: student or teacher lacks what the distiller copies, or they have other data.
     """
 
-    def __init__(self, workshop: Workshop, folder: RunFolder | None, trained: Path | None) -> None:
+    def __init__(self, workshop: Workshop, folder: RunFolder | None = None, trained: Path | None = None) -> None:
         self._workshop, self._config = workshop, workshop.config
         student = workshop.build_model()
         self._class = get_distiller(workshop.config.settings.distiller).for_student(student)

@@ -10,9 +10,8 @@ from typing import Any
 
 from recbole_prune.artifact.export import explain_scoring, weight_bytes
 from recbole_prune.config.evaluation import check_selection
-from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.teacher_training import teacher_config
-from recbole_prune.distillers.teaching import Teaching, require_student
+from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import uniform
@@ -45,7 +44,7 @@ def describe_plan(config: Any) -> str:
         return "\n".join(
             [
                 f"{method} on {config['model']} / {config['dataset']}",
-                *_teaching(experiment.workshop, model),
+                *_teaching(experiment.workshop),
                 f"targets: {scope.prunable} prunable of {scope.parameters} trainable entries",
                 scope.describe(),
                 "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
@@ -56,7 +55,7 @@ def describe_plan(config: Any) -> str:
         )
 
 
-def _teaching(workshop: Workshop, student: Any) -> Iterator[str]:
+def _teaching(workshop: Workshop) -> Iterator[str]:
     """Who would teach, and what else would be trained for it; a teacher that is there already is opened.
 
     Raises:
@@ -65,16 +64,15 @@ def _teaching(workshop: Workshop, student: Any) -> Iterator[str]:
     config, settings = workshop.config, workshop.config.settings
     if not settings.distiller:
         return
-    require_student(get_distiller(settings.distiller), config, student)
+    identity = Teaching(workshop).teacher.identity
     if settings.distill_teacher_model:
         made = teacher_config(config)
         given = ", ".join(f"{name}={value}" for name, value in settings.distill_teacher_settings.items())
         named = f"{made['model']} with {given}" if given else made["model"]
         yield f"teacher: {named}, trained first unless its run is there already"
     else:
-        teacher = Teaching(workshop, None, None).teacher.identity
-        size = "" if teacher["parameters"] is None else f", {teacher['parameters']:,} weights"
-        yield f"teacher: {teacher_name(teacher)}{size}"
+        size = "" if identity["parameters"] is None else f", {identity['parameters']:,} weights"
+        yield f"teacher: {teacher_name(identity)}{size}"
     if settings.distill_alone:
         yield "the student is also trained alone, dense, to compare with (--distill_alone=False leaves that out)"
 

@@ -149,8 +149,8 @@ class Experiment:
         return self.tickets[number]
 
     def _taught(self, plan: Plan) -> Plan:
-        """A plan with the distiller among its parts."""
-        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller and plan.train else plan
+        """A plan with the distiller among its parts; where nothing is trained its journal line has the teacher too."""
+        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller else plan
 
     def dense(self) -> Ticket:
         """Ticket 0: the dense model through the same way."""

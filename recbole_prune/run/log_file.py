@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recbole_prune.errors import printable_lines
@@ -48,6 +50,16 @@ class LogFile(logging.FileHandler):
             super().emit(record)
         except OSError:  # the file cannot be opened
             self.handleError(record)
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Take no records meanwhile: another run has a log of its own."""
+        root = logging.getLogger()
+        root.removeHandler(self)
+        try:
+            yield
+        finally:
+            root.addHandler(self)
 
     def write_held(self) -> None:
         """Write what was held, and from now on every record at once."""

@@ -270,6 +270,13 @@ class RunFolder:
             raise StoreError(f"{path} is damaged: its sha256 does not fit its content")
         return self._own(record, str(path))
 
+    def is_finished(self) -> bool:
+        """Whether the journal has every ticket of ``summary.json``; not where one of them is missing or damaged."""
+        try:
+            return len(self.read_summary()["tickets"]) == len(self.tickets())
+        except StoreError:
+            return False
+
     # ---- files with a known sha256, the journal, resume points -------------------------------------------------------
 
     def read(self, name: str, digest: str) -> bytes:

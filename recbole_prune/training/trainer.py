@@ -151,6 +151,8 @@ class MaskAwareTrainer(_Trainer):
             self.logger.info(f"epoch {epoch} added losses: " + ", ".join(f"{n} {v:.6g}" for n, v in sums.items()))
             for name, value in sums.items():
                 self.tensorboard.add_scalar(f"Loss/{name}", value, epoch)
+            # they join RecBole's own loss of the epoch, which it logs next
+            self.wandblogger.log_metrics({f"loss_{n}": v for n, v in sums.items()}, head="train", commit=False)
         self._added = {}
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
