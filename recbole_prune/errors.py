@@ -53,6 +53,10 @@ class StoreError(PruneError):
     """The run folder cannot be used: locked, not writable, disk full, or a file in it is corrupt."""
 
 
+class BusyError(StoreError):
+    """Another process works in the run folder."""
+
+
 class ArtifactError(PruneError):
     """An artifact cannot be written or read: corrupt, of a newer format, or not what the request needs."""
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from functools import cache
 from logging import getLogger
 from pathlib import Path
+from time import sleep
 
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.teacher_training import teacher_config
 from recbole_prune.distillers.teaching import Teaching, untaught
-from recbole_prune.errors import PruneError
+from recbole_prune.errors import BusyError, PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run import checkpoints, provenance, siblings
@@ -27,11 +28,17 @@ from recbole_prune.run.summary import RunResult, summary_of
 from recbole_prune.run.ticket import Ticket, method_name
 from recbole_prune.run.workshop import Workshop
 
+_SECONDS_BETWEEN_LOOKS = 1.0
 
-def run(config: PruneConfig) -> RunResult:
+
+def run(config: PruneConfig, waits: bool = False) -> RunResult:
     """Run RecBole with a pruner. Nothing is printed; a log and a progress bar go to standard error.
 
     The same settings find the same folder: what is finished there is not trained again, a killed run continues.
+
+    Args:
+        config: of the run.
+        waits: until no other process works in the run folder, as runs do that share a teacher or a student alone.
 
     Returns:
         what was found; its ``failure`` is set where the artifact or the summary could not be written.
@@ -43,7 +50,7 @@ def run(config: PruneConfig) -> RunResult:
     check_selection(config, config.external_config_dict)
     trained = _train_teacher(config)
     folder = RunFolder(run_path(config))
-    folder.open()
+    _open(folder, waits)
     try:
         with log_of_run(config, folder.path) as log:
             return _run(config, folder, log, trained)
@@ -52,6 +59,20 @@ def run(config: PruneConfig) -> RunResult:
         raise
     finally:
         folder.close()
+
+
+def _open(folder: RunFolder, waits: bool) -> None:
+    told = False
+    while True:
+        try:
+            return folder.open()
+        except BusyError:
+            if not waits:
+                raise
+            if not told:
+                getLogger().warning(f"another process is working in {folder.path}, which this run needs too: waiting")
+            told = True
+            sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _train_teacher(config: PruneConfig) -> Path | None:
@@ -69,7 +90,7 @@ def _train_teacher(config: PruneConfig) -> Path | None:
             workshop = Workshop(config)
             with planned(workshop):
                 Teaching(workshop)
-        run(teacher).raise_failure()
+        run(teacher, waits=True).raise_failure()
     return trained.path
 
 
@@ -78,7 +99,7 @@ def _train_alone(config: PruneConfig, log: LogFile) -> RunResult | None:
     if not config.settings.distill_alone:
         return None
     with log.set_aside():
-        return run(untaught(config))
+        return run(untaught(config), waits=True)
 
 
 def _read_alone(config: PruneConfig, folder: RunFolder) -> Ticket | None:

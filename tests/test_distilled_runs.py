@@ -15,9 +15,9 @@ from zoo import DATASET, config_for
 
 import recbole_prune.run.rebuild
 import recbole_prune.run.workshop
-from recbole_prune import run_recbole_prune
+from recbole_prune import quick_start, run_recbole_prune
 from recbole_prune.distillers import teacher_sources
-from recbole_prune.errors import StoreError
+from recbole_prune.errors import BusyError, StoreError
 from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -69,6 +69,21 @@ def whole(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         return taught(tiny_data, folder, patch), folder
+
+
+def test_a_folder_that_runs_share_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two students of one teacher that are started together: the second waits until the teacher is trained."""
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.open()
+    with pytest.raises(BusyError):
+        quick_start._open(second, waits=False)
+    looks: list[float] = []
+    monkeypatch.setattr(quick_start, "sleep", lambda seconds: looks.append(seconds) or len(looks) < 3 or first.close())
+    quick_start._open(second, waits=True)
+    second.close()
+    assert len(looks) == 3 and caplog.text.count("which this run needs too: waiting") == 1
 
 
 @pytest.mark.slow

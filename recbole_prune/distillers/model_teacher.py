@@ -173,7 +173,7 @@ class ModelTeacher(Teacher):
 
     def _logits_of_pairs(self, rows: Rows, items: torch.Tensor) -> torch.Tensor:
         histories = self._histories(rows)
-        tables = self._products if histories is None else None
+        tables = self.products if histories is None else None
         if tables is not None:
             return pair_scores(tables[0][self._users_in(rows)], tables[1], items)
         if scorer_of(self.model) is None:

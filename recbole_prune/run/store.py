@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.artifact.replacing import remove_leftovers
-from recbole_prune.errors import StoreError
+from recbole_prune.errors import BusyError, StoreError
 from recbole_prune.run.files import WAY_OUT, explained, read_file, write_atomic
 from recbole_prune.run.seals import digest_of, seal, sha256, unseal
 
@@ -47,7 +47,8 @@ class RunFolder:
         """Create and lock the folder.
 
         Raises:
-            StoreError: it is not writable, another process works in it, or something stands in the place of a file.
+            BusyError: another process works in it.
+            StoreError: it is not writable, or something stands in the place of a file.
         """
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ class RunFolder:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):  # others mean a file system without locks
                 handle.close()
-                raise StoreError(f"another process is working in {self.path}; wait for it or stop it") from None
+                raise BusyError(f"another process is working in {self.path}; wait for it or stop it") from None
         self._lock = handle
 
     def _open_lock(self) -> Any:

@@ -1,8 +1,9 @@
 """Recall of popular and of unpopular items apart: a teacher may move it from these to those.
 
-Popular are the most popular items that together have half of the training interactions, as in UnKD (WSDM 2023, two
-groups); unpopular are all others, also those that nobody trains on. A group's recall is the mean over the users who
-have a test item in it; UnKD divides by all test users (methods/more_methods.md, C4, forms M and P).
+Popular are the fewest most popular items that together have half of the training interactions; unpopular are all
+others, also those that nobody trains on. UnKD (WSDM 2023, two groups) leaves out the item that reaches the half. A
+group's recall is the mean over the users who have a test item in it; UnKD divides by all test users
+(methods/more_methods.md, C4, forms M and P).
 """
 
 from __future__ import annotations
