@@ -66,7 +66,8 @@ def test_all_unseen_items_are_drawn_by_the_teachers_ranks(tiny_data: Path, tmp_p
     assert losses["cd"] > 0 and bool(lesson.student.item_embedding.weight.grad.any())
 
 
-@pytest.mark.parametrize("model", ["BPR", pytest.param("LightGCN", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["BPR", "LightGCN"])
 def test_the_student_ranks_as_it_is_at_the_begin_of_an_epoch(tiny_data: Path, tmp_path: Path, model: str) -> None:
     trained, file = checkpoint(tiny_data, tmp_path)
     lesson = Lesson(tiny_data, file, tmp_path, model)

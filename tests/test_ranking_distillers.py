@@ -51,6 +51,7 @@ def test_the_first_losses_follow_from_counts(lesson: Any) -> None:
     assert losses["rrd"].item() == pytest.approx(0.001 / len(batch) * len(users) * EQUAL_20, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_shares_of_an_epoch_are_all_items_once(lesson: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     beginner = lesson(distill_item_batch="share")
     part, count = beginner.part, len(beginner.trained.train_data)

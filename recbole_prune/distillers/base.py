@@ -69,7 +69,7 @@ class Distiller(Part, ABC):
         self.settings, self.teacher, self.pupils = settings, teacher, pupils
         self.epoch = 0
         self.epochs = 1
-        self.seconds = 0.0
+        self.seconds, self._epochs_taught = 0.0, 0
         self._batch = 0
         self._helpers = nn.ModuleDict()
 
@@ -121,8 +121,11 @@ class Distiller(Part, ABC):
 
     def end_epoch(self, trainer: Training) -> None:
         """Go on to the next epoch."""
+        self._epochs_taught += 1
         self.epoch, self._batch = trainer.epochs_done, 0
+        start = perf_counter()
         self.begin_epoch()
+        self.seconds += perf_counter() - start
 
     def losses(self, model: MaskAware, interaction: Interaction) -> Mapping[str, torch.Tensor]:
         """The weighted terms of :meth:`terms`, by name."""
@@ -141,15 +144,16 @@ class Distiller(Part, ABC):
 
     def state(self) -> State:
         """What a resume point needs beside the networks; draws follow from seed and epoch."""
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "epochs_taught": self._epochs_taught}
 
     def restore(self, state: State, device: torch.device) -> None:
         """Undo :meth:`state`."""
-        self.seconds = state["seconds"]
+        self.seconds, self._epochs_taught = state["seconds"], state["epochs_taught"]
 
     def report(self, masks: Any) -> dict[str, Any]:
-        """The teacher, and what teaching took (backward passes not counted)."""
-        return {"teacher": self.teacher.identity, "distill_seconds": round(self.seconds, 3)}
+        """The teacher, and the seconds that teaching took in an epoch on average (backward passes not counted)."""
+        seconds = round(self.seconds / max(self._epochs_taught, 1), 6)
+        return {"teacher": self.teacher.identity, "distill_seconds_per_epoch": seconds}
 
 
 def said_of_loss(settings: Settings, rows: int) -> list[str]:

@@ -9,9 +9,11 @@ from recbole_prune.run.ticket import Ticket
 
 def macs_line(chosen: Ticket, dense: Ticket | None, record: dict[str, Any]) -> str:
     """One line under the table: measured seconds first, multiply-accumulates as their footnote."""
-    seconds = f"trained in {chosen.train_seconds:.1f} s, evaluated in {chosen.eval_seconds:.1f} s"
+    seconds = f"evaluated in {chosen.eval_seconds:.1f} s, trained in {chosen.train_seconds:.1f} s"
+    if "distill_seconds_per_epoch" in chosen.method:
+        seconds += f", of which teaching took {chosen.method['distill_seconds_per_epoch']:.2f} s an epoch"
     if dense is not None and dense is not chosen:
-        seconds += f" (dense {dense.train_seconds:.1f} s and {dense.eval_seconds:.1f} s)"
+        seconds += f" (dense {dense.eval_seconds:.1f} s and {dense.train_seconds:.1f} s)"
     if "inference" not in record:
         return f"ticket {chosen.ticket}: {seconds}; MACs not counted: {'; '.join(record['not_counted'])}"
     text = f"ranking a user {_in_words(record['inference'])}"
