@@ -30,6 +30,8 @@ from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
 if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+
     from recbole_prune.distillers.pupils import Pupils
 
 
@@ -103,7 +105,7 @@ def _open_untrained(config: PruneConfig, pupils: Pupils) -> Teacher:
         return UntrainedTeacher(model, training, matching, basics)
 
 
-def _matched(pupils: Pupils, training: Any, whole: Any, device: torch.device) -> Matching:
+def _matched(pupils: Pupils, training: Dataset, whole: Dataset, device: torch.device) -> Matching:
     """The ids of a teacher's dataset, which must hold the student's data."""
     matching = Matching(pupils.dataset, training, device)
     require_same_data(pupils, training, whole, matching)
