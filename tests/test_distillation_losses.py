@@ -82,6 +82,15 @@ def test_the_listwise_loss_has_the_gradient_of_its_value(below: int) -> None:
             assert found[place].item() == pytest.approx(difference.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_the_listwise_loss_of_half_precision(precision: torch.dtype) -> None:
+    ranked, below = row(2.0, 1.0, 0.5, NAN).to(precision).requires_grad_(), row(0.25, NAN).to(precision)
+    loss = plackett_luce(ranked, below)
+    assert loss.item() == pytest.approx(plackett_luce(ranked.float(), below.float()).item(), rel=1e-3)
+    loss.sum().backward()
+    assert ranked.grad is not None and ranked.grad.dtype == precision and bool(ranked.grad.isfinite().all())
+
+
 scores = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=6)
 
 

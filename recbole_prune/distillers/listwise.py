@@ -26,7 +26,9 @@ def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     Returns:
         losses ``[rows]``.
     """
-    losses: torch.Tensor = _PlackettLuce.apply(ranked, below)
+    # half precision has no number below any score that matters
+    precision = torch.promote_types(torch.promote_types(ranked.dtype, below.dtype), torch.float32)
+    losses: torch.Tensor = _PlackettLuce.apply(ranked.to(precision), below.to(precision))
     return losses
 
 
