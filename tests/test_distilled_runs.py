@@ -163,7 +163,7 @@ def test_a_teacher_that_changed_while_its_student_was_not_finished_is_refused(
             "distill_vector_weight": None,
         }
         named = {**given, "distill_teacher_model": None, "distill_teacher_settings": None}
-        return taught(tiny_data, tmp_path / "run", monkeypatch, **named, **changes)
+        return taught(tiny_data, tmp_path / "run", monkeypatch, **{**named, **changes})
 
     train_epoch = MaskAwareTrainer._train_epoch
 
@@ -182,6 +182,10 @@ def test_a_teacher_that_changed_while_its_student_was_not_finished_is_refused(
     text = refusal(run, StoreError)
     assert f"{file}: the teacher changed since {begun} was begun" in text and "--fresh=True" in text
     assert before == {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+    file.rename(tmp_path / "better.tsv")
+    elsewhere = Path(run(distill_teacher=str(tmp_path / "better.tsv"))["folder"])
+    assert elsewhere != begun, "a teacher of another place is another one"
+    file.write_text(lists[1] + "\n")
     other = Path(run(fresh=True)["folder"])
     assert other != begun and before == {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
     file.write_text(lists[0])

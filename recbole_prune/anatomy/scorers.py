@@ -319,3 +319,14 @@ class WholeRows(Scorer):
     def logits(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
         """Some of them."""
         return self.all_logits(model, rows).gather(1, items)
+
+    def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        """Some of the rows of all users that occur, some users at a time."""
+        found, places = distinct(users.reshape(-1), int(model.n_users))
+        repeated, parts, values = items.repeat_interleave(users.shape[1]), [], []
+        for number, some in enumerate(found.split(_USERS_AT_ONCE)):
+            pairs = (places // _USERS_AT_ONCE == number).nonzero().squeeze(1)
+            rows = self.all_logits(model, some)
+            values.append(rows[places[pairs] - number * _USERS_AT_ONCE, repeated[pairs]])
+            parts.append(pairs)
+        return torch.cat(values)[torch.cat(parts).argsort()].view(users.shape)

@@ -114,7 +114,7 @@ class Distiller(Part, ABC):
     def begin(self, trainer: Training) -> None:
         """Note how many epochs there are to be."""
         self.epoch, self.epochs = trainer.epoch, trainer.epochs
-        self.begin_epoch()
+        self._begin_epoch()
 
     def begin_epoch(self) -> None:
         """Called before the first batch of :attr:`epoch`."""
@@ -123,6 +123,9 @@ class Distiller(Part, ABC):
         """Go on to the next epoch."""
         self._epochs_taught += 1
         self.epoch, self._batch = trainer.epochs_done, 0
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         start = perf_counter()
         self.begin_epoch()
         self.seconds += perf_counter() - start

@@ -13,6 +13,7 @@ from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.errors import StoreError
 from recbole_prune.run.files import WAY_OUT, read_file
+from recbole_prune.run.provenance import read_record
 from recbole_prune.run.seals import seal, unseal
 from recbole_prune.run.store import DISTILLATION, RunFolder
 
@@ -24,19 +25,22 @@ _RECORD = f"{DISTILLATION}/teacher.json"
 
 
 def require_unchanged(config: PruneConfig, folder: RunFolder) -> None:
-    """Refuse to begin anew what the same command has begun with other content of ``distill_teacher``.
+    """Refuse to begin anew what the same command has begun with other content in the same place.
 
-    That content is a part of the name of a run folder, so such a run lies beside this one.
+    The content of ``distill_teacher`` is a part of the name of a run folder, so such a run lies beside this one. A
+    teacher of another place is another teacher.
 
     Raises:
         StoreError: there is such a run, and it is not finished.
     """
-    method = folder.path.name.rpartition("-")[0]
+    method, place = folder.path.name.rpartition("-")[0], config.plain_settings()["distill_teacher"]
     for path in sorted(folder.path.parent.glob(f"{method}-*")):
         before = _teacher_in(path)
         if before is None or path == folder.path:
             continue
-        if path.name == f"{method}-{config.run_hash_of(before)}" and _goes_on(RunFolder(path)):
+        begun = RunFolder(path)
+        same = path.name == f"{method}-{config.run_hash_of(before)}" and _place_of_teacher(begun) == place
+        if same and _goes_on(begun):
             raise StoreError(
                 f"the teacher changed since {path} was begun: its sha256 was {before} and is {config.teacher_digest}; "
                 "put the old one back to continue, or begin another run with --fresh=True (that folder stays)"
@@ -50,6 +54,14 @@ def _teacher_in(path: Path) -> str | None:
     except StoreError:
         return None
     return None if record is None else str(record["teacher_sha256"])
+
+
+def _place_of_teacher(folder: RunFolder) -> object:
+    """``distill_teacher`` of a run; None where its record cannot be read."""
+    try:
+        return read_record(folder)["settings"].get("distill_teacher")
+    except StoreError:
+        return None
 
 
 def _goes_on(folder: RunFolder) -> bool:

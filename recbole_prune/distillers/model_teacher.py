@@ -192,7 +192,7 @@ class ModelTeacher(Teacher):
         users = self._users_in(rows)
         if self._states is None or self.pupils.of_rows:
             return torch.zeros_like(users, dtype=torch.bool)
-        return ~torch.isin(users, torch.from_numpy(self._known_users()).to(self.device))
+        return ~self._is_known[users]
 
     def _users_in(self, rows: Rows) -> torch.Tensor:
         ids = rows if isinstance(rows, torch.Tensor) else rows[self.pupils.user_field]
@@ -223,6 +223,12 @@ class ModelTeacher(Teacher):
             return users[1:]
         theirs = users if self.matching.users is None else self.matching.users.cpu().numpy()
         return users[np.isin(theirs, self._states.known())]
+
+    @cached_property
+    def _is_known(self) -> torch.Tensor:
+        found = torch.zeros(self.pupils.user_count, dtype=torch.bool)
+        found[torch.from_numpy(self._known_users())] = True
+        return found.to(self.device)
 
     def _rows_of(self, users: torch.Tensor) -> Rows:
         """What the model is asked with: its ids of users, or their histories."""

@@ -156,6 +156,10 @@ class ItemSideRanking(RelaxedRanking):
         super().ask(student, teacher)
         _ = teacher.users_of_items
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._full_batch = 0  # rows; an epoch begins with such a batch
+
     @cached_property
     def _outside_items_lists(self) -> UsedIds:
         return outside_of(self.pupils.consumers, self.teacher.users_of_items)
@@ -181,9 +185,12 @@ class ItemSideRanking(RelaxedRanking):
         listed = self._source.of(interaction)
         if self.settings.distill_item_batch == "listed":
             ids = torch.cat([listed.interesting, listed.uninteresting], 1)
-            weight, items = 1, distinct(ids[ids > 0], self.pupils.item_count)[0]
+            weight, items = 1.0, distinct(ids[ids > 0], self.pupils.item_count)[0]
         else:
-            weight, items = len(self._shares), self._share(listed.interesting.device)
+            # a last, smaller batch has as large a share as others, which must not count for more
+            self._full_batch = max(self._full_batch, len(interaction))
+            weight = len(self._shares) * len(interaction) / self._full_batch
+            items = self._share(listed.interesting.device)
         users = [rows_of(part, items) for part in self._item_lists]
         logits = self._of_items(model, items, torch.cat(users, 1))
         item_side = weight * plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()

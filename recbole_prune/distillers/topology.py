@@ -5,15 +5,22 @@ Source: Kang et al., KDD 2021 (FTD, HTD; methods/distillation_latent.md, section
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import normalize
 
 
+def full_precision(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """No products in half precision inside, where autocast would have them: differences of cosines would be noise."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Cosine similarity of every row of ``[n, d]`` with every row of ``[m, d]``, 0 with a row of zeros: ``[n, m]``."""
-    return normalize(one.float(), dim=1) @ normalize(other.float(), dim=1).T
+    with full_precision(one):
+        return normalize(one.float(), dim=1) @ normalize(other.float(), dim=1).T
 
 
 def full_topology(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -25,10 +32,10 @@ def full_topology(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     Args:
         student, teacher: vectors of the same entities, ``[n, d_S]`` and ``[n, d_T]``.
     """
-    mine, theirs = (normalize(vectors.double(), dim=1) for vectors in (student, teacher))
-    squares = [(one.T @ other).square().sum() for one, other in ((mine, mine), (theirs, mine), (theirs, theirs))]
-    total: torch.Tensor = squares[0] - 2 * squares[1] + squares[2]
-    return total.to(student.dtype)
+    with full_precision(student):
+        mine, theirs = (normalize(vectors.double(), dim=1) for vectors in (student, teacher))
+        squares = [(one.T @ other).square().sum() for one, other in ((mine, mine), (theirs, mine), (theirs, theirs))]
+        return (squares[0] - 2 * squares[1] + squares[2]).to(torch.promote_types(student.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,17 @@ class Topology:
 
     def _within(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """The same for unit vectors of one group."""
-        of_teacher = teacher @ teacher.T
-        squares = (of_teacher - student @ student.T).square()
+        with full_precision(student):
+            of_teacher = teacher @ teacher.T
+            squares = (of_teacher - student @ student.T).square()
         return (squares * (of_teacher > 0)).sum() if self.positive_only else squares.sum()
 
     def group_level(self, student: torch.Tensor, teacher: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
         """Squared differences of the cosines that groups have with entities, or with groups."""
-        members = one_hot(groups).to(teacher)
+        members = one_hot(groups).to(teacher.device)
         means = members / members.sum(0)
-        of_teacher, of_student = means.T @ teacher, means.T @ student
+        with full_precision(student):
+            of_teacher, of_student = means.T @ teacher.float(), means.T @ student.float()
         if not self.gradient_of_prototypes:
             of_student = of_student.detach()
         if self.between_groups:

@@ -109,7 +109,12 @@ def pair_scores(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -
 
     Returns:
         ``[batch, n]``.
+
+    Raises:
+        ValueError: vectors and table have different widths.
     """
+    if vectors.shape[1] != table.shape[1]:  # the loops would read beyond the vectors
+        raise ValueError(f"vectors of width {vectors.shape[1]} and a table of width {table.shape[1]} have no products")
     in_loops = vectors.device.type == "cpu" and vectors.dtype == table.dtype == torch.float32
     if in_loops and not _row_by_row and available():
         scores: torch.Tensor = _PairScores.apply(vectors, table, ids)
