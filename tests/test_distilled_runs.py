@@ -55,7 +55,7 @@ def outcomes(folder: Path) -> dict[str, Any]:
     for run in sorted((folder / "pruned").glob("*/*/*")):
         records, files = outcome(run)
         for record in records:
-            record.pop("distill_seconds_per_epoch", None)
+            record.pop("distill_epoch_seconds", None)
             if "teacher" in record:
                 record["teacher"] = {**record["teacher"], "path": Path(record["teacher"]["path"]).name}
         lists = {file.name: file.read_bytes() for file in run.glob("distillation/*")}

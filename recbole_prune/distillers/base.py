@@ -156,7 +156,7 @@ class Distiller(Part, ABC):
     def report(self, masks: Any) -> dict[str, Any]:
         """The teacher, and the seconds that teaching took in an epoch on average (backward passes not counted)."""
         seconds = round(self.seconds / max(self._epochs_taught, 1), 6)
-        return {"teacher": self.teacher.identity, "distill_seconds_per_epoch": seconds}
+        return {"teacher": self.teacher.identity, "distill_epoch_seconds": seconds}
 
 
 def said_of_loss(settings: Settings, rows: int) -> list[str]:
