@@ -316,6 +316,35 @@ def test_properties_of_experts() -> None:
     torch.testing.assert_close(experts(student, teacher, 0.3, noise[:, order]), found)
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.1, 0.02, 1e-3, 1e-10])
+def test_shares_too_small_to_count_change_neither_result_nor_gradients(tau: float) -> None:
+    torch.manual_seed(3)
+    experts, student = Experts(4, 9, 7).double(), torch.randn(40, 4, dtype=torch.double, requires_grad=True)
+    teacher, above = torch.randn(2, 40, 9, dtype=torch.double)
+    noise = torch.distributions.Gumbel(0.0, 1.0).sample((40, 7)).double()
+    shares = experts.shares(teacher, tau, noise)
+    assert (shares < torch.finfo(shares.dtype).eps).any() == (tau < 1)
+    wanted = [student, *experts.parameters()]
+    slowly = torch.einsum("bm,mbd->bd", shares, outputs_of_experts(experts, student))
+    found = experts(student, teacher, tau, noise)
+    torch.testing.assert_close(found, slowly)
+    for mine, theirs in zip(torch.autograd.grad(found, wanted, above), torch.autograd.grad(slowly, wanted, above)):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_an_expert_of_nobody_gets_no_gradient_and_autocast_one_product() -> None:
+    experts, student, teacher = Experts(3, 5, 4), torch.randn(6, 3), torch.randn(6, 5)
+    noise = torch.zeros(6, 4)
+    noise[:, 2] = -100.0
+    found = experts(student, teacher, 0.1, noise)
+    found.sum().backward()
+    assert (
+        experts.weight_in.grad is not None and not experts.weight_in.grad[2].any() and experts.weight_in.grad[1].any()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(experts(student, teacher, 0.1, noise).float(), found, rtol=0.05, atol=0.05)
+
+
 def test_hints() -> None:
     regressor = torch.nn.Linear(2, 3, bias=False)
     with torch.no_grad():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from recbole_prune.distillers.shared_experts import mixed
+
 LOWEST_TEMPERATURE = 1e-3  # below it the gradient of the selection is 0 almost everywhere and huge near ties
 
 
@@ -75,16 +77,10 @@ class Experts(nn.Module):
         self, student: torch.Tensor, teacher: torch.Tensor, temperature: float, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The teacher's vectors ``[b, d_T]`` as reconstructed from the student's ``[b, d_S]``."""
-        experts, width, hidden = self.weight_in.shape
-        first = self.weight_in.transpose(0, 1).reshape(width, -1)
-        layer = torch.addmm(self.bias_in.flatten(), student, first).relu()
-        second = self.weight_out.flatten(0, 1)
+        weights = self.weight_in, self.bias_in, self.weight_out, self.bias_out
         if self.selection is None:
-            return torch.addmm(self.bias_out[0], layer, second)
-        # shares before the second product: no expert's own reconstruction, ``M`` times [b, d_T], is ever written
-        shares = self.shares(teacher, temperature, noise)
-        mixed = layer.view(-1, experts, hidden) * shares.unsqueeze(2)
-        return torch.addmm(shares @ self.bias_out.squeeze(1), mixed.flatten(1), second)
+            return mixed(student, student.new_ones(len(student), 1), *weights)
+        return mixed(student, self.shares(teacher, temperature, noise), *weights)
 
     def groups(self, teacher: torch.Tensor) -> torch.Tensor:
         """Index of the expert that each teacher vector selects, without noise or gradient, ``[b]``."""

@@ -103,10 +103,9 @@ class Hints(VectorDistiller):
     def error_of(self, model: MaskAware, interaction: Interaction) -> torch.Tensor:
         """Users whole; positive and negative items by half each, an item of both counts in both."""
         there = self.pupils.entities(interaction)
-        total = self.error("user", there.users, self.users(model, interaction, there.users))
-        for ids in (there.positives, there.negatives):
-            total = total + 0.5 * self.error("item", ids, self.items(model, ids))
-        return total
+        items = torch.cat([there.positives, there.negatives])
+        users = self.error("user", there.users, self.users(model, interaction, there.users))
+        return users + 0.5 * self.error("item", items, self.items(model, items))
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
         """The sum of squared errors."""
