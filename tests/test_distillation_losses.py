@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.distillers import listwise
 from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature
 from recbole_prune.distillers.latent import enriched
-from recbole_prune.distillers.listwise import draw_outside, draw_ranks, draw_unused, plackett_luce
+from recbole_prune.distillers.listwise import (
+    draw_outside,
+    draw_ranks,
+    draw_unused,
+    plackett_luce,
+    plackett_luce_by_torch,
+    plackett_luce_of,
+)
 from recbole_prune.distillers.soft_labels import (
     best_tries,
     discrepancy_weights,
@@ -91,6 +99,20 @@ def test_the_listwise_loss_of_half_precision(precision: torch.dtype) -> None:
     assert ranked.grad is not None and ranked.grad.dtype == precision and bool(ranked.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0, 3000.0])
+def test_the_compiled_loop_of_the_listwise_loss_is_that_of_torch(size: float) -> None:
+    """Also where scores are too far apart for the loop, which torch takes then."""
+    logits = size * (torch.rand(50, 12, generator=torch.Generator().manual_seed(3)) - 0.5) + 100.0
+    logits[3:9, 5:7] = logits[4, 10:] = logits[5, :7] = logits[6, 7:] = logits[7] = logits[8, 0] = NAN
+    weights = torch.arange(50.0)
+    losses, gradients = plackett_luce_by_torch(logits.double(), 7)
+    found = plackett_luce_of(logits.requires_grad_(), 7)
+    (found * weights).sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(found.double(), losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits.grad.double(), gradients * weights[:, None], rtol=1e-4, atol=1e-4 * size)
+
+
 scores = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=6)
 
 
@@ -134,6 +156,24 @@ def test_ranks_are_drawn_as_the_paper_counts_them() -> None:
     for rank, probability in expected.items():
         assert counts[rank - 1] == pytest.approx(probability, abs=0.01)
     assert drawn[:, -1].mean() + 1 == pytest.approx(64, abs=1)
+
+
+@pytest.mark.parametrize("few_win", [0, 1, 6])
+def test_chances_of_sets_of_ranks(few_win: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the chances of drawing one after the other, however many ranks are drawn at once."""
+    monkeypatch.setattr(listwise, "_FEW_WIN", few_win)
+    lengths = np.repeat([5, 2, 4], 20_000)
+    drawn = draw_ranks(lengths, 2, 1.5, 7, np.random.default_rng(4))
+    assert (drawn[lengths == 2] == [0, 1]).all()
+    for length in (4, 5):
+        weights = np.exp(-np.arange(length) / 1.5)
+        chances = weights / weights.sum()
+        once = chances[:, None] * chances / (1 - chances[:, None])  # of one, then another
+        expected = 20_000 * (once + once.T)[np.triu_indices(length, 1)]
+        codes = drawn[lengths == length] @ [length, 1]
+        counts = np.bincount(codes, minlength=length**2).reshape(length, length)[np.triu_indices(length, 1)]
+        assert counts.sum() == 20_000
+        assert ((counts - expected) ** 2 / expected).sum() < 30  # 99.9 % point of 9 degrees of freedom: 27.9
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 12), st.integers(0, 9))

@@ -27,6 +27,8 @@ Rows = Union[torch.Tensor, "Interaction"]
 # pairs of a row and an item that go through a network at once
 _PAIRS_AT_ONCE = 1 << 14
 _USERS_AT_ONCE = 1 << 10
+# nearly every user occurs among so many drawn ones per user
+_DRAWS_OF_USER = 8
 
 
 def user_ids(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
@@ -164,9 +166,13 @@ class Vectors(Scorer):
 
     def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Products of item vectors and the queries of the users that occur, plus offsets."""
-        found, places = distinct(users, int(model.n_users))
-        products = pair_scores(self.item_vectors(model, items), self.query(model, found), places)
-        offset = self.offset(model, users.reshape(-1), items.repeat_interleave(users.shape[1]).unsqueeze(1))
+        count, vectors = int(model.n_users), self.item_vectors(model, items)
+        if count * _DRAWS_OF_USER <= users.numel():
+            products = pair_scores(vectors, self.query(model, torch.arange(count, device=users.device)), users)
+        else:
+            found, places = distinct(users, count)
+            products = pair_scores(vectors, self.query(model, found), places)
+        offset = self.offset(model, users.reshape(-1), items[:, None].expand_as(users).reshape(-1, 1))
         return products if offset is None else products + offset.view(users.shape)
 
     def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
@@ -203,8 +209,9 @@ class LookedUp(Vectors):
 
     def item_table(self, model: AbstractRecommender) -> torch.Tensor:
         """The item table, without what stands behind the items (entities)."""
-        table: torch.Tensor = getattr(model, self.items).weight[: self.item_count(model)]
-        return table
+        table: torch.Tensor = getattr(model, self.items).weight
+        count = self.item_count(model)
+        return table if len(table) == count else table[:count]  # a slice costs a copy in the backward pass
 
 
 @dataclass(frozen=True)

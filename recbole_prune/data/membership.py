@@ -36,7 +36,8 @@ class UsedIds:
     """The values each key has used, in place of RecBole's numpy array of one Python set per key.
 
     A pair is the code ``key * values + value``; the codes are stored once, sorted: 8 bytes per pair. A test looks into
-    a table of hashed bits (1 to 2 bytes per pair, made at the first test) and searches only where the bit is set.
+    a table of bits (1 to 2 bytes per pair, made at the first test): those of all pairs where there are no more of them,
+    else hashed ones, and searches only where the bit is set.
 
     Args:
         keys, values: integer arrays of equal length, the used pairs; repeated ones count once.
@@ -50,7 +51,7 @@ class UsedIds:
         self.codes = codes[np.append(True, codes[1:] != codes[:-1])] if len(codes) else codes
         self._offsets: np.ndarray | None = None
         self._bits: np.ndarray | None = None
-        self._shift = np.uint64(0)
+        self._shift = np.uint64(0)  # of the hashes; 0 where there are none
 
     @classmethod
     def from_sets(cls, sets: NDArray[np.object_], value_count: int) -> UsedIds:
@@ -108,21 +109,31 @@ class UsedIds:
         if keys.view(np.uint64).max() >= self.key_count:  # negative ones are huge without their sign
             raise IndexError(f"a key is out of range for {self.key_count} keys")
         codes = keys * np.int64(self.value_count) + values
+        if self._bits is None:
+            self._bits = self._make_bits()
+        if not self._shift:
+            known: np.ndarray = (self._bit(codes) != 0) & (values >= 0)
+            return known
         maybe = self._candidates(codes)
         codes = codes[maybe]
         places = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
         found[maybe] = (self.codes[places] == codes) & (values[maybe] >= 0)
         return found
 
-    def _candidates(self, codes: np.ndarray) -> np.ndarray:
-        """Places of the codes whose two bits are set: every present one, and 1 absent one in 25 to 75."""
-        if self._bits is None:
-            exponent = max(int(8 * len(self.codes) - 1).bit_length(), 3)
+    def _make_bits(self) -> np.ndarray:
+        pairs, exponent = self.key_count * self.value_count, max(int(8 * len(self.codes) - 1).bit_length(), 3)
+        if pairs <= 1 << exponent:
+            table = np.zeros(pairs, dtype=bool)
+            table[self.codes] = True
+        else:
             self._shift = np.uint64(64 - exponent)
             table = np.zeros(1 << exponent, dtype=bool)
             for factor in _HASHES:
                 table[self._slots(self.codes, factor)] = True
-            self._bits = np.packbits(table, bitorder="little")
+        return np.packbits(table, bitorder="little")
+
+    def _candidates(self, codes: np.ndarray) -> np.ndarray:
+        """Places of the codes whose two bits are set: every present one, and 1 absent one in 25 to 75."""
         first = np.flatnonzero(self._bit(self._slots(codes, _HASHES[0])))
         both: np.ndarray = first[np.flatnonzero(self._bit(self._slots(codes[first], _HASHES[1])))]
         return both

@@ -69,7 +69,15 @@ def take_ranks(ranked: Ranked, ranks: np.ndarray) -> Ranked:
 
 def listed_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
     """Logits of items ``[b, k]`` for users or rows ``[b]``, differentiable; NaN where an id is -1."""
-    return pair_logits(model, rows, items.clamp(min=0)).masked_fill(items < 0, torch.nan)
+    return where_listed(lambda found: pair_logits(model, rows, found), items)
+
+
+def where_listed(score: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """Scores of ids ``[n, k]``; NaN where an id is -1."""
+    missing = ids < 0
+    if not missing.any():
+        return score(ids)
+    return score(ids.clamp(min=0)).masked_fill(missing, torch.nan)
 
 
 class _OfUsers:

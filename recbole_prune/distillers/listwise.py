@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.autograd.function import once_differentiable
 
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.sparse.compiling import available, compile_loop
 from recbole_prune.sparse.contexts import SavingContext
+
+Floats = NDArray[np.float32]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 # below any score that matters; e to this power is 0 and, unlike that of -inf, has the gradient 0
 _NOWHERE = -1e9
+# powers of e that the loop takes: sums of them and of their inverses stay far inside of float32
+_LARGEST = 40.0
+# the product of what a list's logarithms are taken of is kept between these
+_PRODUCTS = 1e-200, 1e200
 
 
 def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
@@ -17,47 +31,117 @@ def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
 
     For scores ``s_1..s_K`` of a list, best first, and ``r_1..r_L`` of a set without order:
     ``sum_k [log(sum_{i >= k} exp s_i + sum_j exp r_j) - s_k]``, the ListMLE probability cut off after ``K`` choices
-    (Kang et al., CIKM 2020, RRD; methods/distillation_ranking.md 1.2), by logsumexp and without clamps.
+    (Kang et al., CIKM 2020, RRD; methods/distillation_ranking.md 1.2), without clamps.
 
     Args:
         ranked: logits ``[rows, K]``; NaN where a list is shorter.
         below: logits ``[rows, L]``, likewise.
 
     Returns:
-        losses ``[rows]``.
+        losses ``[rows]``; they can be differentiated once.
     """
+    return plackett_luce_of(torch.cat([ranked, below], 1), ranked.shape[1])
+
+
+def plackett_luce_of(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """:func:`plackett_luce` of logits side by side, ``[rows, K + L]``, of which the first ``count`` are the list."""
     # half precision has no number below any score that matters
-    precision = torch.promote_types(torch.promote_types(ranked.dtype, below.dtype), torch.float32)
-    losses: torch.Tensor = _PlackettLuce.apply(ranked.to(precision), below.to(precision))
+    losses: torch.Tensor = _PlackettLuce.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), count)
     return losses
 
 
 class _PlackettLuce(torch.autograd.Function):
-    """By the formulas of the gradient, which need one pass over the list; ``logcumsumexp`` and its own are ten times
-    slower on a CPU than adding up column after column.
+    """The gradient shares all powers of e with the losses, so one pass over the lists gives both."""
+
+    @staticmethod
+    def forward(ctx: SavingContext, logits: torch.Tensor, count: int) -> torch.Tensor:
+        losses, gradients = _by_loop(logits, count) or plackett_luce_by_torch(logits, count)
+        ctx.save_for_backward(gradients)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * gradient[:, None], None
+
+
+def plackett_luce_by_torch(logits: torch.Tensor, count: int) -> Pair:
+    """Losses ``[rows]`` and their gradients ``[rows, K + L]`` by logarithms of sums, for scores of any size.
+
+    With ``D_k`` the k-th sum, the gradients are ``-1 + exp(s_k) sum_{q <= k} 1 / D_q`` and ``exp(r_j) sum_k 1 / D_k``.
+    Adding up column after column is ten times faster on a CPU than ``logcumsumexp``.
     """
+    columns = torch.where(logits.isnan(), _NOWHERE, logits).t().contiguous()
+    ranked, rest = columns[:count], columns[count:]
+    listed, tails = ~logits[:, :count].isnan().t(), torch.empty_like(ranked)
+    tail = rest.logsumexp(0) if len(rest) else rest.new_full(rest.shape[1:], _NOWHERE)
+    for place in reversed(range(count)):
+        tail = torch.logaddexp(tail, ranked[place], out=tails[place])
+    heads = torch.where(listed, -tails, _NOWHERE)
+    for place in range(1, count):
+        torch.logaddexp(heads[place - 1], heads[place], out=heads[place])
+    of_ranked = torch.where(listed, torch.expm1(ranked + heads), 0.0)
+    of_rest = (rest + heads[-1]).exp() if count else torch.zeros_like(rest)
+    return torch.where(listed, tails - ranked, 0.0).sum(0), torch.cat([of_ranked, of_rest]).t()
 
-    @staticmethod
-    def forward(ctx: SavingContext, ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-        columns, rest = (torch.where(scores.isnan(), _NOWHERE, scores).t().contiguous() for scores in (ranked, below))
-        tails = torch.empty_like(columns)
-        tail = rest.logsumexp(0) if len(rest) else rest.new_full(rest.shape[1:], _NOWHERE)
-        for place in reversed(range(len(columns))):
-            tail = torch.logaddexp(tail, columns[place], out=tails[place])
-        listed = ~ranked.isnan().t()
-        ctx.save_for_backward(columns, rest, tails, listed)
-        return torch.where(listed, tails - columns, 0.0).sum(0)
 
-    @staticmethod
-    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """With ``D_k`` the k-th sum: ``-1 + exp(s_k) sum_{q <= k} 1 / D_q``, and ``exp(r_j) sum_k 1 / D_k``."""
-        columns, rest, tails, listed = ctx.saved_tensors
-        heads = torch.where(listed, -tails, _NOWHERE)
-        for place in range(1, len(heads)):
-            torch.logaddexp(heads[place - 1], heads[place], out=heads[place])
-        of_ranked = torch.where(listed, torch.expm1(columns + heads), 0.0)
-        of_rest = (rest + heads[-1]).exp() if len(heads) else torch.zeros_like(rest)
-        return (of_ranked * gradient).t(), (of_rest * gradient).t()
+def _by_loop(logits: torch.Tensor, count: int) -> Pair | None:
+    """The same from one compiled loop; None where it cannot: no numba, no CPU, or scores too far apart."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32 or not available():
+        return None
+    losses, gradients = logits.new_empty(len(logits)), torch.empty_like(logits, memory_format=torch.contiguous_format)
+    arrays = (tensor.detach().numpy() for tensor in (logits.contiguous(), losses, gradients))
+    return (losses, gradients) if _loop()(*arrays, count) else None
+
+
+@cache
+def _loop() -> Callable[..., bool]:
+    return compile_loop(_plackett_luce)
+
+
+def _plackett_luce(logits: Floats, losses: Floats, gradients: Floats, count: int) -> bool:
+    tails, width = np.empty(count, np.float32), logits.shape[1]
+    for row in range(logits.shape[0]):
+        scores, found = logits[row], gradients[row]
+        first, head, tail, loss, product = 0, np.float32(0), np.float32(0), 0.0, 1.0
+        while first < count and np.isnan(scores[first]):
+            first += 1
+        if first == count:  # nothing is said of a row without a list
+            losses[row], found[:] = 0, 0
+            continue
+        origin = scores[first]  # the loss is that of differences
+        for place in range(width - 1, -1, -1):
+            score = scores[place] - origin
+            found[place] = 0
+            if not np.isnan(score):
+                if not -_LARGEST < score < _LARGEST:
+                    return False
+                found[place] = np.exp(score)
+                tail += found[place]
+                if place < count:
+                    loss -= score
+                    product *= tail
+                    if not _PRODUCTS[0] < product < _PRODUCTS[1]:
+                        loss, product = loss + np.log(product), 1.0
+            if place < count:
+                tails[place] = tail
+        losses[row] = loss + np.log(product)
+        for place in range(first, count):
+            if not np.isnan(scores[place]):
+                head += np.float32(1) / tails[place]
+                found[place] = found[place] * head - np.float32(1)
+        for place in range(count, width):
+            found[place] *= head
+    return True
+
+
+# ranks so many times the sharpness behind the last one to draw win in one row of fifty
+_FEW_WIN = 6
+
+
+def _exponentials(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.maximum(stream.standard_exponential(shape, dtype=np.float32), np.finfo(np.float32).tiny)
 
 
 def draw_ranks(
@@ -66,6 +150,9 @@ def draw_ranks(
     """Draw ranks without replacement, a rank ``k`` with weight ``exp(-k / sharpness)``; ascending in every row.
 
     The exponential race (Efraimidis and Spirakis 2006): the ``count`` smallest of ``Exp(1) / weight`` are such a draw.
+    Of the ranks behind the first few, which seldom win, only the first arrival is drawn, an exponential too (of their
+    weights' sum). Where it wins they are drawn as well, and moved so that their first is that arrival: the distances
+    from it are exponentials whatever it is.
 
     Args:
         lengths: how long each row's list is, ``[rows]``.
@@ -77,12 +164,25 @@ def draw_ranks(
     Returns:
         0-based ranks ``[rows, count]``, -1 where a list has no more.
     """
-    race = stream.standard_exponential((len(lengths), longest), dtype=np.float32)
-    keys = np.log(np.maximum(race, np.finfo(np.float32).tiny))
-    keys += np.arange(longest, dtype=np.float32) / np.float32(sharpness)
-    keys[np.arange(longest) >= lengths[:, None]] = np.inf
     count = min(count, longest)
-    drawn = np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)
+    near = min(longest, count + math.ceil(_FEW_WIN * sharpness))
+    keys = np.log(_exponentials(stream, (len(lengths), near)))
+    keys += np.arange(near, dtype=np.float32) / np.float32(sharpness)
+    keys[np.arange(near) >= lengths[:, None]] = np.inf
+    drawn = np.argpartition(keys, count - 1, axis=1)[:, :count]
+    if near < longest:
+        slowness = np.exp(np.minimum(np.arange(longest - near) / sharpness, 700.0))  # of the ranks behind, from 1
+        weights = np.append(0.0, np.cumsum(1 / slowness))[(lengths - near).clip(min=0)]
+        with np.errstate(divide="ignore"):
+            arrivals = _exponentials(stream, (len(lengths),)) / weights
+        last = np.take_along_axis(keys, drawn, axis=1).max(1)
+        late = np.flatnonzero(np.log(arrivals) + near / sharpness < last)
+        times = _exponentials(stream, (len(late), longest - near)) * slowness
+        times[np.arange(near, longest) >= lengths[late, None]] = np.inf
+        times += (arrivals[late] - times.min(1, initial=np.inf))[:, None]
+        both = np.concatenate([keys[late], np.log(times) + near / sharpness], axis=1)
+        drawn[late] = np.argpartition(both, count - 1, axis=1)[:, :count]
+    drawn.sort(axis=1)
     # places beyond a list sort last, since a list begins at rank 0
     return np.where(drawn < lengths[:, None], drawn, -1)
 
@@ -142,14 +242,16 @@ def draw_unused(used: UsedIds, count: int, first: int, stream: np.random.Generat
 
 def _repeated(drawn: np.ndarray, pending: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Which of the values at the places ``pending`` stand in their row already, or at an earlier such place."""
-    rows, place_of_row = np.unique(pending[0], return_inverse=True)
-    fresh = np.zeros((len(rows), drawn.shape[1]), dtype=np.int64)
+    begins = np.append(True, pending[0][1:] != pending[0][:-1])  # those of a row stand together
+    rows, place_of_row = pending[0][begins], np.cumsum(begins) - 1
+    count = drawn.shape[1]
+    fresh = np.zeros((len(rows), count), dtype=np.int64)
     fresh[place_of_row, pending[1]] = 1
-    order = np.argsort(2 * drawn[rows] + fresh, axis=1, kind="stable")  # of equal values the fresh ones come last
-    ordered = np.take_along_axis(drawn[rows], order, axis=1)
-    again = np.zeros(ordered.shape, dtype=bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    found = np.empty_like(again)
-    np.put_along_axis(found, order, again, axis=1)
+    # of equal values the fresh ones come last
+    ordered = np.sort((2 * drawn[rows] + fresh) * count + np.arange(count), axis=1)
+    values = ordered // (2 * count)
+    again, places = np.nonzero(values[:, 1:] == values[:, :-1])
+    found = np.zeros((len(rows), count), dtype=bool)
+    found[again, ordered[again, places + 1] % count] = True
     repeated: np.ndarray = found[place_of_row, pending[1]]
     return repeated

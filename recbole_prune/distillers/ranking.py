@@ -14,8 +14,8 @@ from recbole_prune.anatomy.logits import user_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.latent import DistillationExperts
-from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, listed_logits, take_ranks
-from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce
+from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, listed_logits, take_ranks, where_listed
+from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce_of
 from recbole_prune.distillers.ranked_lists import Ranked
 from recbole_prune.distillers.soft_labels import (
     discrepancy_weights,
@@ -62,11 +62,6 @@ class ListDistiller(Distiller):
             consumed: the items that each has consumed.
             stream: random numbers.
         """
-
-
-def rows_of(table: np.ndarray, ids: torch.Tensor) -> torch.Tensor:
-    """Rows of an array on the CPU, beside their ids."""
-    return torch.from_numpy(table[ids.cpu().numpy()]).to(ids.device, torch.long)
 
 
 def outside_of(consumed: UsedIds, lists: np.ndarray) -> UsedIds:
@@ -134,7 +129,7 @@ class RelaxedRanking(ListDistiller):
         """The same of lists that were found already."""
         parts = listed.interesting, listed.uninteresting
         logits = listed_logits(model, listed.rows, torch.cat(parts, 1))
-        losses = plackett_luce(*logits.split([part.shape[1] for part in parts], 1))
+        losses = plackett_luce_of(logits, listed.interesting.shape[1])
         return {"rrd": (self.settings.distill_weight, losses.sum())}
 
 
@@ -176,7 +171,8 @@ class ItemSideRanking(RelaxedRanking):
             settings.distill_sharpness if settings.distill_sample_interesting else None,
             np.random.default_rng([self.pupils.seed, self.epoch, 1]),
         )
-        self._item_lists = drawn.interesting, drawn.uninteresting
+        self._item_interesting = drawn.interesting.shape[1]
+        self._item_lists = torch.from_numpy(np.concatenate([drawn.interesting, drawn.uninteresting], axis=1))
         order = np.random.default_rng([self.pupils.seed, self.epoch, 2]).permutation(np.arange(1, len(lists)))
         self._shares = np.array_split(order, self.pupils.batches)
 
@@ -191,18 +187,15 @@ class ItemSideRanking(RelaxedRanking):
             self._full_batch = max(self._full_batch, len(interaction))
             weight = len(self._shares) * len(interaction) / self._full_batch
             items = self._share(listed.interesting.device)
-        users = [rows_of(part, items) for part in self._item_lists]
-        logits = self._of_items(model, items, torch.cat(users, 1))
-        item_side = weight * plackett_luce(*logits.split([part.shape[1] for part in users], 1)).sum()
+        self._item_lists = self._item_lists.to(items.device)
+        users = self._item_lists.index_select(0, items)
+        logits = where_listed(lambda found: user_logits(model, items, found), users)
+        item_side = weight * plackett_luce_of(logits, self._item_interesting).sum()
         return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}
 
     def _share(self, device: torch.device) -> torch.Tensor:
         """The batch's share of all items; those of an epoch have each item once."""
         return torch.from_numpy(self._shares[self._batch % len(self._shares)]).to(device)
-
-    def _of_items(self, model: MaskAware, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-        """Logits of items ``[n]`` for users ``[n, k]``; NaN where an id is -1."""
-        return user_logits(model, items, users.clamp(min=0)).masked_fill(users < 0, float("nan"))
 
 
 class ExpertsAndRanking(RelaxedRanking):
