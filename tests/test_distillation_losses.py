@@ -21,6 +21,7 @@ from recbole_prune.distillers.listwise import (
     plackett_luce,
     plackett_luce_by_torch,
     plackett_luce_of,
+    sum_of_lists,
 )
 from recbole_prune.distillers.soft_labels import (
     best_tries,
@@ -111,6 +112,25 @@ def test_the_compiled_loop_of_the_listwise_loss_is_that_of_torch(size: float) ->
     assert logits.grad is not None
     torch.testing.assert_close(found.double(), losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits.grad.double(), gradients * weights[:, None], rtol=1e-4, atol=1e-4 * size)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 4.0])
+def test_lists_of_products_in_one_loop_are_those_of_their_logits(size: float) -> None:
+    """Also where scores are too far apart for the loop; rows that are not asked for and ids that are not there."""
+    draws = torch.Generator().manual_seed(5)
+    vectors, table = (size * torch.randn(count, 6, generator=draws) for count in (30, 12))
+    vectors.requires_grad_()
+    table.requires_grad_()
+    lists = torch.stack([torch.randperm(12, generator=draws)[:9] for _ in range(30)]).int()
+    lists[3, 7:] = lists[4, 2:4] = lists[5] = lists[6, :4] = lists[7, 4:] = -1
+    rows = torch.cat([torch.randperm(30, generator=draws)[:12], torch.arange(3, 8)]).unique()
+    logits = (vectors[rows] @ table.T).gather(1, lists[rows].long().clamp(min=0)).masked_fill(lists[rows] < 0, NAN)
+    slowly = plackett_luce(logits[:, :4].double(), logits[:, 4:].double()).sum()
+    found = sum_of_lists(vectors, rows, table, lists, 4)
+    assert found.item() == pytest.approx(slowly.item(), rel=1e-5)
+    wanted = torch.autograd.grad(3 * slowly, (vectors, table))
+    for mine, theirs in zip(torch.autograd.grad(3 * found, (vectors, table)), wanted):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * size)
 
 
 scores = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=6)

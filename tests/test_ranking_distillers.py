@@ -30,22 +30,23 @@ def lesson(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-def of_item(listed: np.ndarray, below: np.ndarray) -> float:
+def of_item(part: Any, item: int) -> float:
     """The listwise loss of equal scores: ``sum log n`` over ``n = L + 1 .. L + K``."""
+    listed, below = np.split(part._item_lists[item].numpy(), [part._item_interesting])
     ranked, others = int((listed >= 0).sum()), int((below >= 0).sum())
     return float(np.log(np.arange(others + 1, others + ranked + 1)).sum())
 
 
 def test_the_first_losses_follow_from_counts(lesson: Any) -> None:
     """``lambda |U_b| 67.985`` of the users; of the items those that occur in the lists of the users."""
-    beginner = lesson()
+    beginner = lesson(distill_item_batch="listed")
     batch, part = beginner.batch(), beginner.part
     terms = part.terms(beginner.student, batch)
     users = batch["user_id"].unique()
     assert terms["rrd"][0] == 0.001 and terms["rrd"][1].item() == pytest.approx(len(users) * EQUAL_20, rel=1e-5)
     listed = part._source.of(batch)
     occurring = set(listed.interesting.flatten().tolist()) | set(listed.uninteresting.flatten().tolist())
-    expected = sum(of_item(*(part_[item] for part_ in part._item_lists)) for item in occurring)
+    expected = sum(of_item(part, item) for item in occurring)
     assert terms["ir"][0] == 0.0005 and terms["ir"][1].item() == pytest.approx(expected, rel=1e-5)
     losses = part.losses(beginner.student, batch)
     assert losses["rrd"].item() == pytest.approx(0.001 / len(batch) * len(users) * EQUAL_20, rel=1e-5)
@@ -53,7 +54,7 @@ def test_the_first_losses_follow_from_counts(lesson: Any) -> None:
 
 @pytest.mark.slow
 def test_shares_of_an_epoch_are_all_items_once(lesson: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    beginner = lesson(distill_item_batch="share")
+    beginner = lesson()
     part, count = beginner.part, len(beginner.trained.train_data)
     shares: list[list[int]] = []
     share = part._share
@@ -77,7 +78,7 @@ def test_shares_of_an_epoch_are_all_items_once(lesson: Any, monkeypatch: pytest.
         items = range(1, beginner.teacher.pupils.item_count)
         assert len(shares) == count > 1 and sorted(sum(shares, [])) == list(items)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-        expected = sum(of_item(*(part_[item] for part_ in part._item_lists)) for item in items)
+        expected = sum(of_item(part, item) for item in items)
         assert total == pytest.approx(0.0005 * count * expected, rel=1e-4), "as all items in every batch"
         orders.append(list(shares))
     assert orders[0] != orders[1]

@@ -18,7 +18,7 @@ from zoo import NEW_IN_1_2_1, gradient_models, kind_of, missing_package, not_pru
 from recbole_prune.anatomy import scorers, shared_calls
 from recbole_prune.anatomy import vectors as table
 from recbole_prune.anatomy.caches import CACHES
-from recbole_prune.anatomy.logits import batch_logits, pair_logits, row_logits, score_rows, user_logits
+from recbole_prune.anatomy.logits import batch_logits, pair_logits, product_tables, row_logits, score_rows, user_logits
 from recbole_prune.anatomy.vectors import (
     field_vectors,
     known_class,
@@ -167,8 +167,13 @@ def check_user_logits(name: str, model: Any, users: torch.Tensor, items: torch.T
         expected = pair_logits(model, among.reshape(-1), items.repeat_interleave(len(users)).unsqueeze(1))
         with mock.patch.object(scorers, "_DRAWS_OF_USER", 0):  # nearly all users may occur
             of_all = user_logits(model, items, among)
+            tables = product_tables(model, among.numel())
     assert found.shape == among.shape
     assert close(found, expected.view(among.shape)) and close(of_all, found)
+    vectors = vectors_of(model)
+    assert (tables is None) == (vectors is None or not vectors.dot)
+    if tables is not None:
+        assert close(torch.einsum("nd,nkd->nk", tables[1][items], tables[0][among]), found)
 
 
 def check_vectors(name: str, model: Any, rows: Interaction, items: torch.Tensor, full: torch.Tensor | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from recbole_prune.anatomy.scorers import Rows, Scorer, user_ids
+from recbole_prune.anatomy.scorers import Rows, Scorer, Vectors, user_ids
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.anatomy.vectors import reason_unknown, reason_without_lists, scorer_of, shared_propagation
 from recbole_prune.errors import ConfigError
@@ -50,6 +50,25 @@ def user_logits(model: AbstractRecommender, items: torch.Tensor, users: torch.Te
     """
     with shared_propagation(model):
         return _scorer_with_lists(model).user_logits(model, items, users)
+
+
+def product_tables(model: AbstractRecommender, pairs: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Vectors of all users and of all items, differentiable, where a logit is their plain product.
+
+    Args:
+        model: in the mode of the caller's choice.
+        pairs: of users and items whose logits are wanted.
+
+    Returns:
+        ``[users, width]`` and ``[items, width]``; None where logits are something else, where users are histories, or
+        where the vectors of those that occur in so few pairs cost less than all.
+    """
+    scorer = _scorer_with_lists(model)
+    if not isinstance(scorer, Vectors) or scorer.of_rows or not scorer.dot or not scorer.pays_all_users(model, pairs):
+        return None
+    with shared_propagation(model):
+        users = torch.arange(int(model.n_users), device=model.device)
+        return scorer.user_vectors(model, users), scorer.item_table(model)
 
 
 def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:

@@ -167,13 +167,17 @@ class Vectors(Scorer):
     def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Products of item vectors and the queries of the users that occur, plus offsets."""
         count, vectors = int(model.n_users), self.item_vectors(model, items)
-        if count * _DRAWS_OF_USER <= users.numel():
+        if self.pays_all_users(model, users.numel()):
             products = pair_scores(vectors, self.query(model, torch.arange(count, device=users.device)), users)
         else:
             found, places = distinct(users, count)
             products = pair_scores(vectors, self.query(model, found), places)
         offset = self.offset(model, users.reshape(-1), items[:, None].expand_as(users).reshape(-1, 1))
         return products if offset is None else products + offset.view(users.shape)
+
+    def pays_all_users(self, model: AbstractRecommender, pairs: int) -> bool:
+        """Whether vectors of all users cost less than telling apart those that occur in so many pairs."""
+        return int(model.n_users) * _DRAWS_OF_USER <= pairs
 
     def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
         """Whether the whole table costs no more than the rows of the items."""

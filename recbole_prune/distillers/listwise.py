@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.sparse.compiling import available, compile_loop
+from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.contexts import SavingContext
+from recbole_prune.sparse.pair_scores import pair_scores
 
-Floats = NDArray[np.float32]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 # below any score that matters; e to this power is 0 and, unlike that of -inf, has the gradient 0
 _NOWHERE = -1e9
-# powers of e that the loop takes: sums of them and of their inverses stay far inside of float32
-_LARGEST = 40.0
-# the product of what a list's logarithms are taken of is kept between these
-_PRODUCTS = 1e-200, 1e200
 
 
 def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
@@ -48,6 +41,66 @@ def plackett_luce_of(logits: torch.Tensor, count: int) -> torch.Tensor:
     # half precision has no number below any score that matters
     losses: torch.Tensor = _PlackettLuce.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), count)
     return losses
+
+
+def sum_of_lists(
+    vectors: torch.Tensor, rows: torch.Tensor, table: torch.Tensor, lists: torch.Tensor, count: int
+) -> torch.Tensor:
+    """The sum of :func:`plackett_luce` over some rows whose logits are products, ``vectors[row] . table[id]``.
+
+    Args:
+        vectors: of all rows, ``[R, width]``.
+        rows: those to add up, without repetition, ``[n]``.
+        table: what the lists are of, ``[C, width]``.
+        lists: ids of every row, ``[R, K + L]``, the list and then the set; -1 where there are fewer.
+        count: the ``K`` of a list.
+    """
+    if _loops_take(vectors) and _loops_take(table):
+        total: torch.Tensor = _SumOfLists.apply(vectors, rows, table, lists, count)
+        return total
+    return _sum_of_logits(vectors, rows, table, lists, count)
+
+
+def _sum_of_logits(
+    vectors: torch.Tensor, rows: torch.Tensor, table: torch.Tensor, lists: torch.Tensor, count: int
+) -> torch.Tensor:
+    ids = lists.index_select(0, rows).long()
+    logits = pair_scores(vectors.index_select(0, rows), table, ids.clamp(min=0))
+    return plackett_luce_of(logits.masked_fill(ids < 0, torch.nan), count).sum()
+
+
+class _SumOfLists(torch.autograd.Function):
+    """From vectors to the loss and back in one loop, row by row; no logit is ever written."""
+
+    @staticmethod
+    def forward(
+        ctx: SavingContext,
+        vectors: torch.Tensor,
+        rows: torch.Tensor,
+        table: torch.Tensor,
+        lists: torch.Tensor,
+        count: int,
+    ) -> torch.Tensor:
+        from recbole_prune.sparse.pair_kernels import sum_of_lists as by_loop
+
+        mine, theirs = vectors.detach().contiguous(), table.detach().contiguous()
+        of_mine, of_theirs = torch.zeros_like(mine), torch.zeros_like(theirs)
+        ids = rows.numpy(), lists.contiguous().numpy()
+        total = by_loop(mine.numpy(), ids[0], theirs.numpy(), ids[1], count, of_mine.numpy(), of_theirs.numpy())
+        if not math.isfinite(total):  # scores too far apart for it
+            with torch.enable_grad():
+                sides = mine.requires_grad_(), theirs.requires_grad_()
+                exact = _sum_of_logits(sides[0], rows, sides[1], lists, count)
+                of_mine, of_theirs = torch.autograd.grad(exact, sides)
+            total = float(exact)
+        ctx.save_for_backward(of_mine, of_theirs)
+        return vectors.new_tensor(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_vectors, of_table = ctx.saved_tensors
+        return of_vectors * gradient, None, of_table * gradient, None, None
 
 
 class _PlackettLuce(torch.autograd.Function):
@@ -86,54 +139,19 @@ def plackett_luce_by_torch(logits: torch.Tensor, count: int) -> Pair:
     return torch.where(listed, tails - ranked, 0.0).sum(0), torch.cat([of_ranked, of_rest]).t()
 
 
+def _loops_take(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and available()
+
+
 def _by_loop(logits: torch.Tensor, count: int) -> Pair | None:
     """The same from one compiled loop; None where it cannot: no numba, no CPU, or scores too far apart."""
-    if logits.device.type != "cpu" or logits.dtype != torch.float32 or not available():
+    if not _loops_take(logits):
         return None
     losses, gradients = logits.new_empty(len(logits)), torch.empty_like(logits, memory_format=torch.contiguous_format)
-    arrays = (tensor.detach().numpy() for tensor in (logits.contiguous(), losses, gradients))
-    return (losses, gradients) if _loop()(*arrays, count) else None
+    arrays = [tensor.detach().numpy() for tensor in (logits.contiguous(), losses, gradients)]
+    from recbole_prune.sparse.pair_kernels import plackett_luce_rows
 
-
-@cache
-def _loop() -> Callable[..., bool]:
-    return compile_loop(_plackett_luce)
-
-
-def _plackett_luce(logits: Floats, losses: Floats, gradients: Floats, count: int) -> bool:
-    tails, width = np.empty(count, np.float32), logits.shape[1]
-    for row in range(logits.shape[0]):
-        scores, found = logits[row], gradients[row]
-        first, head, tail, loss, product = 0, np.float32(0), np.float32(0), 0.0, 1.0
-        while first < count and np.isnan(scores[first]):
-            first += 1
-        if first == count:  # nothing is said of a row without a list
-            losses[row], found[:] = 0, 0
-            continue
-        origin = scores[first]  # the loss is that of differences
-        for place in range(width - 1, -1, -1):
-            score = scores[place] - origin
-            found[place] = 0
-            if not np.isnan(score):
-                if not -_LARGEST < score < _LARGEST:
-                    return False
-                found[place] = np.exp(score)
-                tail += found[place]
-                if place < count:
-                    loss -= score
-                    product *= tail
-                    if not _PRODUCTS[0] < product < _PRODUCTS[1]:
-                        loss, product = loss + np.log(product), 1.0
-            if place < count:
-                tails[place] = tail
-        losses[row] = loss + np.log(product)
-        for place in range(first, count):
-            if not np.isnan(scores[place]):
-                head += np.float32(1) / tails[place]
-                found[place] = found[place] * head - np.float32(1)
-        for place in range(count, width):
-            found[place] *= head
-    return True
+    return (losses, gradients) if plackett_luce_rows(arrays[0], arrays[1], arrays[2], count) else None
 
 
 # ranks so many times the sharpness behind the last one to draw win in one row of fifty

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import user_logits
+from recbole_prune.anatomy.logits import product_tables, user_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.latent import DistillationExperts
 from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, listed_logits, take_ranks, where_listed
-from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce_of
+from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce_of, sum_of_lists
 from recbole_prune.distillers.ranked_lists import Ranked
 from recbole_prune.distillers.soft_labels import (
     discrepancy_weights,
@@ -172,7 +172,8 @@ class ItemSideRanking(RelaxedRanking):
             np.random.default_rng([self.pupils.seed, self.epoch, 1]),
         )
         self._item_interesting = drawn.interesting.shape[1]
-        self._item_lists = torch.from_numpy(np.concatenate([drawn.interesting, drawn.uninteresting], axis=1))
+        lists_of_items = np.concatenate([drawn.interesting, drawn.uninteresting], axis=1, dtype=np.int32)
+        self._item_lists = torch.from_numpy(lists_of_items)
         order = np.random.default_rng([self.pupils.seed, self.epoch, 2]).permutation(np.arange(1, len(lists)))
         self._shares = np.array_split(order, self.pupils.batches)
 
@@ -187,11 +188,18 @@ class ItemSideRanking(RelaxedRanking):
             self._full_batch = max(self._full_batch, len(interaction))
             weight = len(self._shares) * len(interaction) / self._full_batch
             items = self._share(listed.interesting.device)
-        self._item_lists = self._item_lists.to(items.device)
-        users = self._item_lists.index_select(0, items)
-        logits = where_listed(lambda found: user_logits(model, items, found), users)
-        item_side = weight * plackett_luce_of(logits, self._item_interesting).sum()
+        item_side = weight * self._sum_over(model, items)
         return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}
+
+    def _sum_over(self, model: MaskAware, items: torch.Tensor) -> torch.Tensor:
+        """The listwise losses of distinct items, added up."""
+        self._item_lists = lists = self._item_lists.to(items.device)
+        tables = product_tables(model, len(items) * lists.shape[1])
+        if tables is not None:
+            return sum_of_lists(tables[1], items, tables[0], lists, self._item_interesting)
+        users = lists.index_select(0, items).long()
+        logits = where_listed(lambda found: user_logits(model, items, found), users)
+        return plackett_luce_of(logits, self._item_interesting).sum()
 
     def _share(self, device: torch.device) -> torch.Tensor:
         """The batch's share of all items; those of an epoch have each item once."""

@@ -2,7 +2,7 @@
 
 A batch of a model that draws hundreds of items for every positive (UltraGCN) has far more pairs than items. Looking up
 the drawn rows writes and reads ``[batch, n, width]`` twice; of a matrix product with all items most is thrown away. The
-loops below read each row where it lies. They are compiled by numba where it is installed (extra ``fast``).
+loops of ``pair_kernels.py`` read each row where it lies; numba compiles them where it is installed (extra ``fast``).
 """
 
 from __future__ import annotations
@@ -11,68 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from recbole_prune.sparse.compiling import available, compile_loop
+from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.contexts import SavingContext
-
-Floats = NDArray[np.float32]
-Ids = NDArray[np.int64]
 
 # scores of all items cost less than looking up the drawn ones up to so many items per draw
 # (a matrix product against gathered rows, measured on two x86 cores)
 _ITEMS_PER_DRAW = 40
 
 
-def _score(vectors: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
-    """Four rows at a time: their products add up independently of each other, so no addition waits for the last."""
-    end, zero = ids.shape[1] - ids.shape[1] % 4, np.float32(0)
-    for i in range(ids.shape[0]):
-        for k in range(0, end, 4):
-            a, b, c, d = ids[i, k], ids[i, k + 1], ids[i, k + 2], ids[i, k + 3]
-            sum_a, sum_b, sum_c, sum_d = zero, zero, zero, zero
-            for f in range(table.shape[1]):
-                value = vectors[i, f]
-                sum_a += value * table[a, f]
-                sum_b += value * table[b, f]
-                sum_c += value * table[c, f]
-                sum_d += value * table[d, f]
-            scores[i, k], scores[i, k + 1], scores[i, k + 2], scores[i, k + 3] = sum_a, sum_b, sum_c, sum_d
-        for k in range(end, ids.shape[1]):
-            a, sum_a = ids[i, k], zero
-            for f in range(table.shape[1]):
-                sum_a += vectors[i, f] * table[a, f]
-            scores[i, k] = sum_a
-
-
-def _add_gradients(
-    gradient: Floats, vectors: Floats, table: Floats, ids: Ids, vectors_gradient: Floats, table_gradient: Floats
-) -> None:
-    end = ids.shape[1] - ids.shape[1] % 4
-    for i in range(ids.shape[0]):
-        vector, to_vector = vectors[i], vectors_gradient[i]
-        for k in range(0, end, 4):
-            a, b, c, d = table[ids[i, k]], table[ids[i, k + 1]], table[ids[i, k + 2]], table[ids[i, k + 3]]
-            of_a, of_b, of_c, of_d = gradient[i, k], gradient[i, k + 1], gradient[i, k + 2], gradient[i, k + 3]
-            for f in range(table.shape[1]):
-                to_vector[f] += of_a * a[f] + of_b * b[f] + of_c * c[f] + of_d * d[f]
-        for k in range(end, ids.shape[1]):
-            a, of_a = table[ids[i, k]], gradient[i, k]
-            for f in range(table.shape[1]):
-                to_vector[f] += of_a * a[f]
-        for k in range(ids.shape[1]):  # one by one: a row may come twice
-            to_row, of_a = table_gradient[ids[i, k]], gradient[i, k]
-            for f in range(table.shape[1]):
-                to_row[f] += of_a * vector[f]
-
-
 @cache
 def _loops() -> tuple[Callable[..., None], Callable[..., None]]:
-    # sums may be taken in another order, which is what lets the compiler use vector instructions
-    free = {"reassoc", "contract", "nsz"}
-    return compile_loop(_score, fastmath=free), compile_loop(_add_gradients, fastmath=free)
+    from recbole_prune.sparse.pair_kernels import add_gradients, score
+
+    return score, add_gradients
 
 
 def _run(number: int, *tensors: torch.Tensor) -> None:

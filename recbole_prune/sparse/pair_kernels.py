@@ -1,0 +1,148 @@
+"""Products of rows with rows of a table and the listwise loss of them, compiled by numba.
+
+Imported only where numba is available. One file, since a loop kept on disk is believed while its own file is the same.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_prune.sparse.compiling import compile_loop
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.signedinteger]
+
+# sums may be taken in another order, which is what lets the compiler use vector instructions
+_FREE = {"reassoc", "contract", "nsz"}
+# powers of e that the loop takes: sums of them and of their inverses stay far inside of float32
+_LARGEST = 40.0
+# the product of what a list's logarithms are taken of is kept between these
+_SMALLEST_PRODUCT, _LARGEST_PRODUCT = 1e-200, 1e200
+
+
+@partial(compile_loop, alone=False, fastmath=_FREE)
+def score_row(vector: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
+    """Four rows at a time: their products add up independently of each other, so no addition waits for the last."""
+    end, zero = ids.size - ids.size % 4, np.float32(0)
+    for k in range(0, end, 4):
+        a, b, c, d = ids[k], ids[k + 1], ids[k + 2], ids[k + 3]
+        sum_a, sum_b, sum_c, sum_d = zero, zero, zero, zero
+        for f in range(table.shape[1]):
+            value = vector[f]
+            sum_a += value * table[a, f]
+            sum_b += value * table[b, f]
+            sum_c += value * table[c, f]
+            sum_d += value * table[d, f]
+        scores[k], scores[k + 1], scores[k + 2], scores[k + 3] = sum_a, sum_b, sum_c, sum_d
+    for k in range(end, ids.size):
+        a, sum_a = ids[k], zero
+        for f in range(table.shape[1]):
+            sum_a += vector[f] * table[a, f]
+        scores[k] = sum_a
+
+
+@partial(compile_loop, alone=False, fastmath=_FREE)
+def add_row(gradient: Floats, vector: Floats, table: Floats, ids: Ids, to_vector: Floats, to_table: Floats) -> None:
+    """Add the gradients of one row's scores to those of its vector and of the table."""
+    end = ids.size - ids.size % 4
+    for k in range(0, end, 4):
+        a, b, c, d = table[ids[k]], table[ids[k + 1]], table[ids[k + 2]], table[ids[k + 3]]
+        of_a, of_b, of_c, of_d = gradient[k], gradient[k + 1], gradient[k + 2], gradient[k + 3]
+        for f in range(table.shape[1]):
+            to_vector[f] += of_a * a[f] + of_b * b[f] + of_c * c[f] + of_d * d[f]
+    for k in range(end, ids.size):
+        a, of_a = table[ids[k]], gradient[k]
+        for f in range(table.shape[1]):
+            to_vector[f] += of_a * a[f]
+    for k in range(ids.size):  # one by one: a row may come twice
+        to_row, of_a = to_table[ids[k]], gradient[k]
+        for f in range(table.shape[1]):
+            to_row[f] += of_a * vector[f]
+
+
+@compile_loop
+def score(vectors: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
+    """Scores ``[batch, n]`` of vectors ``[batch, width]`` with the rows ``ids`` of a table."""
+    for i in range(ids.shape[0]):
+        score_row(vectors[i], table, ids[i], scores[i])
+
+
+@compile_loop
+def add_gradients(
+    gradient: Floats, vectors: Floats, table: Floats, ids: Ids, to_vectors: Floats, to_table: Floats
+) -> None:
+    """Add the gradients of :func:`score`'s scores."""
+    for i in range(ids.shape[0]):
+        add_row(gradient[i], vectors[i], table, ids[i], to_vectors[i], to_table)
+
+
+@partial(compile_loop, alone=False)
+def _of_list(scores: Floats, gradient: Floats, tails: Floats, count: int) -> float:
+    """The loss of one row, whose gradient is written; NaN where scores are too far apart."""
+    first, head, tail, loss, product = 0, np.float32(0), np.float32(0), 0.0, 1.0
+    while first < count and np.isnan(scores[first]):
+        first += 1
+    if first == count:  # nothing is said of a row without a list
+        gradient[:] = 0
+        return 0.0
+    origin = scores[first]  # the loss is that of differences
+    for place in range(scores.size - 1, -1, -1):
+        score = scores[place] - origin
+        gradient[place] = 0
+        if not np.isnan(score):
+            if not -_LARGEST < score < _LARGEST:
+                return np.nan
+            gradient[place] = np.exp(score)
+            tail += gradient[place]
+            if place < count:
+                loss -= score
+                product *= tail
+                if not _SMALLEST_PRODUCT < product < _LARGEST_PRODUCT:
+                    loss, product = loss + np.log(product), 1.0
+        if place < count:
+            tails[place] = tail
+    for place in range(first, count):
+        if not np.isnan(scores[place]):
+            head += np.float32(1) / tails[place]
+            gradient[place] = gradient[place] * head - np.float32(1)
+    for place in range(count, scores.size):
+        gradient[place] *= head
+    return float(loss + np.log(product))
+
+
+@compile_loop
+def plackett_luce_rows(logits: Floats, losses: Floats, gradients: Floats, count: int) -> bool:
+    """Losses ``[rows]`` and gradients of logits ``[rows, K + L]``, NaN where nothing stands; False: too far apart."""
+    tails = np.empty(count, np.float32)
+    for row in range(logits.shape[0]):
+        losses[row] = _of_list(logits[row], gradients[row], tails, count)
+        if np.isnan(losses[row]):
+            return False
+    return True
+
+
+@compile_loop
+def sum_of_lists(
+    vectors: Floats, rows: Ids, table: Floats, lists: Ids, count: int, to_vectors: Floats, to_table: Floats
+) -> float:
+    """The sum of the losses of some rows, whose scores are products of vectors with rows of a table; adds gradients.
+
+    What is read for a row's scores is still at hand for its gradients, and nothing is written but those. NaN where
+    scores are too far apart; lists have -1 where nothing stands.
+    """
+    width, total = lists.shape[1], 0.0
+    scores, gradient, tails = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(count, np.float32)
+    for row in rows:
+        score_row(vectors[row], table, lists[row], scores)
+        for place in range(width):
+            if lists[row, place] < 0:
+                scores[place] = np.nan
+        loss = _of_list(scores, gradient, tails, count)
+        if np.isnan(loss):
+            return loss
+        total += loss
+        add_row(gradient, vectors[row], table, lists[row], to_vectors[row], to_table)
+    return total
