@@ -83,6 +83,14 @@ class Distiller(Part, ABC):
         return cls
 
     @classmethod
+    def check(cls, settings: Settings, pupils: Pupils, student: AbstractRecommender) -> None:
+        """Refuse settings that do not go with the data or the student; no teacher is needed for that.
+
+        Raises:
+            ConfigError: which, and what would.
+        """
+
+    @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
         """Have the teacher say what will be needed of it.
 
@@ -170,7 +178,7 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
         settings: those of the run.
         rows: of a full batch.
     """
-    weights = ("distill_weight", "distill_item_weight", "distill_vector_weight")
+    weights = ("distill_weight", "distill_item_weight", "distill_vector_weight", "distill_order_weight")
     given: dict[str, float] = {name: settings[name] for name in weights if is_used(name, settings)}
     lines = [
         f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside RecBole's mean"

@@ -59,6 +59,7 @@ class Teaching:
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
         data = workshop.train_data
         self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data))
+        self._class.check(workshop.config.settings, self._pupils, student)
         changed = contradiction_of_subclass(
             student, workshop.config.model_class, self._pupils.first_rows().to(student.device)
         )

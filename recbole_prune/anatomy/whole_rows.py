@@ -1,0 +1,175 @@
+"""Of whole rows of a student's logits what a loss over all items needs: some of them, and the sum over the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from recbole_prune.anatomy.logits import scorer_with_lists
+from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer, Vectors
+from recbole_prune.anatomy.vectors import shared_propagation
+from recbole_prune.sparse.contexts import SavingContext
+from recbole_prune.sparse.pair_scores import pair_scores
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+# the log of a sum over nothing: below any logit that matters, and a number that can be computed with
+NOTHING = -1e9
+# logits that are held at once: 2 MB stay in a CPU's cache, a GPU wants more work at once
+_LOGITS_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}
+# pairs whose way through a network is held at once
+_PAIRS_AT_ONCE = 1 << 17
+
+
+def listed_and_rest(
+    model: AbstractRecommender,
+    rows: Rows,
+    listed: torch.Tensor,
+    outside: torch.Tensor,
+    bound: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of some items of each row, and the log of the sum of ``exp`` over the other ones; differentiable.
+
+    Logits ``[b, items]`` are held once at most, where they are not part of the model's own way through a row: products
+    of vectors some rows at a time, and in the backward pass again; pairs that go through a network likewise.
+
+    Args:
+        model: a RecBole model, in the mode of the caller's choice.
+        rows: user ids ``[b]``, or RecBole's rows.
+        listed: item ids ``[b, k]``, -1 where there are fewer.
+        outside: items that do not count among the others ``[b, m]``, -1 where there are fewer; padding never counts.
+        bound: logits beyond it are cut to it, in either direction, and have no gradient.
+
+    Returns:
+        (logits of the listed items ``[b, k]``, NaN where an id is -1; logs of sums ``[b]``, :data:`NOTHING` where no
+        item is left).
+
+    Raises:
+        ConfigError: the model's rows have no lists of items, or its class is unknown.
+    """
+    with shared_propagation(model):
+        scorer, places = scorer_with_lists(model), listed.clamp(min=0)
+        if isinstance(scorer, Vectors) and _is_of_products(scorer):
+            logits, rest = _of_products(model, scorer, rows, places, outside, bound)
+        elif isinstance(scorer, OfPairs) and isinstance(rows, torch.Tensor):
+            logits, rest = _of_pairs(model, scorer, rows, places, outside, bound)
+        else:
+            logits, rest = _of_rows(model, scorer, rows, places, outside, bound)
+    return logits.masked_fill(listed < 0, torch.nan), rest
+
+
+def _is_of_products(scorer: Vectors) -> bool:
+    return (type(scorer).all_logits, type(scorer).offset) == (Vectors.all_logits, Vectors.offset)
+
+
+Found = tuple[torch.Tensor, torch.Tensor]
+
+
+def _of_rows(
+    model: AbstractRecommender,
+    scorer: Scorer,
+    rows: Rows,
+    places: torch.Tensor,
+    outside: torch.Tensor,
+    bound: float | None,
+) -> Found:
+    logits = scorer.all_logits(model, rows).float()
+    if bound is not None:
+        logits = logits.clamp(-bound, bound)
+    rest = logits.scatter(1, _with_padding(outside), NOTHING).logsumexp(1)
+    return logits.gather(1, places), rest.clamp(min=NOTHING)
+
+
+def _of_pairs(
+    model: AbstractRecommender,
+    scorer: Scorer,
+    users: torch.Tensor,
+    places: torch.Tensor,
+    outside: torch.Tensor,
+    bound: float | None,
+) -> Found:
+    """Some rows at a time; what the network computes for them is dropped and computed again in the backward pass."""
+
+    def of_some(users: torch.Tensor, places: torch.Tensor, outside: torch.Tensor) -> Found:
+        with shared_propagation(model):
+            return _of_rows(model, scorer, users, places, outside, bound)
+
+    step = max(1, _PAIRS_AT_ONCE // scorer.item_count(model))
+    parts = [
+        checkpoint(of_some, *some, use_reentrant=False)
+        for some in zip(users.split(step), places.split(step), outside.split(step))
+    ]
+    logits, rest = map(torch.cat, zip(*parts))
+    return logits, rest
+
+
+def _of_products(
+    model: AbstractRecommender,
+    scorer: Vectors,
+    rows: Rows,
+    places: torch.Tensor,
+    outside: torch.Tensor,
+    bound: float | None,
+) -> Found:
+    queries, table = scorer.query(model, rows).float(), scorer.item_table(model).float()
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = pair_scores(queries, table, places)
+        rest: torch.Tensor = _RestOfProducts.apply(queries, table, _with_padding(outside), bound)
+    return logits if bound is None else logits.clamp(-bound, bound), rest
+
+
+def _with_padding(outside: torch.Tensor) -> torch.Tensor:
+    """Columns ``[b, m + 1]`` of what does not count; the padding item stands for what is not there."""
+    return torch.nn.functional.pad(outside.clamp(min=0), (0, 1))
+
+
+class _RestContext(SavingContext):
+    bound: float | None
+
+
+class _RestOfProducts(torch.autograd.Function):
+    """``log sum_j exp(query . item_j)`` over the items of each row that are not outside, by the gradient's formula."""
+
+    @staticmethod
+    def forward(
+        ctx: _RestContext, queries: torch.Tensor, table: torch.Tensor, outside: torch.Tensor, bound: float | None
+    ) -> torch.Tensor:
+        rest = queries.new_empty(len(queries))
+        for some in _parts(queries, table):
+            logits = queries[some] @ table.t()
+            if bound is not None:
+                logits.clamp_(-bound, bound)
+            rest[some] = logits.scatter_(1, outside[some], NOTHING).logsumexp(1)
+        rest.clamp_(min=NOTHING)
+        ctx.save_for_backward(queries, table, outside, rest)
+        ctx.bound = bound
+        return rest
+
+    @staticmethod
+    def backward(ctx: _RestContext, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        """Every item has its share of the sum."""
+        queries, table, outside, rest = ctx.saved_tensors
+        of_queries, of_table = torch.empty_like(queries), torch.zeros_like(table)
+        weighted = queries * gradient[:, None]
+        for some in _parts(queries, table):
+            shares = queries[some] @ table.t()
+            beyond = None if ctx.bound is None else shares.abs() > ctx.bound
+            if ctx.bound is not None:
+                shares.clamp_(-ctx.bound, ctx.bound)
+            shares.sub_(rest[some, None]).exp_().scatter_(1, outside[some], 0.0)
+            if beyond is not None:
+                shares.masked_fill_(beyond, 0.0)
+            torch.mm(shares, table, out=of_queries[some])
+            of_table.addmm_(shares.t(), weighted[some])
+        return of_queries.mul_(gradient[:, None]), of_table, None, None
+
+
+def _parts(queries: torch.Tensor, table: torch.Tensor) -> Iterator[slice]:
+    """Rows whose logits are held together."""
+    at_once = _LOGITS_AT_ONCE.get(queries.device.type, _LOGITS_AT_ONCE["cuda"])
+    step = max(1, at_once // len(table))
+    yield from (slice(start, start + step) for start in range(0, len(queries), step))
