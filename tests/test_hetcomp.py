@@ -80,19 +80,21 @@ def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
 
 
-ROWS = ["BPR", "LightGCN", "NeuMF", "MultiVAE", "FISM", "MacridVAE", "MKR"]
+ROWS = [(name, "masked") for name in ("BPR", "LightGCN", "NeuMF", "MultiVAE", "FISM", "MacridVAE", "MKR")]
+ROWS += [("BPR", "compact"), ("LightGCN", "compact"), ("NeuMF", "compact")]
 
 
 @pytest.mark.parametrize("bound", [None, 0.02])
-@pytest.mark.parametrize("model", slow_but(["BPR", "NeuMF"], ROWS))
+@pytest.mark.parametrize(("model", "storage"), slow_but([("BPR", "compact"), ("NeuMF", "masked")], ROWS))
 def test_listed_and_rest_are_of_the_whole_row(
-    model: str, bound: float | None, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, storage: str, bound: float | None, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients are those of all logits at once, however many rows are held together."""
     monkeypatch.setattr(whole_rows, "_LOGITS_AT_ONCE", {"cpu": 600, "cuda": 600})
     monkeypatch.setattr(whole_rows, "_PAIRS_AT_ONCE", 600)
     bench = Bench(model, tiny_data)
-    student, random = bench.model().eval(), torch.Generator().manual_seed(3)
+    masks = bench.masks(0.4) if storage == "compact" else None
+    student, random = bench.model(masks, storage).eval(), torch.Generator().manual_seed(3)
     users, count = torch.tensor([5, 2, 9, 7, 30]), bench.train._dataset.item_num
     listed = torch.stack([torch.randperm(count - 1, generator=random)[:6] + 1 for _ in users])
     outside = torch.cat([listed, torch.full((5, 2), -1)], 1)
