@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ from recbole_prune.anatomy import whole_rows
 from recbole_prune.anatomy.logits import row_logits
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import get_distiller
+from recbole_prune.distillers.ensemble import Ensemble, consensus
 from recbole_prune.distillers.heterogeneous import fine_order, overall_relations
-from recbole_prune.distillers.levels import best_of_ensemble
+from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.pupils import Pupils
+from recbole_prune.distillers.teacher import Basics, Teacher
 from recbole_prune.training import codec
 
 METHOD = "hetcomp"
@@ -128,40 +131,41 @@ def test_listed_and_rest_are_of_the_whole_row(
 # ---- the method ------------------------------------------------------------------------------------------------------
 
 
-class Ensemble:
-    """Teachers that have nothing but lists: random ones of every user's unseen items.
+class Told(Teacher):
+    """A teacher that has nothing but lists: random ones of every user's unseen items.
 
     Args:
-        pupils: the student's data.
-        states: how many each teacher has.
-        length: of the lists.
+        basics: as for any teacher.
+        count: of its states.
+        random: random numbers.
     """
 
-    def __init__(self, pupils: Pupils, states: tuple[int, ...], length: int) -> None:
-        self.pupils, self.identity = pupils, {"path": "somewhere"}
-        random = np.random.default_rng(1)
-        unseen = [
-            np.setdiff1d(np.arange(1, pupils.item_count), pupils.consumed.values_of(u)) for u in range(self.users)
-        ]
+    def __init__(self, basics: Basics, count: int, random: np.random.Generator) -> None:
+        super().__init__(basics)
+        self.told = [self._lists(random) for _ in range(count)]
 
-        def lists() -> np.ndarray:
-            found = np.full((self.users, length), -1, np.int32)
-            for user in range(1, self.users):
-                ranked = random.permutation(unseen[user])[:length]
-                found[user, : len(ranked)] = ranked
-            return found
-
-        self.members = [SimpleNamespace(states=[lists() for _ in range(count)]) for count in states]
+    def _lists(self, random: np.random.Generator) -> np.ndarray:
+        pupils, items = self.pupils, np.arange(1, self.pupils.item_count)
+        found = np.full((pupils.user_count, self.length), -1, np.int32)
+        for user in range(1, pupils.user_count):
+            ranked = random.permutation(np.setdiff1d(items, pupils.consumed.values_of(user)))[: self.length]
+            found[user, : len(ranked)] = ranked
+        return found
 
     @property
-    def users(self) -> int:
-        return self.pupils.user_count
+    def states(self) -> Sequence[np.ndarray]:
+        return self.told
 
-    def observed(self, count: int) -> np.ndarray:
-        """The first training items of every user."""
-        found = np.full((self.users, count), -1, np.int32)
-        for user in range(1, self.users):
-            items = self.pupils.consumed.values_of(user)[:count]
+    def rank_items(self) -> Any:
+        raise AssertionError("nobody asks")
+
+    rank_users = rank_items
+
+    def rank_observed(self, length: int) -> np.ndarray:
+        """By id."""
+        found = np.full((self.pupils.user_count, length), -1, np.int32)
+        for user in range(1, len(found)):
+            items = self.pupils.consumed.values_of(user)[:length]
             found[user, : len(items)] = items
         return found
 
@@ -170,17 +174,20 @@ class Lab:
     """A student that three teachers without models teach."""
 
     def __init__(self, data: Path, model: str = "BPR", states: tuple[int, ...] = (3, 1, 2), **changes: Any) -> None:
-        lesson = {"distiller": METHOD, "distill_teacher_model": "BPR", "distill_refresh": 1, **changes}
+        lesson = {"distiller": METHOD, "distill_teacher_models": ["BPR", "LightGCN"], "distill_refresh": 1, **changes}
         lesson.setdefault("distill_threshold", 1.015)  # below 1 from the third comparison on
         self.bench = Bench(model, data, epochs=8, train_batch_size=1024, learning_rate=0.02, stopping_step=20)
         self.settings = PruneConfig(model, DATASET, config_dict={**config_for(model, data), **lesson}).settings
         whole_rows = isinstance(self.bench.train, UserDataLoader)
         self.pupils = Pupils(self.bench.train._dataset, of_rows=False, whole_rows=whole_rows)
-        self.ensemble = Ensemble(self.pupils, states, self.settings.distill_list_length)
+        random, length = np.random.default_rng(1), self.settings.distill_list_length
+        basics = Basics({"path": "somewhere"}, self.pupils, length, ListStore(None, [], length))
+        self.members = [Told(basics, count, random) for count in states]
+        self.ensemble = Ensemble(self.members, basics.store)
 
     def part(self) -> Any:
         """A new part, as every ticket gets one."""
-        return get_distiller(METHOD)(self.settings, self.ensemble, self.pupils)  # type: ignore[arg-type]
+        return get_distiller(METHOD)(self.settings, self.ensemble, self.pupils)
 
     def trainer(self, files: MemoryFiles | None = None, **session: Any) -> Any:
         """Of a new student."""
@@ -241,7 +248,7 @@ def test_one_teacher_with_one_state_is_rrd_with_what_was_observed(tiny_data: Pat
     """RRD of the half list (and of the tenth) above all other items that a user has not, without any draw."""
     lab = Lab(tiny_data, states=(1,), distill_interesting=40, distill_list_length=40)
     student, part = begun(lab)
-    lists = lab.ensemble.members[0].states[0]
+    lists = lab.members[0].told[0]
     assert part._levels.at_end and np.array_equal(part._lists, lists)
     batch = next(iter(lab.bench.train))
     users = batch["user_id"].unique()
@@ -260,11 +267,11 @@ def test_one_teacher_with_one_state_is_rrd_with_what_was_observed(tiny_data: Pat
 
 def test_users_without_lists_learn_nothing(tiny_data: Path) -> None:
     lab = Lab(tiny_data, distill_observed=3)
-    for member in lab.ensemble.members:
+    for member in lab.members:
         for state in member.states:
             state[:] = -1
-    lab.ensemble.observed = lambda count: np.full((lab.pupils.user_count, count), -1)  # type: ignore[method-assign]
     student, part = begun(lab)
+    part._observed[:] = -1
     for at_end in (False, True):
         part._levels.at_end = at_end
         _, loss = part.terms(student, next(iter(lab.bench.train)))[METHOD]
@@ -309,8 +316,8 @@ def test_a_training_that_is_killed_in_any_phase_ends_equal(
     part = whole.session.parts[0]
     report = part.report(None)[METHOD]
     assert report["mean_states"] == [2, 0, 1] and 2 <= report["order_from_epoch"] <= 6
-    teachers = [member.states[-1] for member in lab.ensemble.members]
-    assert changes or np.array_equal(part._lists, best_of_ensemble(teachers, 100))
+    teachers = [member.states[-1] for member in lab.members]
+    assert changes or np.array_equal(part._lists, consensus(teachers, 100)[0])
     states = [codec.decode(whole.files.states[epoch][0]) for epoch in sorted(whole.files.states)]
     levels = [state["parts"]["distiller"]["state"][METHOD]["levels"].sum() for state in states]
     assert levels[0] == 0 < levels[1] < levels[-1] and levels == sorted(levels)

@@ -1,4 +1,4 @@
-"""Whose lists teach whom in HetComp: discrepancies, the ensemble's items, and levels that only rise."""
+"""Whose lists teach whom in HetComp: discrepancies, and levels that only rise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_prune.distillers.levels import Levels, Pace, best_of_ensemble, discrepancies
+from recbole_prune.distillers.ensemble import consensus
+from recbole_prune.distillers.levels import Levels, Pace, discrepancies
 
 A, B, C, D = 1, 2, 3, 4
 
@@ -58,31 +59,6 @@ def test_discrepancies_are_those_of_the_formula(mine: list[int], theirs: list[in
     assert found == pytest.approx(plain_discrepancy(mine, theirs, gain), abs=1e-9) and -1e-12 < found <= 1
     if mine == theirs:
         assert found == 0
-
-
-# ---- the ensemble ----------------------------------------------------------------------------------------------------
-
-
-def test_the_items_of_an_ensemble_by_hand() -> None:
-    """B: 0.904837 + 1; C: 0.818731 + 0.904837; A: 1; D: 0.818731."""
-    found = best_of_ensemble([table([A, B, C]), table([B, C, D])], 3)
-    assert found.tolist() == [[-1] * 3, [B, C, A]] and found.dtype == np.int32
-    assert best_of_ensemble([table([A, B, C]), table([B, C, D])], 6)[1].tolist() == [B, C, A, D, -1, -1]
-    assert best_of_ensemble([table([D, A]), table([A, D])], 2)[1].tolist() == [A, D], "lower ids first among equals"
-
-
-@settings(max_examples=50)
-@given(st.lists(LIST, min_size=1, max_size=4), st.integers(1, 12))
-def test_the_items_of_an_ensemble(lists: list[list[int]], count: int) -> None:
-    importance: dict[int, float] = {}
-    for ranked in lists:
-        for rank, item in enumerate(ranked):
-            importance[item] = importance.get(item, 0.0) + math.exp(-rank / 10)
-    [_, found] = best_of_ensemble([table(ranked, width=6) for ranked in lists], count)
-    kept = [int(item) for item in found if item >= 0]
-    assert len(kept) == min(count, len(importance)) and len(set(kept)) == len(kept)
-    values = [importance[item] for item in kept]
-    assert values == pytest.approx(sorted(importance.values(), reverse=True)[:count], abs=1e-12)
 
 
 # ---- levels ----------------------------------------------------------------------------------------------------------
@@ -190,8 +166,8 @@ def test_levels_never_fall_and_end_with_the_teachers_themselves(seed: int, offic
         before = levels.levels.copy()
     if not official:  # whose 0 / 0 never moves
         assert levels.at_end and (levels.levels == finals[:, None]).all()
-        last = best_of_ensemble([own[-1] for own in states], 8)
-        assert best_of_ensemble(levels.lists(), 8).tolist() == last.tolist()
+        last = consensus([own[-1] for own in states], 8)[0]
+        assert consensus(levels.lists(), 8)[0].tolist() == last.tolist()
 
 
 def test_levels_go_on_from_their_state() -> None:

@@ -15,7 +15,8 @@ from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.anatomy.whole_rows import listed_and_rest
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.levels import Levels, Pace, best_of_ensemble
+from recbole_prune.distillers.ensemble import Ensemble, consensus
+from recbole_prune.distillers.levels import Levels, Pace
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.ranked_lists import best_of_rows
 from recbole_prune.distillers.ranking import ItemSideRanking
@@ -76,7 +77,9 @@ class HeterogeneousCompression(Distiller):
     items are to be before the rest; once everybody has arrived at the last states, in their order.
     """
 
-    promises = Promises(lists=True, closed_users=True, refuses=ItemSideRanking.promises.refuses)
+    promises = Promises(
+        lists=True, closed_users=True, many_teachers=True, states=True, refuses=ItemSideRanking.promises.refuses
+    )
 
     @classmethod
     def check(cls, settings: Settings, pupils: Pupils, student: AbstractRecommender) -> None:
@@ -98,25 +101,23 @@ class HeterogeneousCompression(Distiller):
 
     @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
-        """For what each of several teachers ranked in its states, and for their order of the items of training."""
-        ensemble: Any = teacher
-        for member in ensemble.members:
+        """For what each of several teachers ranked in its states."""
+        for member in teacher.members:
             _ = member.states
-        ensemble.observed(1)
 
     def __init__(self, settings: Settings, teacher: Teacher, pupils: Pupils) -> None:
         super().__init__(settings, teacher, pupils)
-        ensemble: Any = teacher
+        assert isinstance(teacher, Ensemble), "several were asked for"
         self.own_loss = settings.distill_own_loss
         self._official = settings.distill_parity == "official"
         self._length = settings.distill_interesting
         self._half, self._tenth = max(1, self._length // 2), max(1, self._length // 10)
         pace = Pace(settings.distill_gain, settings.distill_threshold, _PLACES, self._official)
-        self._levels = Levels([member.states for member in ensemble.members], pace)
+        self._levels = Levels([member.states for member in teacher.members], pace)
         self._compared = 0  # epochs trained at the last comparison
         self._ordered_from = 0 if self._levels.at_end else None
         self._lists: np.ndarray | None = None
-        self._observed = ensemble.observed(settings.distill_observed)
+        self._observed = teacher.observed(settings.distill_observed)
 
     def begin(self, trainer: Training) -> None:
         """Know the student, whose rankings are compared."""
@@ -129,7 +130,7 @@ class HeterogeneousCompression(Distiller):
         if due and self.epoch < self.epochs and not self._levels.at_end:
             self._compare()
         if self._lists is None:
-            self._lists = best_of_ensemble(self._levels.lists(), self._length)
+            self._lists = consensus(self._levels.lists(), self._length)[0]
 
     def _compare(self) -> None:
         levels = self._levels

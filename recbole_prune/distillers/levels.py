@@ -1,4 +1,4 @@
-"""HetComp's lists: what an ensemble of teachers ranks, and from which of its states each teacher teaches each user."""
+"""HetComp's levels: from which state of its training each teacher teaches each user, and when a user moves on."""
 
 from __future__ import annotations
 
@@ -7,45 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_prune.distillers.ensemble import DECAY
 from recbole_prune.training.parts import State
 
 # earliest state first, the last one is the teacher itself; each int32 [U, length], best first, -1 behind the end
 States = Sequence[np.ndarray]
 
-DECAY = 10.0  # how slowly importances and gains fall with the rank (ConCF's and HetComp's code)
 _USERS_AT_ONCE = 2048
 _ROUNDING = 1e-12  # of sums in another order
 _FALL = 0.995  # of the threshold, from one comparison to the next (HetComp's code)
-
-
-def best_of_ensemble(lists: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The items of most importance to several teachers together: ``sum exp(-rank / 10)`` over their lists.
-
-    Args:
-        lists: of each teacher, items of every user, best first, then -1, ``[U, length]``.
-        count: items to keep.
-
-    Returns:
-        int32 ``[U, count]``, best first, lower ids first where importances are equal, -1 where there are fewer.
-    """
-    users = len(lists[0])
-    weights = np.concatenate([np.exp(-np.arange(table.shape[1]) / DECAY) for table in lists])
-    found = np.full((users, count), -1, np.int32)
-    for start in range(0, users, _USERS_AT_ONCE):
-        some = slice(start, start + _USERS_AT_ONCE)
-        ids = np.concatenate([table[some] for table in lists], axis=1)
-        order = ids.argsort(axis=1, kind="stable")  # equal items stand in the order of the teachers
-        ids = np.take_along_axis(ids, order, axis=1)
-        first = np.ones(ids.shape, bool)
-        first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        sums = np.bincount(first.ravel().cumsum() - 1, weights[order].ravel())
-        importance = np.full(ids.shape, -np.inf)
-        importance[first] = sums
-        importance[ids < 0] = -np.inf
-        best = (-importance).argsort(axis=1, kind="stable")[:, :count]
-        kept = np.isfinite(np.take_along_axis(importance, best, axis=1))
-        found[some, : best.shape[1]] = np.where(kept, np.take_along_axis(ids, best, axis=1), -1)
-    return found
 
 
 def discrepancies(student: np.ndarray, teacher: np.ndarray, gain: str) -> np.ndarray:
