@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from distilling import Classroom, require_equal
 from marks import slow_but
 from recbole.data.dataloader.user_dataloader import UserDataLoader
 from recbole.trainer import trainer as recbole_trainer
@@ -23,6 +24,7 @@ from recbole_prune.anatomy import whole_rows
 from recbole_prune.anatomy.logits import row_logits
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import get_distiller
+from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.ensemble import Ensemble, consensus
 from recbole_prune.distillers.heterogeneous import fine_order, overall_relations
 from recbole_prune.distillers.list_store import ListStore
@@ -365,3 +367,50 @@ def test_lists_that_leave_nothing_below_them_are_refused(tiny_data: Path) -> Non
             check(settings, lab.pupils, student)
     short = Lab(tiny_data, distill_interesting=30, distill_list_length=20).settings
     assert "distill_list_length=20 is less than" in refusal(lambda: check(short, lab.pupils, student))
+
+
+# ---- with models as teachers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_with_recorded_states_is_killed_and_ends_equal(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the course of its levels, and when order is learned; what teachers rank is computed once."""
+    room = Classroom("BPR", tiny_data, tmp_path)
+    lesson = {**room.lesson(METHOD), "epochs": 7, "distill_refresh": 1, "distill_threshold": 1.0, "learning_rate": 0.01}
+    lesson["distill_teacher_settings"] = {
+        name: {**settings, "epochs": 8} for name, settings in lesson["distill_teacher_settings"].items()
+    }
+    whole = room.run(**lesson).read()
+    members = whole.spy.taught[0].part.teacher.members
+    final = [len(member.states) - 1 for member in members]
+    assert sum(final) >= 2, "states were recorded"
+    assert all(np.array_equal(member.states[-1], member.items_of_users) for member in members)
+    [record] = whole.records
+    assert record[METHOD]["mean_states"] == final and 2 <= record[METHOD]["order_from_epoch"] <= 5
+    lists = consensus([member.items_of_users for member in members], 100)[0]
+    assert np.array_equal(whole.spy.taught[0].part._lists, lists), "in the end what the teachers rank together"
+    losses = Distiller.losses
+    for epoch in (record[METHOD]["order_from_epoch"] - 1, 6):
+
+        def killing(part: Any, *arguments: Any, epoch: int = epoch) -> Any:
+            if part.epoch == epoch:
+                raise KeyboardInterrupt
+            return losses(part, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Distiller, "losses", killing)
+            with pytest.raises(KeyboardInterrupt):
+                room.run(**lesson, fresh=True)
+        again = room.run(**lesson)
+        assert f"continues after epoch {epoch}" in again.log
+        require_equal(whole, again)
+
+
+@pytest.mark.slow
+def test_one_teacher_is_refused_before_it_is_trained(tiny_data: Path, tmp_path: Path) -> None:
+    room = Classroom("BPR", tiny_data, tmp_path)
+    one = {**room.lesson(METHOD), "distill_teacher_models": ["BPR"], "distill_teacher_settings": {}}
+    assert "--distiller=rrd" in refusal(lambda: room.run(**one))
+    assert not list(tmp_path.rglob("tickets.jsonl"))
