@@ -90,7 +90,7 @@ ROWS += [("BPR", "compact"), ("LightGCN", "compact"), ("NeuMF", "compact")]
 
 
 @pytest.mark.parametrize("bound", [None, 0.02])
-@pytest.mark.parametrize(("model", "storage"), slow_but([("BPR", "compact"), ("NeuMF", "masked")], ROWS))
+@pytest.mark.parametrize(("model", "storage"), slow_but([("BPR", "compact")], ROWS))
 def test_listed_and_rest_are_of_the_whole_row(
     model: str, storage: str, bound: float | None, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +227,7 @@ def plain_losses(student: Any, part: Any, users: torch.Tensor) -> tuple[float, f
     return overall, ordered
 
 
-@pytest.mark.parametrize("parity", ["corrected", "official"])
+@pytest.mark.parametrize("parity", slow_but(["official"], ["corrected", "official"]))
 @pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN", "NeuMF"]))
 def test_the_terms_are_those_of_the_formulas(model: str, parity: str, tiny_data: Path) -> None:
     """With logits beyond 40, which the code cuts off."""
@@ -308,7 +308,8 @@ KILLED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "changes"), slow_but(KILLED[:1], KILLED))
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "changes"), KILLED)
 def test_a_training_that_is_killed_in_any_phase_ends_equal(
     model: str, changes: dict[str, Any], tiny_data: Path
 ) -> None:

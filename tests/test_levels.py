@@ -52,7 +52,7 @@ def plain_discrepancy(mine: list[int], theirs: list[int], gain: str) -> float:
 LIST = st.lists(st.integers(1, 9), unique=True, max_size=6)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(LIST, LIST, st.sampled_from(["position", "teacher_rank"]))
 def test_discrepancies_are_those_of_the_formula(mine: list[int], theirs: list[int], gain: str) -> None:
     [_, found] = discrepancies(table(mine, width=1), table(theirs, width=1), gain)
@@ -145,7 +145,7 @@ def test_one_state_each_has_nothing_to_wait_for() -> None:
     assert not Levels([[LAST], [EARLY, LAST]], pace()).at_end
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.booleans(), st.sampled_from(["position", "teacher_rank"]))
 def test_levels_never_fall_and_end_with_the_teachers_themselves(seed: int, official: bool, gain: str) -> None:
     random = np.random.default_rng(seed)
