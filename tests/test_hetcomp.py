@@ -103,11 +103,12 @@ def test_listed_and_rest_are_of_the_whole_row(
     student, random = bench.model(masks, storage).eval(), torch.Generator().manual_seed(3)
     users, count = torch.tensor([5, 2, 9, 7, 30]), bench.train._dataset.item_num
     listed = torch.stack([torch.randperm(count - 1, generator=random)[:6] + 1 for _ in users])
-    outside = torch.cat([listed, torch.full((5, 2), -1)], 1)
-    listed[2, 4:] = outside[2, 4:] = -1
-    every = torch.arange(1, count).expand(2, -1)
-    outside = torch.cat([outside, torch.full((5, count - 1), -1)], 1)
-    outside[3:, 8:] = every  # nothing is left of the last two
+    listed[2, 4:] = -1
+    counted = torch.ones(5, count, dtype=torch.bool)
+    counted[torch.arange(5)[:, None], listed.clamp(min=0)] = False
+    counted[3:] = False  # nothing is left of the last two
+    outside = (~counted).flatten().nonzero().flatten().numpy()
+    outside, counted[:, 0] = outside[outside % count > 0], False
     weights = torch.randn(5, 7, generator=random)
 
     def gradients(logits: torch.Tensor, rest: torch.Tensor) -> list[torch.Tensor]:
@@ -118,9 +119,6 @@ def test_listed_and_rest_are_of_the_whole_row(
 
     scores = row_logits(student, users)
     scores = scores if bound is None else scores.clamp(-bound, bound)
-    counted = torch.ones_like(scores, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
-    for row, ids in enumerate(outside):
-        counted[row, ids[ids > 0]] = False
     expected = scores.gather(1, listed.clamp(min=0)).masked_fill(listed < 0, torch.nan)
     rest = torch.stack([row[kept].logsumexp(0) if kept.any() else EMPTY[0] for row, kept in zip(scores, counted)])
     found = whole_rows.listed_and_rest(student, users, listed, outside, bound)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -26,14 +26,18 @@ _NARROW = 16
 # pairs whose way through a network is held at once
 _PAIRS_AT_ONCE = 1 << 17
 
+# logits of listed items, and the log of the sum over others
+Found = tuple[torch.Tensor, torch.Tensor]
+Parts = list[tuple[slice, torch.Tensor]]
+
 
 def listed_and_rest(
     model: AbstractRecommender,
     rows: Rows,
     listed: torch.Tensor,
-    outside: torch.Tensor,
+    outside: np.ndarray,
     bound: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Found:
     """Logits of some items of each row, and the log of the sum of ``exp`` over the other ones; differentiable.
 
     Logits ``[b, items]`` are held once at most, where they are not part of the model's own way through a row: products
@@ -43,7 +47,7 @@ def listed_and_rest(
         model: a RecBole model, in the mode of the caller's choice.
         rows: user ids ``[b]``, or RecBole's rows.
         listed: item ids ``[b, k]``, -1 where there are fewer.
-        outside: items that do not count among the others ``[b, m]``, -1 where there are fewer; padding never counts.
+        outside: what does not count among the others, besides padding: codes ``row * items + item``, ascending.
         bound: logits beyond it are cut to it, in either direction, and have no gradient.
 
     Returns:
@@ -55,20 +59,34 @@ def listed_and_rest(
     """
     with shared_propagation(model):
         scorer, places = scorer_with_lists(model), listed.clamp(min=0)
+        columns = scorer.item_count(model)
         if isinstance(scorer, Vectors) and _is_of_products(scorer):
-            logits, rest = _of_products(model, scorer, rows, places, outside, bound)
+            at_once = _LOGITS_AT_ONCE.get(listed.device.type, _LOGITS_AT_ONCE["cuda"])
+            parts = _parts(listed, columns, outside, at_once)
+            logits, rest = _of_products(model, scorer, rows, places, parts, bound)
         elif isinstance(scorer, OfPairs) and isinstance(rows, torch.Tensor):
-            logits, rest = _of_pairs(model, scorer, rows, places, outside, bound)
+            parts = _parts(listed, columns, outside, _PAIRS_AT_ONCE)
+            logits, rest = _of_pairs(model, scorer, rows, places, parts, bound)
         else:
-            logits, rest = _of_rows(model, scorer, rows, places, outside, bound)
+            [(_, hidden)] = _parts(listed, columns, outside, len(listed) * columns)
+            logits, rest = _of_rows(model, scorer, rows, places, hidden, bound)
     return logits.masked_fill(listed < 0, torch.nan), rest
+
+
+def _parts(listed: torch.Tensor, columns: int, outside: np.ndarray, at_once: int) -> Parts:
+    """Rows whose logits are held together, and the places in them, row after row, of what does not count."""
+    step = max(1, at_once // columns)
+    starts = range(0, len(listed), step)
+    cuts = np.searchsorted(outside, [start * columns for start in (*starts, len(listed))])
+    codes = torch.from_numpy(outside).to(listed.device)
+    return [
+        (slice(start, start + step), codes[cut:end] - start * columns)
+        for start, cut, end in zip(starts, cuts, cuts[1:])
+    ]
 
 
 def _is_of_products(scorer: Vectors) -> bool:
     return (type(scorer).all_logits, type(scorer).offset) == (Vectors.all_logits, Vectors.offset)
-
-
-Found = tuple[torch.Tensor, torch.Tensor]
 
 
 def _of_rows(
@@ -76,14 +94,14 @@ def _of_rows(
     scorer: Scorer,
     rows: Rows,
     places: torch.Tensor,
-    outside: torch.Tensor,
+    hidden: torch.Tensor,
     bound: float | None,
 ) -> Found:
     logits = scorer.all_logits(model, rows).float()
     if bound is not None:
         logits = logits.clamp(-bound, bound)
-    rest = logits.scatter(1, _with_padding(outside), NOTHING).logsumexp(1)
-    return logits.gather(1, places), rest.clamp(min=NOTHING)
+    others = logits.flatten().index_fill(0, hidden, NOTHING).view_as(logits)[:, 1:]
+    return logits.gather(1, places), others.logsumexp(1).clamp(min=NOTHING)
 
 
 def _of_pairs(
@@ -91,21 +109,17 @@ def _of_pairs(
     scorer: Scorer,
     users: torch.Tensor,
     places: torch.Tensor,
-    outside: torch.Tensor,
+    parts: Parts,
     bound: float | None,
 ) -> Found:
     """Some rows at a time; what the network computes for them is dropped and computed again in the backward pass."""
 
-    def of_some(users: torch.Tensor, places: torch.Tensor, outside: torch.Tensor) -> Found:
+    def of_some(users: torch.Tensor, places: torch.Tensor, hidden: torch.Tensor) -> Found:
         with shared_propagation(model):
-            return _of_rows(model, scorer, users, places, outside, bound)
+            return _of_rows(model, scorer, users, places, hidden, bound)
 
-    step = max(1, _PAIRS_AT_ONCE // scorer.item_count(model))
-    parts = [
-        checkpoint(of_some, *some, use_reentrant=False)
-        for some in zip(users.split(step), places.split(step), outside.split(step))
-    ]
-    logits, rest = map(torch.cat, zip(*parts))
+    found = [checkpoint(of_some, users[some], places[some], hidden, use_reentrant=False) for some, hidden in parts]
+    logits, rest = map(torch.cat, zip(*found))
     return logits, rest
 
 
@@ -114,55 +128,55 @@ def _of_products(
     scorer: Vectors,
     rows: Rows,
     places: torch.Tensor,
-    outside: torch.Tensor,
+    parts: Parts,
     bound: float | None,
 ) -> Found:
     queries, table = scorer.query(model, rows).float(), scorer.item_table(model).float()
     with torch.autocast(queries.device.type, enabled=False):
         logits = pair_scores(queries, table, places)
-        rest: torch.Tensor = _RestOfProducts.apply(queries, table, _with_padding(outside), bound)
+        rest: torch.Tensor = _RestOfProducts.apply(queries, table, parts, bound)
     return logits if bound is None else logits.clamp(-bound, bound), rest
 
 
-def _with_padding(outside: torch.Tensor) -> torch.Tensor:
-    """Columns ``[b, m + 1]`` of what does not count; the padding item stands for what is not there."""
-    return torch.nn.functional.pad(outside.clamp(min=0), (0, 1))
-
-
 class _RestContext(SavingContext):
+    parts: Parts
     bound: float | None
 
 
 class _RestOfProducts(torch.autograd.Function):
-    """``log sum_j exp(query . item_j)`` over the items of each row that are not outside, by the gradient's formula."""
+    """``log sum_j exp(query . item_j)`` over the items of each row that count, by the gradient's formula."""
 
     @staticmethod
     def forward(
-        ctx: _RestContext, queries: torch.Tensor, table: torch.Tensor, outside: torch.Tensor, bound: float | None
+        ctx: _RestContext, queries: torch.Tensor, table: torch.Tensor, parts: Parts, bound: float | None
     ) -> torch.Tensor:
         rest = queries.new_empty(len(queries))
-        for some in _parts(queries, table):
+        for some, hidden in parts:
             logits = queries[some] @ table.t()
             if bound is not None:
                 logits.clamp_(-bound, bound)
-            rest[some] = logits.scatter_(1, outside[some], NOTHING).logsumexp(1)
+            logits.view(-1).index_fill_(0, hidden, NOTHING)
+            logits[:, 0] = NOTHING
+            rest[some] = logits.logsumexp(1)
         rest.clamp_(min=NOTHING)
-        ctx.save_for_backward(queries, table, outside, rest)
-        ctx.bound = bound
+        ctx.save_for_backward(queries, table, rest)
+        ctx.parts, ctx.bound = parts, bound
         return rest
 
     @staticmethod
     def backward(ctx: _RestContext, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Every item has its share of the sum."""
-        queries, table, outside, rest = ctx.saved_tensors
+        queries, table, rest = ctx.saved_tensors
         of_queries, of_table = torch.empty_like(queries), torch.zeros_like(table)
         weighted = queries * gradient[:, None]
-        for some in _parts(queries, table):
+        for some, hidden in ctx.parts:
             shares = queries[some] @ table.t()
             beyond = None if ctx.bound is None else shares.abs() > ctx.bound
             if ctx.bound is not None:
                 shares.clamp_(-ctx.bound, ctx.bound)
-            shares.sub_(rest[some, None]).exp_().scatter_(1, outside[some], 0.0)
+            shares.sub_(rest[some, None]).exp_()
+            shares.view(-1).index_fill_(0, hidden, 0.0)
+            shares[:, 0] = 0.0
             if beyond is not None:
                 shares.masked_fill_(beyond, 0.0)
             of_queries[some] = _product(shares, table)
@@ -175,10 +189,3 @@ def _product(shares: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     if vectors.shape[1] > _NARROW:
         return shares @ vectors
     return (vectors.t() @ shares.t()).t()
-
-
-def _parts(queries: torch.Tensor, table: torch.Tensor) -> Iterator[slice]:
-    """Rows whose logits are held together."""
-    at_once = _LOGITS_AT_ONCE.get(queries.device.type, _LOGITS_AT_ONCE["cuda"])
-    step = max(1, at_once // len(table))
-    yield from (slice(start, start + step) for start in range(0, len(queries), step))

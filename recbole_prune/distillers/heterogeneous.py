@@ -13,13 +13,12 @@ from torch.nn.functional import softplus
 from recbole_prune.anatomy.logits import score_rows
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.anatomy.whole_rows import listed_and_rest
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.ensemble import Ensemble, consensus
 from recbole_prune.distillers.levels import Levels, Pace
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.ranked_lists import best_of_rows
-from recbole_prune.distillers.ranking import ItemSideRanking
+from recbole_prune.distillers.ranking import ItemSideRanking, outside_of
 from recbole_prune.errors import ConfigError
 from recbole_prune.training.parts import State, Training
 
@@ -169,10 +168,9 @@ class HeterogeneousCompression(Distiller):
         ordered = self._levels.at_end
         observed = self._observed[places]
         unobserved = self._lists[places, : self._half if ordered else self._length]
-        outside = np.concatenate([_padded(self.pupils.consumed, places), unobserved], axis=1)
-        ids = [torch.from_numpy(part).to(users.device, torch.long) for part in (observed, unobserved, outside)]
-        bound = _BOUND if self._official else None
-        logits, rest = listed_and_rest(model, users, torch.cat(ids[:2], 1), ids[2], bound)
+        listed = torch.from_numpy(np.concatenate([observed, unobserved], axis=1)).to(users.device, torch.long)
+        outside = outside_of(self.pupils.consumed_by(users), unobserved).codes
+        logits, rest = listed_and_rest(model, users, listed, outside, _BOUND if self._official else None)
         if not ordered:
             return {"hetcomp": (self.settings.distill_weight, overall_relations(logits, rest).sum())}
         parts = logits.split([observed.shape[1], unobserved.shape[1]], 1)
@@ -195,12 +193,3 @@ class HeterogeneousCompression(Distiller):
         """How far the teaching came, too."""
         progress = {"mean_states": self._levels.means(), "order_from_epoch": self._ordered_from}
         return {**super().report(masks), "hetcomp": progress}
-
-
-def _padded(used: UsedIds, keys: np.ndarray) -> np.ndarray:
-    """The values of some keys ``[n, most]``, -1 where there are fewer."""
-    starts, counts = used.offsets[keys], used.offsets[keys + 1] - used.offsets[keys]
-    columns = np.arange(counts.max(initial=0))
-    present = columns < counts[:, None]
-    values = used.codes[(starts[:, None] + columns).clip(max=len(used.codes) - 1)] % used.value_count
-    return np.where(present, values, -1)
