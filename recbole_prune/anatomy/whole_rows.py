@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def _of_products(
     return logits if bound is None else logits.clamp(-bound, bound), rest
 
 
-class _RestContext(SavingContext):
+class _RestContext(SavingContext, Protocol):
     parts: Parts
     bound: float | None
 
