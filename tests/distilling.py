@@ -77,9 +77,11 @@ class Seen:
     helpers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
-    def teacher_model(self) -> Any:
-        """The teacher's module."""
-        return self.part.teacher.model  # type: ignore[attr-defined]
+    def teacher_model(self) -> torch.nn.ModuleList:
+        """The teacher's module, or those of several."""
+        found = torch.nn.ModuleList([member.model for member in self.part.teacher.members if hasattr(member, "model")])
+        found.training = False  # the list, which is nobody's
+        return found
 
     @property
     def helper_modules(self) -> list[torch.nn.Module]:
@@ -110,8 +112,7 @@ class Spy:
                 if isinstance(part, Distiller):
                     lesson = Seen(training.trainer, part)
                     lesson.helpers = copied(part.parameters().items())
-                    if hasattr(part.teacher, "model"):
-                        lesson.teacher = copied(lesson.teacher_model.state_dict().items())
+                    lesson.teacher = copied(lesson.teacher_model.state_dict().items())
                     self.taught.append(lesson)
             return run(training)
 
@@ -194,8 +195,13 @@ class Classroom:
             return Outcome(run_recbole_prune(self.model, DATASET, config_dict=settings), spy)
 
     def lesson(self, method: str, **changes: Any) -> dict[str, Any]:
-        """Settings that teach the student by a method."""
-        teacher = {"distill_teacher_model": self.model, "distill_teacher_settings": wider(self.model, self.data)}
+        """Settings that teach the student by a method: a wider model does, beside another class where it takes two."""
+        wide = wider(self.model, self.data)
+        teacher = {"distill_teacher_model": self.model, "distill_teacher_settings": wide}
+        if get_distiller(method).promises.many_teachers:
+            other = next(name for name in ("BPR", "LightGCN") if name != self.model)
+            settings = {self.model: wide, other: wider(other, self.data)}
+            teacher = {"distill_teacher_models": [self.model, other], "distill_teacher_settings": settings}
         named = {} if "distill_teacher" in changes else teacher
         return {"distiller": method, **named, "distill_alone": False, **changes}
 

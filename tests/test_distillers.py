@@ -25,7 +25,7 @@ from recbole_prune.distillers import DISTILLERS, get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.errors import ConfigError
 from recbole_prune.pruners import get_pruner
-from recbole_prune.quick_start import run_path
+from recbole_prune.run.opening import run_path
 
 QUICK_MODEL = "BPR"
 MODELS = (QUICK_MODEL, "LightGCN", "NeuMF", "MultiVAE", "SASRec", "DeepFM")
@@ -46,13 +46,16 @@ def check_losses_in_the_log(lesson: Lesson) -> None:
 
 def check_journal(lesson: Lesson) -> None:
     """Who taught, how good the teacher is, and what it took."""
+    many = get_distiller(lesson.method).promises.many_teachers
     for record in lesson.taught.records:
-        teacher = record["teacher"]
-        assert teacher["kind"] == "run" and re.fullmatch(r"[0-9a-f]{64}", teacher["sha256"])
-        assert teacher["model"] == lesson.room.model and teacher["parameters"] > 0
-        assert set(teacher["metrics"]) == {"valid", "test"}
+        teachers = record["teacher"].get("members", [record["teacher"]])
+        assert len(teachers) == 1 + many and re.fullmatch(r"[0-9a-f]{64}", record["teacher"]["sha256"])
+        assert teachers[0]["model"] == lesson.room.model
+        for teacher in teachers:
+            assert teacher["kind"] == "run" and re.fullmatch(r"[0-9a-f]{64}", teacher["sha256"])
+            assert teacher["parameters"] > 0 and set(teacher["metrics"]) == {"valid", "test"}
         assert record["distill_epoch_seconds"] > 0
-        for told in (record, teacher):
+        for told in (record, *teachers):
             assert ("recall_by_popularity" in told) == any(name.startswith("recall@") for name in record["test"])
             assert told.get("recall_by_popularity", "not measured") is not None
     assert not {"teacher", "distill_epoch_seconds", "recall_by_popularity"} & set(lesson.room.untaught.records[0])

@@ -23,7 +23,7 @@ from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.popularity import recall_of_teacher
 from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
-from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teacher_training import teacher_configs
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import StoreError
 from recbole_prune.quick_start import run
@@ -96,6 +96,36 @@ def test_a_distiller_has_one_teacher(data: Path, tmp_path: Path) -> None:
         assert f"{name} is none of" in refusal(lambda call=call: student_config(data, None, **call))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"distill_teacher_models": ["BPR", "BPR"]}, ["distill_teacher_models=BPR,BPR", "names BPR twice"]),
+        ({"distill_teacher_models": ["BPR", "LightGCM"]}, ["distill_teacher_models=LightGCM", "did you mean LightGCN"]),
+        ({"distill_teacher_models": ["BPR"], "distill_teacher_model": "BPR"}, ["cannot go together"]),
+        (
+            {"distill_teacher_models": ["BPR"], "distill_teacher": "a.pth"},
+            ["distill_teacher=a.pth", "cannot go together"],
+        ),
+        (
+            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"embedding_size": 8}},
+            ["embedding_size is none of distill_teacher_models=BPR,NeuMF", "go by their names"],
+        ),
+        (
+            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"BPR": 8}},
+            ["that of BPR must be a dict"],
+        ),
+        (
+            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"BPR": {"pruner": "imp"}}},
+            ["pruner is none of the teacher's own settings"],
+        ),
+        ({"distill_teacher_models": "[1]"}, ["distill_teacher_models=[1] is not allowed", "a list of words"]),
+    ],
+)
+def test_settings_of_several_teachers(data: Path, given: dict[str, Any], said: list[str]) -> None:
+    text = refusal(lambda: student_config(data, None, **given))
+    assert all(part in text for part in said), text
+
+
 def test_paths_that_are_no_teacher(data: Path, tmp_path: Path) -> None:
     (tmp_path / "teacher.pth").write_bytes(b"")
     (tmp_path / "teacher.txt").write_bytes(b"")
@@ -121,11 +151,16 @@ def test_a_run_is_known_by_what_its_teacher_holds(data: Path, tmp_path: Path, mo
     assert len({plain.run_hash, student_config(data, None, **wider).run_hash, first.run_hash}) == 3
     monkeypatch.chdir(tmp_path)
     relative = student_config(data, Path("one.tsv"))
-    assert relative.plain_settings()["distill_teacher"] == str(one) and relative.run_hash == first.run_hash
+    assert relative.plain_settings()["distill_teacher"] == [str(one)] and relative.run_hash == first.run_hash
     one.write_text("1\t4\n")
     assert student_config(data, one).run_hash != first.run_hash
     one.unlink()
-    assert PruneConfig.from_plain_settings(first.plain_settings()).settings.distill_teacher == str(one)
+    assert PruneConfig.from_plain_settings(first.plain_settings()).settings.distill_teacher == [str(one)]
+
+
+def teacher_config(student: PruneConfig) -> PruneConfig:
+    [found] = teacher_configs(student)
+    return found
 
 
 def test_the_settings_of_a_teacher_that_is_trained_first(data: Path) -> None:
@@ -292,7 +327,7 @@ def test_equal_scores_are_ranked_by_id(data: Path, made: Made) -> None:
 def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made: Made) -> None:
     trained, file = made("BPR", reordered, topk=[5])
     workshop = Workshop(student_config(data, file, topk=[5]))
-    teacher = Teaching(workshop, None, None).teacher
+    teacher = Teaching(workshop).teacher
     student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
     popular = {theirs[token_of(student, "item_id", item)] for item in torch.nonzero(teacher.pupils.popular)[:, 0]}
     lists, _ = heard(trained.trainer, trained.train_data, trained.test_data)
@@ -306,7 +341,7 @@ def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made
 def test_recall_of_a_teacher_that_is_asked_in_another_way(name: str, student: str, data: Path, made: Made) -> None:
     _, file = made(name, data)
     workshop = Workshop(student_config(data, file, student))
-    found = recall_of_teacher(workshop, Teaching(workshop, None, None).teacher)
+    found = recall_of_teacher(workshop, Teaching(workshop).teacher)
     assert found is not None and found["popular_users"] + found["unpopular_users"] == len(workshop.test_data._dataset)
 
 
@@ -428,7 +463,7 @@ def test_what_the_journal_says_of_a_checkpoint(data: Path, made: Made) -> None:
     trained.trainer.best_valid_score = 0.25
     again = trained.save(file.with_name("scored.pth"))
     identity = open_for(data, again).identity
-    assert identity.pop("sha256") == student_config(data, again).teacher_digest
+    assert [identity.pop("sha256")] == student_config(data, again).teacher_digests
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     assert identity == {
         "kind": "checkpoint", "path": str(again), "model": "BPR", "parameters": parameters,
@@ -517,7 +552,7 @@ def test_runs_their_checkpoints_and_artifacts(data: Path, finished: Any) -> None
 @pytest.mark.slow
 def test_a_teacher_that_was_trained_first(data: Path, finished: Any) -> None:
     config = student_config(data, None, distill_teacher_model="BPR")
-    teacher = open_teacher(config, pupils_of(config), trained=finished.experiment.folder.path)
+    teacher = open_teacher(config, pupils_of(config), trained=[finished.experiment.folder.path])
     assert teacher.identity["kind"] == "run" and teacher.tables is not None
 
 

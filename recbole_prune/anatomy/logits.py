@@ -31,7 +31,7 @@ def pair_logits(model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> 
         ConfigError: the model's rows have no lists of items, or its class is unknown.
     """
     with shared_propagation(model):
-        return _scorer_with_lists(model).logits(model, rows, items)
+        return scorer_with_lists(model).logits(model, rows, items)
 
 
 def user_logits(model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def user_logits(model: AbstractRecommender, items: torch.Tensor, users: torch.Te
         ConfigError: the model's rows have no lists of items, or its class is unknown.
     """
     with shared_propagation(model):
-        return _scorer_with_lists(model).user_logits(model, items, users)
+        return scorer_with_lists(model).user_logits(model, items, users)
 
 
 def product_tables(model: AbstractRecommender, pairs: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -77,7 +77,7 @@ def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
     Column 0 is padding. Arguments and errors as :func:`pair_logits`.
     """
     with shared_propagation(model):
-        return _scorer_with_lists(model).all_logits(model, rows)
+        return scorer_with_lists(model).all_logits(model, rows)
 
 
 def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor:
@@ -90,7 +90,12 @@ def batch_logits(model: AbstractRecommender, batch: Interaction) -> torch.Tensor
         return _scorer(model).batch_logits(model, batch)
 
 
-def _scorer_with_lists(model: AbstractRecommender) -> Scorer:
+def scorer_with_lists(model: AbstractRecommender) -> Scorer:
+    """How a model scores lists of items.
+
+    Raises:
+        ConfigError: its rows have none, or its class is unknown.
+    """
     reason = reason_without_lists(type(model))
     if reason:
         raise ConfigError(reason)

@@ -21,6 +21,7 @@ DISTILLERS = {
     "rrd": ".ranking:RelaxedRanking",
     "ir_rrd": ".ranking:ItemSideRanking",
     "de_rrd": ".ranking:ExpertsAndRanking",
+    "hetcomp": ".heterogeneous:HeterogeneousCompression",
     "kd": ".logits:SoftTargets",
 }
 

@@ -36,6 +36,8 @@ class Promises:
         one_space: those of users and those of items must be comparable.
         lists: it copies what the teacher ranks, so the student must give logits of any items.
         closed_users: it needs the same users in every epoch, not histories.
+        many_teachers: it needs two teachers or more.
+        states: it reads the states of its teachers' trainings (:attr:`Teacher.states`), which must be recorded.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
@@ -43,6 +45,8 @@ class Promises:
     one_space: bool = False
     lists: bool = False
     closed_users: bool = False
+    many_teachers: bool = False
+    states: bool = False
     refuses: tuple[str, ...] = ()
 
 
@@ -77,6 +81,14 @@ class Distiller(Part, ABC):
     def for_student(cls, student: AbstractRecommender) -> type[Distiller]:
         """The class that teaches a kind of student, itself or another one."""
         return cls
+
+    @classmethod
+    def check(cls, settings: Settings, pupils: Pupils, student: AbstractRecommender) -> None:
+        """Refuse settings that do not go with the data or the student; no teacher is needed for that.
+
+        Raises:
+            ConfigError: which, and what would.
+        """
 
     @classmethod
     def ask(cls, student: AbstractRecommender, teacher: Teacher) -> None:
@@ -166,7 +178,7 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
         settings: those of the run.
         rows: of a full batch.
     """
-    weights = ("distill_weight", "distill_item_weight", "distill_vector_weight")
+    weights = ("distill_weight", "distill_item_weight", "distill_vector_weight", "distill_order_weight")
     given: dict[str, float] = {name: settings[name] for name in weights if is_used(name, settings)}
     lines = [
         f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside RecBole's mean"

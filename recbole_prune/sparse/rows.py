@@ -197,12 +197,13 @@ class _LookUp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: _LookUpContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         rows, live = ctx.rows, gradient.new_zeros(ctx.live)
-        if len(ctx.saved_tensors) == 1:
-            loop = kernel("add_rows", rows.pointers, rows.columns, live, *ctx.saved_tensors, gradient)
+        saved = ctx.saved_tensors  # torch.utils.checkpoint gives them once
+        if len(saved) == 1:
+            loop = kernel("add_rows", rows.pointers, rows.columns, live, *saved, gradient)
             assert loop is not None, "there was one in the forward pass"
             loop()
         else:
-            flat, position = ctx.saved_tensors
+            flat, position = saved
             live.index_add_(0, position, gradient.reshape(-1).index_select(0, flat))
         if ctx.padding_idx is not None:
             live[int(rows.pointers[ctx.padding_idx]) : int(rows.pointers[ctx.padding_idx + 1])] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, cached_property, wraps
 from io import BytesIO
+from math import prod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class MaskAwareTrainer(_Trainer):
         self._watch = states.AttributeWatch(model)
         if session.parts:
             model.added_losses = self._losses_of_parts
+            model.own_loss = lambda: prod(part.own_loss for part in session.parts)
         with trainers_write_to(None):
             super().__init__(config, model)
         self._base_rates = [
@@ -194,6 +196,8 @@ class MaskAwareTrainer(_Trainer):
         self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks
+        for part in self.session.parts:
+            part.checkpoint_saved(self, buffer.getvalue())
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """The pretraining stages of S3Rec and RaCT write the ticket's checkpoint like any other training."""
