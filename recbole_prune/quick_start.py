@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from logging import getLogger
 from pathlib import Path
-from time import sleep
 
+from recbole_prune import tuition
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.distillers.base import said_of_loss
-from recbole_prune.distillers.teacher_training import teacher_config
-from recbole_prune.distillers.teaching import Teaching, untaught
-from recbole_prune.errors import BusyError, PruneError
+from recbole_prune.distillers.teaching import Teaching
+from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run import checkpoints, provenance, siblings
@@ -22,13 +19,12 @@ from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
 from recbole_prune.run.log_file import LogFile
+from recbole_prune.run.opening import open_folder, run_path
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
-from recbole_prune.run.ticket import Ticket, method_name
+from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
-
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run(config: PruneConfig, waits: bool = False) -> RunResult:
@@ -48,9 +44,9 @@ def run(config: PruneConfig, waits: bool = False) -> RunResult:
             says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
-    trained = _train_teacher(config)
+    trained = tuition.train_teacher(config, run)
     folder = RunFolder(run_path(config))
-    _open(folder, waits)
+    open_folder(folder, waits)
     try:
         with log_of_run(config, folder.path) as log:
             return _run(config, folder, log, trained)
@@ -59,65 +55,6 @@ def run(config: PruneConfig, waits: bool = False) -> RunResult:
         raise
     finally:
         folder.close()
-
-
-def _open(folder: RunFolder, waits: bool) -> None:
-    told = False
-    while True:
-        try:
-            return folder.open()
-        except BusyError:
-            if not waits:
-                raise
-            if not told:
-                getLogger().warning(f"another process is working in {folder.path}, which this run needs too: waiting")
-            told = True
-            sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _train_teacher(config: PruneConfig) -> Path | None:
-    """The run folder of a teacher that has to be trained first; in a finished run nothing is learned from it any more.
-
-    Raises:
-        PruneError: whatever would stop the student's run after hours that went into its teacher.
-    """
-    if not (config.settings.distiller and config.settings.distill_teacher_model):
-        return None
-    teacher = teacher_config(config)
-    trained = RunFolder(run_path(teacher))
-    if config.settings.fresh or not RunFolder(run_path(config)).is_finished():
-        if not trained.is_finished():
-            workshop = Workshop(config)
-            with planned(workshop):
-                Teaching(workshop)
-        run(teacher, waits=True).raise_failure()
-    return trained.path
-
-
-def _train_alone(config: PruneConfig, log: LogFile) -> RunResult | None:
-    """The dense student without a teacher, in a run and with a log of its own."""
-    if not config.settings.distill_alone:
-        return None
-    with log.set_aside():
-        return run(untaught(config), waits=True)
-
-
-def _read_alone(config: PruneConfig, folder: RunFolder) -> Ticket | None:
-    """The dense student without a teacher as a finished run knows it; None where it is not there."""
-    known = folder.read_summary()["alone"]
-    other = RunFolder(run_path(untaught(config)))
-    if not config.settings.distill_alone or known is None or not other.is_finished():
-        return None
-    dense = Ticket.from_record(other.tickets()[0])
-    measured = {name: value for name, value in known.items() if name not in ("valid", "test")}
-    return replace(dense, method={**dense.method, **measured})
-
-
-def run_path(config: PruneConfig) -> Path:
-    """``<output_dir>/<dataset>/<model>/<pruner>[+<distiller>]-<hash>`` as an absolute path."""
-    settings = config.settings
-    name = f"{method_name(settings.pruner, settings.distiller)}-{config.run_hash}"
-    return Path(settings.output_dir).absolute() / str(config["dataset"]) / str(config["model"]) / name
 
 
 def notice_of(config: PruneConfig) -> str | None:
@@ -155,17 +92,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | N
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
-    alone = None
-    if config.settings.distiller:
-        teaching = cache(lambda: Teaching(workshop, folder, trained))
-        experiment.distiller = lambda: teaching().distiller()
-        finished = folder.is_finished()
-        alone = _read_alone(config, folder) if finished else None
-        if not finished or (config.settings.distill_alone and alone is None):
-            teaching()  # before any training it says what it cannot teach
-            alone = teaching().tell_popular_apart(experiment, _train_alone(config, log))
-        for line in said_of_loss(config.settings, config["train_batch_size"]):
-            experiment.logger.info(line)
+    alone = tuition.teach(experiment, trained, log, run)
     siblings.adopt_dense(experiment)
     count = len(pruner.counts())
     before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""

@@ -19,9 +19,9 @@ from recbole_prune import run_recbole_prune
 from recbole_prune.cli import main
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import StoreError
-from recbole_prune.quick_start import run_path
 from recbole_prune.run import checkpoints, provenance, siblings
 from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.opening import run_path
 from recbole_prune.run.store import REWIND, RunFolder
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.trainer import MaskAwareTrainer

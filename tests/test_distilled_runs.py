@@ -15,9 +15,10 @@ from zoo import DATASET, config_for
 
 import recbole_prune.run.rebuild
 import recbole_prune.run.workshop
-from recbole_prune import quick_start, run_recbole_prune
+from recbole_prune import run_recbole_prune
 from recbole_prune.distillers import teacher_sources
 from recbole_prune.errors import BusyError, StoreError
+from recbole_prune.run import opening
 from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -78,10 +79,10 @@ def test_a_folder_that_runs_share_is_waited_for(
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     first.open()
     with pytest.raises(BusyError):
-        quick_start._open(second, waits=False)
+        opening.open_folder(second, waits=False)
     looks: list[float] = []
-    monkeypatch.setattr(quick_start, "sleep", lambda seconds: looks.append(seconds) or len(looks) < 3 or first.close())
-    quick_start._open(second, waits=True)
+    monkeypatch.setattr(opening, "sleep", lambda seconds: looks.append(seconds) or len(looks) < 3 or first.close())
+    opening.open_folder(second, waits=True)
     second.close()
     assert len(looks) == 3 and caplog.text.count("which this run needs too: waiting") == 1
 

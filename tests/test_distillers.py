@@ -25,7 +25,7 @@ from recbole_prune.distillers import DISTILLERS, get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.errors import ConfigError
 from recbole_prune.pruners import get_pruner
-from recbole_prune.quick_start import run_path
+from recbole_prune.run.opening import run_path
 
 QUICK_MODEL = "BPR"
 MODELS = (QUICK_MODEL, "LightGCN", "NeuMF", "MultiVAE", "SASRec", "DeepFM")

@@ -10,11 +10,12 @@ import pytest
 from zoo import DATASET, config_for
 
 import recbole_prune
-from recbole_prune import PruneConfig, quick_start
+from recbole_prune import PruneConfig
 from recbole_prune.cli import main
 from recbole_prune.commands import run as run_command
 from recbole_prune.errors import printable_lines
 from recbole_prune.run.log_file import PlainFormatter
+from recbole_prune.run.opening import run_path
 
 ODD = "o\x1b[2J\ru\nt\u202e"
 ESCAPED = r"o\x1b[2J\ru\nt\u202e"
@@ -85,7 +86,7 @@ def test_a_run_in_a_folder_of_an_odd_name(
     shown = capsys.readouterr()
     assert ESCAPED in shown.out and is_clean(shown.out) and is_clean(shown.err)
     assert is_clean((folder / "log.txt").read_text())
-    assert quick_start.run_path(config) == folder
+    assert run_path(config) == folder
 
 
 def test_what_commands_print_goes_through_printable() -> None:

@@ -12,6 +12,7 @@ from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import our_config, scratch_folder, settings_of
 from recbole_prune.errors import printable
+from recbole_prune.run.opening import run_path
 from recbole_prune.run.store import RunFolder
 
 
@@ -20,7 +21,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
     with scratch_folder() as scratch:
         config = our_config(words, scratch, pruner="imp", epochs=10, show_progress=False)
         results.settings = settings_of(config)
-        begun = RunFolder(quick_start.run_path(config)).is_trained()
+        begun = RunFolder(run_path(config)).is_trained()
         start = perf_counter()
         result = quick_start.run(config)
         seconds = perf_counter() - start

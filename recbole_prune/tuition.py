@@ -1,0 +1,99 @@
+"""What a taught run needs beside itself: its teacher trained first, the student alone, a distiller for every ticket.
+
+A teacher and the student alone are runs of their own, which other runs share; ``run`` is how one is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers.base import said_of_loss
+from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teaching import Teaching, untaught
+from recbole_prune.report.dry_run import planned
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.log_file import LogFile
+from recbole_prune.run.opening import run_path
+from recbole_prune.run.store import RunFolder
+from recbole_prune.run.summary import RunResult
+from recbole_prune.run.ticket import Ticket
+from recbole_prune.run.workshop import Workshop
+
+# runs a config; the second argument waits until no other process works in its folder
+Run = Callable[[PruneConfig, bool], RunResult]
+
+
+def train_teacher(config: PruneConfig, run: Run) -> Path | None:
+    """The run folder of a teacher that has to be trained first; in a finished run nothing is learned from it any more.
+
+    Raises:
+        PruneError: whatever would stop the student's run after hours that went into its teacher.
+    """
+    if not (config.settings.distiller and config.settings.distill_teacher_model):
+        return None
+    teacher = teacher_config(config)
+    trained = RunFolder(run_path(teacher))
+    if config.settings.fresh or not RunFolder(run_path(config)).is_finished():
+        if not trained.is_finished():
+            _refuse_before_training(config)
+        run(teacher, True).raise_failure()
+    return trained.path
+
+
+def _refuse_before_training(config: PruneConfig) -> None:
+    workshop = Workshop(config)
+    with planned(workshop):
+        Teaching(workshop)
+
+
+def teach(experiment: Experiment, trained: Path | None, log: LogFile, run: Run) -> Ticket | None:
+    """Have every ticket of a run taught; before any training it is said what cannot be taught.
+
+    Args:
+        experiment: of the student.
+        trained: what :func:`train_teacher` gave.
+        log: of the run.
+        run: trains the student alone.
+
+    Returns:
+        the dense ticket of the student alone; None without a distiller or without that run.
+
+    Raises:
+        PruneError: student or teacher lacks what the distiller copies, or they have other data.
+    """
+    config, workshop = experiment.config, experiment.workshop
+    if not config.settings.distiller:
+        return None
+    teaching = cache(lambda: Teaching(workshop, experiment.folder, trained))
+    experiment.distiller = lambda: teaching().distiller()
+    finished = experiment.folder.is_finished()
+    alone = _read_alone(config, experiment.folder) if finished else None
+    if not finished or (config.settings.distill_alone and alone is None):
+        teaching()
+        alone = teaching().tell_popular_apart(experiment, _train_alone(config, log, run))
+    for line in said_of_loss(config.settings, config["train_batch_size"]):
+        experiment.logger.info(line)
+    return alone
+
+
+def _train_alone(config: PruneConfig, log: LogFile, run: Run) -> RunResult | None:
+    """The dense student without a teacher, in a run and with a log of its own."""
+    if not config.settings.distill_alone:
+        return None
+    with log.set_aside():
+        return run(untaught(config), True)
+
+
+def _read_alone(config: PruneConfig, folder: RunFolder) -> Ticket | None:
+    """The dense student without a teacher as a finished run knows it; None where it is not there."""
+    known = folder.read_summary()["alone"]
+    other = RunFolder(run_path(untaught(config)))
+    if not config.settings.distill_alone or known is None or not other.is_finished():
+        return None
+    dense = Ticket.from_record(other.tickets()[0])
+    measured = {name: value for name, value in known.items() if name not in ("valid", "test")}
+    return replace(dense, method={**dense.method, **measured})
