@@ -100,6 +100,7 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     _settle_rewind(values, said, host)
     warnings += _settle_training(values, said, host)
     _check_teacher(values)
+    _check_states(values)
     _check_export(values)
     return Settings(values, frozenset(said)), warnings
 
@@ -258,6 +259,14 @@ def _check_teacher(values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"distill_teacher_settings={settings} is not allowed: {name} is none of the teacher's own settings"
             )
+
+
+def _check_states(values: Mapping[str, Any]) -> None:
+    if values["distill_record_states"] == 1:
+        raise ConfigError(
+            "distill_record_states=1 is not allowed: the last state is the checkpoint of the best epoch, which every "
+            "run keeps; it must be 0, or 2 or more (4 is usual)"
+        )
 
 
 def _check_export(values: Mapping[str, Any]) -> None:

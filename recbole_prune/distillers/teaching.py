@@ -119,4 +119,6 @@ def untaught(config: PruneConfig) -> PruneConfig:
 
 
 def _of_methods() -> set[str]:
-    return {name for name, key in known_keys().items() if key.listed} | {"pruner", "distiller", "export_ticket"}
+    return {name for name, key in known_keys().items() if key.listed} | {
+        "pruner", "distiller", "export_ticket", "distill_record_states",
+    }  # fmt: skip

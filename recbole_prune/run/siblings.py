@@ -18,7 +18,7 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.files import read_file
 from recbole_prune.run.provenance import read_record
-from recbole_prune.run.store import CONFIG, REWIND, SUMMARY, RunFolder
+from recbole_prune.run.store import CONFIG, REWIND, SUMMARY, RunFolder, recorded_states
 from recbole_prune.run.ticket import Ticket, method_name
 
 _SAME = ("base_hash", "data_sha256", "versions")
@@ -81,12 +81,18 @@ def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
     folder, settings = experiment.folder, experiment.settings
     if dense.mask_file is None or dense.mask_sha256 is None:
         return False
-    method = {key: value for key, value in dense.method.items() if not key.startswith("rewind_")}
+    method = {key: value for key, value in dense.method.items() if not key.startswith("rewind_") and key != "states"}
+    if settings.distill_record_states:
+        if dense.method.get("states", {}).get("count") != settings.distill_record_states:
+            return False
+        method["states"] = dense.method["states"]
     if settings.prune_rewind == "late":
         if dense.method.get("rewind_epoch") != settings.prune_rewind_epoch:
             return False
         method.update({key: dense.method[key] for key in ("rewind_epoch", "rewind_sha256")})
         folder.write(REWIND, other.read(REWIND, method["rewind_sha256"]))
+    for state in recorded_states(method):
+        folder.write(state["file"], other.read(state["file"], state["sha256"]))
     mask = other.read(dense.mask_file, dense.mask_sha256)
     MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise
     folder.write(dense.checkpoint_file, other.read(dense.checkpoint_file, dense.checkpoint_sha256))

@@ -32,7 +32,8 @@ SERIES = "tensorboard"
 _FILES = (".lock", CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
 _SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
 DISTILLATION = "distillation"
-_FOLDERS = ("masks", "checkpoints", RESUME, DISTILLATION)  # of files only
+STATES = "states"
+_FOLDERS = ("masks", "checkpoints", RESUME, DISTILLATION, STATES)  # of files only
 
 
 class RunFolder:
@@ -176,10 +177,15 @@ class RunFolder:
     def remove(self, name: str) -> None:
         """Remove a file of the folder, if it is there."""
         path = self.path / name
-        self._identity = None
+        if name == SCOPE:
+            self._identity = None
         if path.exists():
             with explained(path):
                 path.unlink()
+
+    def names(self, folder: str) -> list[str]:
+        """The files in one of its folders, as :meth:`remove` takes them."""
+        return sorted(f"{folder}/{file.name}" for file in (self.path / folder).glob("*"))
 
     def subfolder(self, name: str) -> Path:
         """A folder in it for files that others write.
@@ -359,9 +365,20 @@ class RunFolder:
         return pointer, self.read(pointer["file"], pointer["digest"])
 
     def drop_resume(self) -> None:
-        """Remove the resume point of a finished ticket."""
+        """Remove the resume point of a finished ticket, and the states that no line of the journal names."""
         folder = self.path / RESUME
         if folder.exists():
             for file in sorted(folder.iterdir(), key=lambda f: f.name != "point.json"):
                 file.unlink()
             folder.rmdir()
+        states = self.names(STATES)
+        named = {state["file"] for line in self.tickets() for state in recorded_states(line)} if states else set()
+        for name in states:
+            if name not in named:
+                self.remove(name)
+
+
+def recorded_states(line: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states that a line of the journal names, earliest first, without its own checkpoint, the last of them."""
+    kept: list[dict[str, Any]] = line.get("states", {}).get("kept", [])
+    return kept

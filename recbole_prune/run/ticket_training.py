@@ -14,6 +14,7 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run.progress import Progress
+from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import REWIND, SERIES, RunFolder
 from recbole_prune.run.ticket import Metrics, Plan, Ticket
 from recbole_prune.run.verdict import judge
@@ -22,7 +23,7 @@ from recbole_prune.training import codec
 from recbole_prune.training import state as states
 from recbole_prune.training.learning_rate import LearningRate
 from recbole_prune.training.model import MaskAware
-from recbole_prune.training.parts import State, Training
+from recbole_prune.training.parts import Part, State, Training
 from recbole_prune.training.session import Files, Session
 from recbole_prune.training.tracking import tracked
 from recbole_prune.training.trainer import MaskAwareTrainer
@@ -70,7 +71,7 @@ class TicketTraining(Files):
         self.method = dict(plan.method)
         self.checkpoint_file = f"checkpoints/ticket-{plan.ticket:03d}.pth"
         self.checkpoint_sha256 = ""
-        self.parts = (*workshop.parts(), *plan.parts)
+        self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
         self._keeps_state = False
         self.trainer = self._build_trainer()
 
@@ -82,6 +83,12 @@ class TicketTraining(Files):
     @property
     def _rewinds_late(self) -> bool:
         return self.plan.rewind == "late" and self.plan.ticket > 0
+
+    def _recorder(self) -> tuple[Part, ...]:
+        """What keeps states of the dense model's training, where such are asked for."""
+        count = self.settings.distill_record_states
+        wanted = count and self.plan.ticket == 0 and self.plan.train
+        return (StateRecorder(self.folder, 0, count),) if wanted else ()
 
     def run(self) -> Ticket:
         """Train and test, or continue to; write mask, checkpoint and journal line."""
@@ -185,6 +192,8 @@ class TicketTraining(Files):
         if epoch and epoch % settings.prune_save_interval == 0:
             extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method}
             self.folder.save_resume(self.plan.ticket, epoch, codec.encode(trainer.resume_state()), extra)
+            for part in self.parts:
+                part.point_saved()
 
     def _connect_state(self) -> None:
         """From now on keep states, and start from what is found on disk."""

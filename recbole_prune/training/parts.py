@@ -50,8 +50,8 @@ class Part:
 
     In one training the trainer calls, in this order: :meth:`attach` on the newly built model, :meth:`parameters` for
     every optimizer, :meth:`restore` where a killed training continues, :meth:`begin`; then :meth:`losses` in every
-    batch, :meth:`after_step` or :meth:`step_left_out` after it, :meth:`end_epoch`; :meth:`state` for resume points and
-    :meth:`report` for the journal.
+    batch, :meth:`after_step` or :meth:`step_left_out` after it, :meth:`end_epoch`, :meth:`checkpoint_saved`;
+    :meth:`state` and :meth:`point_saved` for resume points and :meth:`report` for the journal.
 
     Attributes:
         name: unique among the parts of a training; it names the part's state in resume points.
@@ -85,12 +85,23 @@ class Part:
     def end_epoch(self, trainer: Training) -> None:
         """Called after every epoch, before its validation."""
 
+    def checkpoint_saved(self, trainer: Training, data: bytes) -> None:
+        """Called when a checkpoint was written: after every validation that is the best so far.
+
+        Args:
+            trainer: ``trainer.history`` ends with the score, where there was a validation.
+            data: RecBole's checkpoint.
+        """
+
     def state(self) -> State:
         """What a resume point needs beside parameters: plain values, arrays and tensors."""
         return {}
 
     def restore(self, state: State, device: torch.device) -> None:
         """Undo :meth:`state`; masks and parameters are put back by the trainer."""
+
+    def point_saved(self) -> None:
+        """Called when the resume point with the present :meth:`state` is on disk, in the place of the one before."""
 
     def report(self, masks: MaskSet | None) -> dict[str, Any]:
         """Fields for the ticket's journal line.

@@ -194,6 +194,8 @@ class MaskAwareTrainer(_Trainer):
         self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks
+        for part in self.session.parts:
+            part.checkpoint_saved(self, buffer.getvalue())
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """The pretraining stages of S3Rec and RaCT write the ticket's checkpoint like any other training."""

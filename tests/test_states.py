@@ -1,0 +1,279 @@
+"""States of a training: which are kept, also of a killed one, and how they go again."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from teachers import refusal
+from training_bench import Killed
+from zoo import DATASET, config_for
+
+from recbole_prune import run_recbole_prune
+from recbole_prune.cli import main
+from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.run import provenance, siblings
+from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.foreign_checkpoint import read_checkpoint
+from recbole_prune.run.opening import run_path
+from recbole_prune.run.states import StateRecorder, fractions
+from recbole_prune.run.store import STATES, RunFolder
+from recbole_prune.run.workshop import Workshop
+from recbole_prune.training.trainer import MaskAwareTrainer
+
+SCORES = [0.1, 0.45, 0.44, 0.8, 0.95, 1.0]
+
+
+def course(folder: Path, scores: list[float], count: int = 4, bigger: bool = True) -> tuple[RunFolder, StateRecorder]:
+    """A recorder that saw a training with one validation after every epoch."""
+    run = RunFolder(folder)
+    recorder = StateRecorder(run, 0, count)
+    go_on(recorder, scores, bigger)
+    return run, recorder
+
+
+def go_on(recorder: StateRecorder, scores: list[float], bigger: bool = True, begin: int = 0, points: int = 0) -> int:
+    """Epochs from ``begin``; a resume point after every ``points`` of them. Returns the most files there ever were."""
+    sign, most = (1 if bigger else -1), 0
+    history = [(epoch + 1, score) for epoch, score in enumerate(scores[:begin])]
+    trainer: Any = SimpleNamespace(history=history)
+    recorder.begin(trainer)
+    for epoch in range(begin, len(scores)):
+        history.append((epoch + 1, scores[epoch]))
+        trainer.epochs_done = epoch + 1
+        if sign * scores[epoch] >= max(sign * score for _, score in history):  # as RecBole decides
+            recorder.checkpoint_saved(trainer, f"epoch {epoch + 1}".encode())
+        if points and (epoch + 1) % points == 0:
+            recorder.point_saved()
+        most = max(most, len(recorder._folder.names(STATES)))
+    return most
+
+
+def kept(recorder: StateRecorder) -> list[tuple[int, int]]:
+    """Epochs that stay, and the epochs of the rule."""
+    return [(state["epoch"], state["passed"]) for state in recorder.report(None)["states"]["kept"]]
+
+
+def rule(scores: list[float], count: int) -> list[int]:
+    """The first epochs past each fraction of the best score, by a loop over all of them."""
+    best = max(scores)
+    found = [next(e for e, score in enumerate(scores, 1) if score / best >= f) for f in fractions(count)]
+    return [epoch for epoch in dict.fromkeys(found) if scores[epoch - 1] < best]
+
+
+def test_the_fractions_are_those_of_the_method() -> None:
+    assert fractions(4) == pytest.approx([0.4, 0.7, 0.9])
+    assert fractions(2) == pytest.approx([2 / 3]) and fractions(3) == pytest.approx([1 / 2, 5 / 6])
+    for count in range(2, 12):
+        places = [0, *fractions(count), 1]
+        steps = [after - before for before, after in zip(places, places[1:])]
+        assert steps == sorted(steps, reverse=True) and len(fractions(count)) == count - 1
+
+
+def test_the_first_epochs_past_each_fraction_stay(tmp_path: Path) -> None:
+    scores = [0.1, 0.45, 0.41, 0.5, 0.75, 0.85, 0.8, 0.95, 1.0, 0.99]
+    run, recorder = course(tmp_path, scores)
+    assert kept(recorder) == [(2, 2), (5, 5), (8, 8)]
+    states = recorder.report(None)["states"]["kept"]
+    assert [state["score"] for state in states] == [0.45, 0.75, 0.95]
+    assert [state["fraction"] for state in states] == [0.4, 0.7, 0.9]
+    assert [run.read(state["file"], state["sha256"]) for state in states] == [b"epoch 2", b"epoch 5", b"epoch 8"]
+
+
+def test_an_epoch_past_several_fractions_is_one_state(tmp_path: Path) -> None:
+    assert kept(course(tmp_path / "a", [0.1, 0.8, 1.0])[1]) == [(2, 2)]
+    assert kept(course(tmp_path / "b", [0.5, 0.4])[1]) == [], "the best is the first"
+    assert kept(course(tmp_path / "c", [0.0, 0.0, 0.2, 0.2])[1]) == [], "equally good is no state before the best"
+    assert kept(course(tmp_path / "d", [])[1]) == []
+
+
+def test_where_a_lower_score_is_better_the_way_from_the_first_one_counts(tmp_path: Path) -> None:
+    scores = [2.0, 1.7, 1.55, 1.2, 1.25, 1.08, 1.0, 1.3]
+    assert kept(course(tmp_path, scores, bigger=False)[1]) == [(3, 3), (4, 4), (6, 6)]
+    # as it does where all scores are negative
+    assert kept(course(tmp_path / "b", [-2.0, -1.55, -1.2, -1.05, -1.0])[1]) == [(2, 2), (3, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_few_candidates_lie_on_disk_and_the_rule_comes_out(tmp_path: Path, count: int) -> None:
+    """A thousand improvements; what is kept is as near in score as the bound allows, and never before its fraction."""
+    scores = [1 - 0.995 ** (epoch + 1) for epoch in range(1000)]
+    recorder = StateRecorder(RunFolder(tmp_path), 0, count)
+    most = go_on(recorder, scores, points=3)
+    assert most <= 2 * 4 * count + 1
+    best, wanted = scores[-1], rule(scores, count)
+    assert [passed for _, passed in kept(recorder)] == wanted
+    for (epoch, _), fraction in zip(kept(recorder), fractions(count)):
+        assert 0 <= scores[epoch - 1] / best - fraction < 2 / (4 * count - 1)
+    few = [0.3, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.92, 0.95, 1.0]
+    assert [epoch for epoch, _ in kept(course(tmp_path / "few", few, count)[1])] == rule(few, count), "exactly"
+
+
+def test_killed_at_any_epoch_the_same_states_stay(tmp_path: Path) -> None:
+    scores = [1 - 0.9 ** (epoch + 1) + 0.05 * (epoch % 3 == 0) for epoch in range(40)]
+    whole, recorder = course(tmp_path / "whole", scores, 2)
+    expected = recorder.report(None)
+    for killed in range(1, 40):
+        point = killed - killed % 4
+        run = RunFolder(tmp_path / str(killed))
+        first = StateRecorder(run, 0, 2)
+        go_on(first, scores[:point], points=1)
+        state = first.state()
+        go_on(first, scores[:killed], begin=point)  # nobody tells of a point here: what that needs must stay
+        second = StateRecorder(run, 0, 2)
+        second.restore(state, torch.device("cpu"))
+        go_on(second, scores, begin=point, points=4)
+        assert second.report(None) == expected
+        assert run.names(STATES) >= [one["file"] for one in expected["states"]["kept"]]
+
+
+def config_of(data: Path, **changes: Any) -> PruneConfig:
+    settings = {**config_for("BPR", data), "epochs": len(SCORES), "distill_record_states": 4, **changes}
+    return PruneConfig("BPR", DATASET, config_dict=settings)
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "0, or 2 or more"), (-1, "distill_record_states >= 0"), (2.5, "int")])
+def test_numbers_of_states_that_are_none(count: Any, said: str, tiny_data: Path) -> None:
+    text = refusal(lambda: config_of(tiny_data, distill_record_states=count))
+    assert text.startswith(f"distill_record_states={count} is not allowed") and said in text
+
+
+def test_states_change_the_run_and_not_the_training(tiny_data: Path) -> None:
+    plain, recording, more = (config_of(tiny_data, distill_record_states=count) for count in (0, 4, 5))
+    assert len({plain.run_hash, recording.run_hash, more.run_hash}) == 3
+    assert plain.base_hash == recording.base_hash, "they can share the dense model"
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def train(data: Path, folder: Path, patch: pytest.MonkeyPatch, kills: bool = False) -> RunFolder:
+    """A run in a working directory, whose validations score as listed; it is killed once in every epoch, or never."""
+    validate, train_epoch, killed = MaskAwareTrainer._valid_epoch, MaskAwareTrainer._train_epoch, set()
+
+    def score(self: Any, *arguments: Any, **named: Any) -> Any:
+        _, result = validate(self, *arguments, **named)
+        self.history[-1] = self.epochs_done, SCORES[self.epochs_done - 1]
+        return SCORES[self.epochs_done - 1], result
+
+    def die_once(self: Any, data: Any, epoch: int, *arguments: Any, **named: Any) -> Any:
+        loss = train_epoch(self, data, epoch, *arguments, **named)
+        if kills and epoch not in killed:
+            killed.add(epoch)
+            raise Killed
+        return loss
+
+    patch.setattr(MaskAwareTrainer, "_valid_epoch", score)
+    patch.setattr(MaskAwareTrainer, "_train_epoch", die_once)
+    patch.setattr(sys, "argv", ["pytest"])
+    folder.mkdir(exist_ok=True)
+    patch.chdir(folder)
+    settings = {**config_for("BPR", data), "epochs": len(SCORES), "distill_record_states": 4, "prune_save_interval": 2}
+    while True:
+        try:
+            return RunFolder(Path(run_recbole_prune("BPR", DATASET, config_dict=settings)["folder"]))
+        except Killed:
+            assert kills
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        return train(tiny_data, tmp_path_factory.mktemp("recorded"), patch)
+
+
+@pytest.fixture
+def copied(recorded: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it below the working directory."""
+    output = recorded.path.parents[2]
+    shutil.copytree(output, tmp_path / output.name)
+    return RunFolder(tmp_path / recorded.path.relative_to(output.parent))
+
+
+def states_of(run: RunFolder) -> list[tuple[int, dict[str, torch.Tensor]]]:
+    """Epochs and weights of a run's states, which are checkpoints with the journal's sha256; nothing else is left."""
+    states, found = run.tickets()[0]["states"]["kept"], []
+    for state in states:
+        checkpoint = read_checkpoint(run.read(state["file"], state["sha256"]), state["file"])
+        assert checkpoint.valid == {"ndcg@10": state["score"]} and checkpoint.model == "BPR"
+        found.append((state["epoch"], checkpoint.state))
+    assert run.names(STATES) == [state["file"] for state in states]
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_keeps_states_and_a_killed_one_the_same(
+    recorded: RunFolder, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, other = states_of(recorded), states_of(train(tiny_data, tmp_path / "killed", monkeypatch, kills=True))
+    assert [epoch for epoch, _ in whole] == [epoch for epoch, _ in other] == [2, 4, 5]
+    for (_, one), (_, two) in zip(whole, other):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    tables = [state["item_embedding.weight"] for _, state in whole]
+    assert not torch.equal(tables[0], tables[1]) and not torch.equal(tables[1], tables[2])
+    assert not (recorded.path / "resume").exists()
+
+
+def adopting(data: Path, **changes: Any) -> Experiment:
+    """A run of another pruner beside those below the working directory, as it is before its first training."""
+    config = config_of(data, pruner="omp", **changes)
+    folder = RunFolder(run_path(config))
+    folder.open()
+    provenance.record(config, folder, provenance.require_same_data(config, folder))
+    experiment = Experiment(Workshop(config), folder)
+    siblings.adopt_dense(experiment)
+    folder.close()
+    return experiment
+
+
+@pytest.mark.slow
+def test_a_dense_model_is_shared_with_the_states_that_are_asked_for(copied: RunFolder, tiny_data: Path) -> None:
+    experiment = adopting(tiny_data)
+    assert experiment.tickets[0].method["adopted_from"] == copied.path.name
+    assert len(states_of(experiment.folder)) == 3
+    plain = adopting(tiny_data, distill_record_states=0)
+    assert "states" not in plain.tickets[0].method and not plain.folder.names(STATES)
+    # neither has what this one wants
+    assert not adopting(tiny_data, distill_record_states=3).tickets
+
+
+@pytest.mark.slow
+def test_states_are_removed_by_a_command(copied: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    others = {
+        file: file.read_bytes() for file in copied.path.rglob("*") if file.is_file() and file.parent.name != STATES
+    }
+    assert main(["clean", f"--run={copied.path}"]) == 0
+    assert capsys.readouterr().out.startswith("removed 3 states, ")
+    assert not copied.names(STATES)
+    assert {file: file.read_bytes() for file in copied.path.rglob("*") if file.is_file()} == others
+    assert main(["clean", f"--run={copied.path}"]) == 0 and "removed 0 states, 0 bytes" in capsys.readouterr().out
+
+
+def test_what_cannot_be_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert main(["clean", f"--run={run.path}"]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err
+    run.open()
+    run.write("config.yaml", b"")
+    run.write(f"{STATES}/ticket-000-epoch-00001.pth", b"state")
+    assert main(["clean", f"--run={run.path}"]) == 2
+    assert "another process is working" in capsys.readouterr().err
+    run.close()
+    assert main(["clean", f"--run={run.path}"]) == 2
+    assert "has no finished ticket yet" in capsys.readouterr().err
+    assert len(run.names(STATES)) == 1
+
+
+def test_states_that_no_line_names_go_at_the_end_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for epoch in (1, 2):
+        run.write(f"{STATES}/ticket-000-epoch-0000{epoch}.pth", b"state")
+    run.append_ticket({"states": {"count": 2, "kept": [{"file": f"{STATES}/ticket-000-epoch-00002.pth"}]}})
+    run.drop_resume()
+    assert run.names(STATES) == [f"{STATES}/ticket-000-epoch-00002.pth"]
