@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(config: PruneConfig, waits: bool = False) -> RunResult:
             says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
-    trained = tuition.train_teacher(config, run)
+    trained = tuition.train_teachers(config, run)
     folder = RunFolder(run_path(config))
     open_folder(folder, waits)
     try:
@@ -65,7 +66,7 @@ def notice_of(config: PruneConfig) -> str | None:
     return notice
 
 
-def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | None) -> Workshop:
+def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence[Path]) -> Workshop:
     """Move an older run aside, once data, model, settings and teacher of the new one are checked."""
     workshop = Workshop(config)
     if not folder.is_empty():
@@ -78,7 +79,7 @@ def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: P
     return workshop
 
 
-def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Path | None) -> RunResult:
+def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence[Path]) -> RunResult:
     notice = notice_of(config)
     if notice:
         getLogger().warning(notice)

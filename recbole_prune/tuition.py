@@ -1,18 +1,18 @@
-"""What a taught run needs beside itself: its teacher trained first, the student alone, a distiller for every ticket.
+"""What a taught run needs beside itself: its teachers trained first, the student alone, a distiller for every ticket.
 
 A teacher and the student alone are runs of their own, which other runs share; ``run`` is how one is started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers.base import said_of_loss
-from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teacher_training import teacher_configs
 from recbole_prune.distillers.teaching import Teaching, untaught
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run.experiment import Experiment
@@ -27,35 +27,36 @@ from recbole_prune.run.workshop import Workshop
 Run = Callable[[PruneConfig, bool], RunResult]
 
 
-def train_teacher(config: PruneConfig, run: Run) -> Path | None:
-    """The run folder of a teacher that has to be trained first; in a finished run nothing is learned from it any more.
+def train_teachers(config: PruneConfig, run: Run) -> tuple[Path, ...]:
+    """The run folders of teachers that have to be trained first; from those of a finished run nothing is learned.
 
     Raises:
-        PruneError: whatever would stop the student's run after hours that went into its teacher.
+        PruneError: whatever would stop the student's run after hours that went into its teachers.
     """
-    if not (config.settings.distiller and config.settings.distill_teacher_model):
-        return None
-    teacher = teacher_config(config)
-    trained = RunFolder(run_path(teacher))
+    if not config.settings.distiller:
+        return ()
+    teachers = teacher_configs(config)
+    folders = [RunFolder(run_path(teacher)) for teacher in teachers]
     if config.settings.fresh or not RunFolder(run_path(config)).is_finished():
-        if not trained.is_finished():
-            _refuse_before_training(config)
-        run(teacher, True).raise_failure()
-    return trained.path
+        if not all(folder.is_finished() for folder in folders):
+            _refuse_before_training(config, [folder.path if folder.is_finished() else None for folder in folders])
+        for teacher in teachers:
+            run(teacher, True).raise_failure()
+    return tuple(folder.path for folder in folders)
 
 
-def _refuse_before_training(config: PruneConfig) -> None:
+def _refuse_before_training(config: PruneConfig, trained: Sequence[Path | None]) -> None:
     workshop = Workshop(config)
     with planned(workshop):
-        Teaching(workshop)
+        Teaching(workshop, None, trained)
 
 
-def teach(experiment: Experiment, trained: Path | None, log: LogFile, run: Run) -> Ticket | None:
+def teach(experiment: Experiment, trained: Sequence[Path], log: LogFile, run: Run) -> Ticket | None:
     """Have every ticket of a run taught; before any training it is said what cannot be taught.
 
     Args:
         experiment: of the student.
-        trained: what :func:`train_teacher` gave.
+        trained: what :func:`train_teachers` gave.
         log: of the run.
         run: trains the student alone.
 

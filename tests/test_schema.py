@@ -147,8 +147,13 @@ def test_the_recipes_differ_in_the_selection_only():
         ("distill_teacher_settings", {"a": 1.5}, {"a": 1.5}),
         ("distill_teacher_settings", "None", {}),
         ("distill_teacher_settings", "", {}),
-        ("distill_teacher", Path("saved/BPR.pth"), "saved/BPR.pth"),
-        ("distill_teacher", "~/BPR.pth", str(Path.home() / "BPR.pth")),
+        ("distill_teacher", Path("saved/BPR.pth"), ["saved/BPR.pth"]),
+        ("distill_teacher", "~/BPR.pth", [str(Path.home() / "BPR.pth")]),
+        ("distill_teacher", "a.pth, ~/b", ["a.pth", str(Path.home() / "b")]),
+        ("distill_teacher", "['a,b.pth', 'c']", ["a,b.pth", "c"]),
+        ("distill_teacher", ["a,b.pth", Path("c")], ["a,b.pth", "c"]),
+        ("distill_teacher", "(old)/a.pth", ["(old)/a.pth"]),
+        ("distill_teacher", None, []),
     ],
 )
 def test_values_are_converted(name, value, expected):
@@ -195,7 +200,9 @@ def test_values_are_converted(name, value, expected):
         ("distill_teacher_settings", "{'a': __import__('os').getcwd()}", "a dict such as {'key': value}"),
         ("distill_teacher_settings", "{1: 2}", "a dict such as {'key': value}"),
         ("distill_teacher_settings", ["a"], "a dict such as {'key': value}"),
-        ("distill_teacher", True, "the path of a file or folder, or empty"),
+        ("distill_teacher", True, "paths of files or folders, with commas between"),
+        ("distill_teacher", "a,,b", "paths of files or folders, with commas between"),
+        ("distill_teacher", ["a", 1], "paths of files or folders, with commas between"),
     ],
 )
 def test_refusals_name_key_value_and_what_is_allowed(name, value, allowed):

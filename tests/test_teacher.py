@@ -23,7 +23,7 @@ from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.popularity import recall_of_teacher
 from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
-from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teacher_training import teacher_configs
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import StoreError
 from recbole_prune.quick_start import run
@@ -121,11 +121,16 @@ def test_a_run_is_known_by_what_its_teacher_holds(data: Path, tmp_path: Path, mo
     assert len({plain.run_hash, student_config(data, None, **wider).run_hash, first.run_hash}) == 3
     monkeypatch.chdir(tmp_path)
     relative = student_config(data, Path("one.tsv"))
-    assert relative.plain_settings()["distill_teacher"] == str(one) and relative.run_hash == first.run_hash
+    assert relative.plain_settings()["distill_teacher"] == [str(one)] and relative.run_hash == first.run_hash
     one.write_text("1\t4\n")
     assert student_config(data, one).run_hash != first.run_hash
     one.unlink()
-    assert PruneConfig.from_plain_settings(first.plain_settings()).settings.distill_teacher == str(one)
+    assert PruneConfig.from_plain_settings(first.plain_settings()).settings.distill_teacher == [str(one)]
+
+
+def teacher_config(student: PruneConfig) -> PruneConfig:
+    [found] = teacher_configs(student)
+    return found
 
 
 def test_the_settings_of_a_teacher_that_is_trained_first(data: Path) -> None:
@@ -428,7 +433,7 @@ def test_what_the_journal_says_of_a_checkpoint(data: Path, made: Made) -> None:
     trained.trainer.best_valid_score = 0.25
     again = trained.save(file.with_name("scored.pth"))
     identity = open_for(data, again).identity
-    assert identity.pop("sha256") == student_config(data, again).teacher_digest
+    assert [identity.pop("sha256")] == student_config(data, again).teacher_digests
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     assert identity == {
         "kind": "checkpoint", "path": str(again), "model": "BPR", "parameters": parameters,
@@ -517,7 +522,7 @@ def test_runs_their_checkpoints_and_artifacts(data: Path, finished: Any) -> None
 @pytest.mark.slow
 def test_a_teacher_that_was_trained_first(data: Path, finished: Any) -> None:
     config = student_config(data, None, distill_teacher_model="BPR")
-    teacher = open_teacher(config, pupils_of(config), trained=finished.experiment.folder.path)
+    teacher = open_teacher(config, pupils_of(config), trained=[finished.experiment.folder.path])
     assert teacher.identity["kind"] == "run" and teacher.tables is not None
 
 

@@ -103,7 +103,7 @@ class OurRun:
                 "distill_teacher is empty: a benchmark trains no teacher, so name one that is there with "
                 "--distill_teacher=PATH"
             )
-        return Teaching(self.workshop, self.experiment.folder, None)
+        return Teaching(self.workshop, self.experiment.folder)
 
     def _moving(self, sparsity: float) -> tuple[Workshop, Plan]:
         """What a sparse-from-scratch pruner (``--pruner=dsl``) plans, whose masks may move while it trains."""

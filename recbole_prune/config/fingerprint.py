@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ WITHOUT_EFFECT = OF_THE_PROCESS | {
 def differences(config: Any, settings: Settings, missing: str | None = None) -> dict[str, Any]:
     """Return the settings of a run that differ from their defaults and matter to its result, in JSON's types.
 
-    A teacher on disk is the sha256 of its content: where it lies is no matter.
+    A teacher on disk is the sha256 of its content: where it lies is no matter. Of several the order counts.
 
     Args:
         config: a built RecBole Config.
@@ -61,8 +61,18 @@ def differences(config: Any, settings: Settings, missing: str | None = None) -> 
     base = defaults(settings.pruner, settings.distiller)
     for name, key in schema.known_keys().items():
         if key.changes != "nothing" and is_used(name, settings) and settings[name] != base[name]:
-            found[name] = _content(settings[name], missing) if key.type == "path" else to_json(settings[name])
+            found[name] = _contents(settings[name], missing) if key.type == "list of path" else to_json(settings[name])
     return found
+
+
+def _contents(paths: Sequence[str], missing: str | None) -> str | list[str]:
+    """What stands for files; for one, as it was when there could be no more."""
+    return one_or_all([_content(path, missing) for path in paths])
+
+
+def one_or_all(digests: Sequence[str]) -> str | list[str]:
+    """The form in which the contents of several files stand in hashes and records: of a single one its own."""
+    return digests[0] if len(digests) == 1 else list(digests)
 
 
 def _content(path: str, missing: str | None) -> str:

@@ -28,14 +28,14 @@ _BOUNDS = re.compile(r"(?:(?P<low>[-\d.]+) (?P<after>[<>]=?) )?x(?: (?P<before>[
 _FILE = re.compile(r"file in properties/(?P<folder>\w+)")
 _USED_BY = {"every run": False, "the methods that list the key": True}
 _CHANGES = ("nothing", "every training", "the pruning")
-_TYPES = ("int", "float", "bool", "str", "list of str", "dict", "path")
+_TYPES = ("int", "float", "bool", "str", "list of str", "dict", "list of path")
 _EMPTY = ("", "~", "none", "null")
-_CONTAINERS = {"list of str": list, "dict": dict}
+_CONTAINERS = {"list of str": list, "dict": dict, "list of path": list}
 _IN_WORDS = {
     "bool": "True or False",
     "list of str": "a list of words",
     "dict": "a dict such as {'key': value}",
-    "path": "the path of a file or folder",
+    "list of path": "paths of files or folders, with commas between",
 }
 
 Method = tuple[str, str]
@@ -49,8 +49,8 @@ class Key:
     Attributes:
         name: the key as the user writes it.
         default: value of ``overall.yaml``; a method's own default is in ``methods``.
-        type: ``int``, ``float``, ``bool``, ``str``, ``list of str``, ``dict``, or ``path`` of a file or folder, whose
-            content counts and not its name.
+        type: ``int``, ``float``, ``bool``, ``str``, ``list of str``, ``dict``, or ``list of path`` of files or folders,
+            whose content counts and not their names.
         optional: whether the value may be empty (None).
         range: text between the brackets, or "" where every value of the type is allowed.
         meaning: one sentence for the help.
@@ -204,8 +204,19 @@ def _to_dict(value: object) -> dict[str, Any] | None:
     return dict(value)
 
 
-def _to_path(value: object) -> str | None:
-    return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) and str(value).isprintable() else None
+def _to_paths(value: object) -> list[str] | None:
+    """Paths from one, from a list or the text of a list, or with commas between; a list keeps commas in names."""
+    if isinstance(value, str) and not (value.strip().startswith("[") and value.strip().endswith("]")):
+        value = [path.strip() for path in value.split(",")]
+    elif isinstance(value, str):
+        value = _to_words(value)
+    paths = [value] if isinstance(value, os.PathLike) else value
+    if not isinstance(paths, (list, tuple)):
+        return None
+    texts = [os.fspath(path) for path in paths if isinstance(path, (str, os.PathLike))]
+    if len(texts) < len(paths) or not all(isinstance(text, str) and text and text.isprintable() for text in texts):
+        return None
+    return list(map(os.path.expanduser, texts))
 
 
 _CONVERT: Mapping[str, Callable[[object], Any]] = {
@@ -215,7 +226,7 @@ _CONVERT: Mapping[str, Callable[[object], Any]] = {
     "str": _to_str,
     "list of str": _to_words,
     "dict": _to_dict,
-    "path": _to_path,
+    "list of path": _to_paths,
 }
 
 

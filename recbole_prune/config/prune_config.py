@@ -250,13 +250,15 @@ class PruneConfig(Config):
         return fingerprint.digest(found)
 
     @property
-    def teacher_digest(self) -> str | None:
-        """sha256 of the content of ``distill_teacher`` when this config was built; None without one."""
-        return self._private.differences.get("distill_teacher")
+    def teacher_digests(self) -> list[str]:
+        """sha256 of the content of each of ``distill_teacher`` when this config was built."""
+        found = self._private.differences.get("distill_teacher", [])
+        return [found] if isinstance(found, str) else found
 
-    def run_hash_of(self, teacher_digest: str) -> str:
-        """The :attr:`run_hash` if ``distill_teacher`` held content of another sha256."""
-        return fingerprint.digest({**self._private.differences, "distill_teacher": teacher_digest})
+    def run_hash_of(self, teacher_digests: Sequence[str]) -> str:
+        """The :attr:`run_hash` if ``distill_teacher`` held contents of other sha256."""
+        found = fingerprint.one_or_all(teacher_digests)
+        return fingerprint.digest({**self._private.differences, "distill_teacher": found})
 
     def plain_settings(self) -> dict[str, Any]:
         """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.
@@ -276,7 +278,7 @@ class PruneConfig(Config):
         theirs.update({name: os.path.abspath(theirs[name]) for name in fingerprint.PATHS if theirs.get(name)})
         methods = {kind: ours[kind] for kind in schema.METHOD_KINDS if ours[kind] is not None}
         changed = {
-            name: os.path.abspath(ours[name]) if key.type == "path" else ours[name]
+            name: [os.path.abspath(path) for path in ours[name]] if key.type == "list of path" else ours[name]
             for name, key in schema.known_keys().items()
             if ours[name] != base[name] and name not in _ONE_SHOT
         }

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_prune.config import names, schema
+from recbole_prune.config import schema
 from recbole_prune.config.near import did_you_mean
+from recbole_prune.config.teachers import check_teachers
 from recbole_prune.errors import ConfigError
 
 # a key of a method that counts only with one value of another of its keys
@@ -99,7 +100,8 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     _settle_schedule(values, base, said, advised)
     _settle_rewind(values, said, host)
     warnings += _settle_training(values, said, host)
-    _check_teacher(values)
+    if is_used("distill_teacher", values):
+        check_teachers(values)
     _check_states(values)
     _check_export(values)
     return Settings(values, frozenset(said)), warnings
@@ -231,34 +233,6 @@ def _settle_training(values: dict[str, Any], said: Mapping[str, Any], host: Host
     if values["prune_select"] == "test" and values["recipe_notice"] is None:
         warnings.append("prune_select=test: epochs and tickets are picked on the test data, so its figures leak")
     return warnings
-
-
-def _check_teacher(values: Mapping[str, Any]) -> None:
-    """A distiller has one teacher: a given one, or one that is trained first."""
-    if not is_used("distill_teacher", values):
-        return
-    given, model, settings = (values[f"distill_teacher{part}"] for part in ("", "_model", "_settings"))
-    if given and (model or settings):
-        other = f"distill_teacher_model={model}" if model else f"distill_teacher_settings={settings}"
-        raise ConfigError(
-            f"distill_teacher={given} and {other} cannot go together: one names a teacher, the other trains one first"
-        )
-    if not given and not model:
-        also = f" beside distill_teacher_settings={settings}" if settings else ""
-        raise ConfigError(
-            f"--distiller={values['distiller']} needs a teacher{also}: set distill_teacher to a checkpoint (.pth), run "
-            "folder, artifact or file of ranked lists, or distill_teacher_model to a model that is trained first"
-        )
-    if model:
-        try:
-            names.check_model(model)
-        except ConfigError as error:
-            raise ConfigError(f"distill_teacher_model={model} is not allowed: {error}") from error
-    for name in settings:
-        if name in ("model", "dataset", "output_dir", *schema.METHOD_KINDS) or name.startswith("distill_"):
-            raise ConfigError(
-                f"distill_teacher_settings={settings} is not allowed: {name} is none of the teacher's own settings"
-            )
 
 
 def _check_states(values: Mapping[str, Any]) -> None:

@@ -36,6 +36,8 @@ class Promises:
         one_space: those of users and those of items must be comparable.
         lists: it copies what the teacher ranks, so the student must give logits of any items.
         closed_users: it needs the same users in every epoch, not histories.
+        many_teachers: it needs two teachers or more.
+        states: it reads the states of its teachers' trainings (:attr:`Teacher.states`), which must be recorded.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
@@ -43,6 +45,8 @@ class Promises:
     one_space: bool = False
     lists: bool = False
     closed_users: bool = False
+    many_teachers: bool = False
+    states: bool = False
     refuses: tuple[str, ...] = ()
 
 

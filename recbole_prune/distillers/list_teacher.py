@@ -160,15 +160,15 @@ class ListTeacher(Teacher):
         self.require_scores()
         return super().scores
 
-    def _pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Id of a user, ids of its items that it has not in training, their scores."""
+    def _pairs(self, observed: bool = False) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Id of a user, ids of its items that it has, or has not, in training, their scores."""
         for line in self._lines:
             user = self._users.get(line.user)
             if user is None:
                 continue
             ids = np.array([self._items.get(item, -1) for item in line.items], np.int64)
             scores = np.array(line.scores if self.has_scores else np.zeros(len(ids)), np.float32)
-            kept = (ids > 0) & ~self.pupils.consumed.contains(np.full(len(ids), user), ids)
+            kept = (ids > 0) & (self.pupils.consumed.contains(np.full(len(ids), user), ids) == observed)
             yield user, ids[kept], scores[kept]
 
     def rank_items(self) -> Ranked:
@@ -186,6 +186,13 @@ class ListTeacher(Teacher):
                 f"{without} of {self.pupils.user_count - 1} users have no list in {self.identity['path']}"
             )
         return ids, found
+
+    def rank_observed(self, length: int) -> np.ndarray:
+        """Those that stand in the lists."""
+        ids = np.full((self.pupils.user_count, length), -1, np.int32)
+        for user, items, _ in self._pairs(observed=True):
+            ids[user, : min(len(items), length)] = items[:length]
+        return ids
 
     def rank_users(self) -> Ranked:
         """The users whose lists have an item: by its score, or by its rank where there are no scores."""

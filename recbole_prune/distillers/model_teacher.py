@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from recbole_prune.anatomy.vectors import (
     vectors_of,
 )
 from recbole_prune.distillers.matching import LastStates, Matching
-from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_rows
+from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_listed, best_of_rows
 from recbole_prune.distillers.teacher import Basics, Rows, Tables, Teacher, same_draws
 from recbole_prune.sparse.pair_scores import pair_scores
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
     from recbole.model.abstract_recommender import AbstractRecommender
 
+
+Build = Callable[[], "AbstractRecommender"]
 
 _USERS_AT_ONCE = 1 << 10
 
@@ -41,10 +44,19 @@ class ModelTeacher(Teacher):
         dataset: RecBole's training dataset that it was built for.
         matching: of the student's ids and its own.
         basics: as for :class:`Teacher`.
+        recorded: builds the models of the states before this one, earliest first.
     """
 
-    def __init__(self, model: AbstractRecommender, dataset: Dataset, matching: Matching, basics: Basics) -> None:
+    def __init__(
+        self,
+        model: AbstractRecommender,
+        dataset: Dataset,
+        matching: Matching,
+        basics: Basics,
+        recorded: Sequence[Build] = (),
+    ) -> None:
         super().__init__(basics)
+        self._dataset, self._recorded = dataset, recorded
         self.model = model.eval().requires_grad_(False)
         self.matching = matching
         self.device: torch.device = matching.device
@@ -268,6 +280,27 @@ class ModelTeacher(Teacher):
             users = self._vectors_of_states()
         return users, items
 
+    @cached_property
+    def states(self) -> Sequence[np.ndarray]:
+        """Each is ranked by a model that goes again; computed once for a run folder."""
+        found = []
+        for number, build in enumerate(self._recorded, 1):
+            with same_draws(self.pupils.seed):
+                found.append(self._store.get(f"items_of_state_{number}", partial(self._rank_state, build))["ids"])
+        return (*found, self.items_of_users)
+
+    def _rank_state(self, build: Build) -> dict[str, np.ndarray]:
+        basics = Basics(self.identity, self.pupils, self.length, self._store)
+        return {"ids": ModelTeacher(build(), self._dataset, self.matching, basics).rank_items()[0]}
+
+    def rank_observed(self, length: int) -> np.ndarray:
+        """A pass over the users."""
+        self._require_lists()
+        what = f"the teacher {self.identity['path']}, training items of users"
+        arguments = length, what, self.device, self._known_users()
+        with shared_propagation(self.model):
+            return best_of_listed(self._scores_of_users, self.pupils.consumed, *arguments)[0]
+
     def rank_items(self) -> Ranked:
         """A pass over the users."""
         self._require_lists()
@@ -312,6 +345,10 @@ class UntrainedTeacher(ModelTeacher):
     def rank_users(self) -> Ranked:
         """As :meth:`rank_items`."""
         return self.rank_items()
+
+    def rank_observed(self, length: int) -> np.ndarray:
+        """As :meth:`rank_items`."""
+        return self.rank_items()[0]
 
 
 def _in_order(table: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:

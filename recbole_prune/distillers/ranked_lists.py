@@ -50,6 +50,22 @@ def best_of_rows(
     return found
 
 
+def best_of_listed(
+    score: Score, listed: UsedIds, length: int, what: str, device: torch.device, ids: np.ndarray
+) -> Ranked:
+    """The best columns of every row among those that ``listed`` has for it; as :func:`best_of_rows` otherwise."""
+    columns, nothing = listed.value_count, np.empty(0, np.int64)
+    found = np.full((listed.key_count, length), -1, np.int32), np.zeros((listed.key_count, length), np.float32)
+    none = UsedIds(nothing, nothing, listed.key_count, columns)
+    for some, scores in _chunks(score, none, what, device, ids):
+        codes = torch.from_numpy(_codes(listed, some)).to(device)
+        kept = torch.full_like(scores, -torch.inf)
+        kept.view(-1)[codes] = scores.view(-1)[codes]
+        for table, part in zip(found, _in_order(*kept.topk(min(length, columns), dim=1))):
+            table[some, : part.shape[1]] = part.cpu().numpy()
+    return found
+
+
 def best_of_columns(
     score: Score, excluded: UsedIds, length: int, what: str, device: torch.device, ids: np.ndarray
 ) -> Ranked:

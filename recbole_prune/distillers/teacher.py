@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional, Union
@@ -67,6 +67,19 @@ class Teacher(ABC):
     def refuse(self, reason: str) -> ConfigError:
         """The error that names this teacher."""
         return ConfigError(f"the teacher {self.identity['path']} {reason}")
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """The teachers that it consists of: itself, or several."""
+        return (self,)
+
+    @property
+    def states(self) -> Sequence[np.ndarray]:
+        """What it ranked in the course of its training, earliest first: each as :attr:`items_of_users`, the last one.
+
+        Before that one are the states that were recorded, for distillers that read them.
+        """
+        return (self.items_of_users,)
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -173,6 +186,13 @@ class Teacher(ABC):
     @abstractmethod
     def rank_items(self) -> Ranked:
         """Compute :attr:`items_of_users` and :attr:`scores`."""
+
+    @abstractmethod
+    def rank_observed(self, length: int) -> np.ndarray:
+        """The items of every user in training in its own order, int32 ``[U, length]``, -1 behind the end.
+
+        Items that it does not rank are left out.
+        """
 
     @abstractmethod
     def rank_users(self) -> Ranked:

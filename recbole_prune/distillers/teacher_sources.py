@@ -1,31 +1,34 @@
-"""Finds and opens the teacher of a run: a checkpoint, a run folder, an artifact, or ranked lists."""
+"""Finds and opens the teachers of a run: checkpoints, run folders, artifacts, or ranked lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from recbole_prune.artifact import read_artifact
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.config.teachers import Named, find_teacher
-from recbole_prune.distillers.list_store import ListStore, require_unchanged
+from recbole_prune.config.teachers import First, Named, find_teacher, trained_first
+from recbole_prune.distillers import get_distiller
+from recbole_prune.distillers.ensemble import Ensemble
+from recbole_prune.distillers.list_store import TEACHER, ListStore, require_unchanged
 from recbole_prune.distillers.list_teacher import ListTeacher, read_lists
 from recbole_prune.distillers.matching import Matching, require_same_data
 from recbole_prune.distillers.model_teacher import ModelTeacher, UntrainedTeacher
 from recbole_prune.distillers.pupils import first_rows
+from recbole_prune.distillers.recorded_states import build_state, check_weights, require_states, run_of
 from recbole_prune.distillers.teacher import Basics, Teacher
 from recbole_prune.distillers.teacher_training import teacher_config
 from recbole_prune.errors import ConfigError, PruneError, StoreError, in_one_line
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint
 from recbole_prune.run.seals import sha256
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import RunFolder, recorded_states
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
@@ -37,72 +40,144 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A teacher's model, and what the journal says of it."""
+    """A teacher's model, and what the journal says of it; ``line`` is that of its ticket, where it is of a run."""
 
     rebuilt: Rebuilt
     metrics: Mapping[str, Any]
     facts: Mapping[str, Any]
+    line: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a teacher comes from.
+
+    Attributes:
+        said: the setting that names it, which begins every message.
+        path: on disk; None before it is trained.
+        first: the model that is to be trained, where it is.
+        digest: what its content was when the settings were read; None where nobody knew.
+    """
+
+    said: str
+    path: str | None
+    first: First | None = None
+    digest: str | None = None
 
 
 def open_teacher(
-    config: PruneConfig, pupils: Pupils, folder: RunFolder | None = None, trained: Path | None = None
+    config: PruneConfig, pupils: Pupils, folder: RunFolder | None = None, trained: Sequence[Path | None] = ()
 ) -> Teacher:
-    """The teacher of a run, checked against the student's data.
+    """The teacher of a run, or its teachers as an :class:`Ensemble`, checked against the student's data.
 
     Args:
         config: the student's settings.
         pupils: the student's data.
         folder: of the student's run, which keeps the rankings; None keeps none.
-        trained: the run folder of a teacher that was trained first (``distill_teacher_model``); None before that, for
-            an untrained teacher, which refuses already what it will never be able to say.
+        trained: the run folders of the teachers that are trained first; None stands for one before that, which opens as
+            an untrained teacher and refuses already what it will never be able to say.
 
     Raises:
-        ConfigError: it cannot be read, was trained on other data, or holds NaN.
-        StoreError: it changed since the run began.
+        ConfigError: one cannot be read, was trained on other data, holds NaN, lacks the states that the distiller
+            reads, or is named twice.
+        StoreError: one changed since the run began.
     """
-    if trained is None and config.settings.distill_teacher_model:
-        return _open_untrained(config, pupils)
-    key = "distill_teacher" if trained is None else "distill_teacher_model"
-    given = config.settings.distill_teacher if trained is None else str(trained)
-    with _naming(f"{key}={given}"):
-        named = find_teacher(given)
-        data = _read(named.file)
-        digest = sha256(data)
-        if trained is None and digest != config.teacher_digest:
-            raise StoreError(f"it changed while this run began: its sha256 was {config.teacher_digest} and is {digest}")
-        if trained is None and folder is not None and not folder.is_trained() and not config.settings.fresh:
-            require_unchanged(config, folder)
-        identity: dict[str, Any] = {"kind": named.kind, "path": str(named.path), "sha256": digest}
-        length = config.settings.distill_list_length
-        basics = Basics(identity, pupils, length, ListStore(folder, digest, length))
-        if named.kind == "lists":
-            identity.update(model=None, parameters=None, metrics={})
-            return ListTeacher(read_lists(data, named.path.suffix, str(named.path)), basics)
-        opened = _open_model(named, data, config)
-        model, training = opened.rebuilt.model, opened.rebuilt.training
-        matching = _matched(pupils, training, opened.rebuilt.dataset, torch.device(config["device"]))
-        changed = contradiction_of_subclass(
-            model.to(matching.device), type(model), first_rows(training).to(matching.device)
-        )
+    sources = _sources(config, trained)
+    on_disk = not any(source.first for source in sources)
+    if on_disk and folder is not None and not folder.is_trained() and not config.settings.fresh:
+        require_unchanged(config, folder)
+    opening = _Opening(config, pupils, folder)
+    if len(sources) == 1:
+        return opening.open(sources[0], TEACHER)
+    members = [opening.open(source, f"{TEACHER}-{number}") for number, source in enumerate(sources, 1)]
+    digests = [str(member.identity.get("sha256", number)) for number, member in enumerate(members)]
+    for number, digest in enumerate(digests):
+        if digest in digests[:number]:
+            same = sources[digests.index(digest)].said, sources[number].said
+            raise ConfigError(f"{same[1]} is the teacher that {same[0]} is: several teachers must differ")
+    return Ensemble(members, ListStore(folder, digests, config.settings.distill_list_length))
+
+
+def _sources(config: PruneConfig, trained: Sequence[Path | None]) -> list[_Source]:
+    firsts, given = trained_first(config.settings), config.settings.distill_teacher
+    if not firsts:
+        return [
+            _Source(f"distill_teacher={path}", path, digest=digest)
+            for path, digest in zip(given, config.teacher_digests)
+        ]
+    return [
+        _Source(f"{first.key}={path or first.model}", None if path is None else str(path), first)
+        for first, path in zip(firsts, trained or [None] * len(firsts))
+    ]
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """Opens teachers for one student."""
+
+    config: PruneConfig
+    pupils: Pupils
+    folder: RunFolder | None
+
+    def open(self, source: _Source, name: str) -> Teacher:
+        """One of them, whose rankings get a name."""
+        with _naming(source.said):
+            if source.path is None:
+                return self._open_untrained(source)
+            named = find_teacher(source.path)
+            data = _read(named.file)
+            digest = sha256(data)
+            if source.digest not in (None, digest):
+                raise StoreError(f"it changed while this run began: its sha256 was {source.digest} and is {digest}")
+            identity: dict[str, Any] = {"kind": named.kind, "path": str(named.path), "sha256": digest}
+            if named.kind == "lists":
+                identity.update(model=None, parameters=None, metrics={})
+                lines = read_lists(data, named.path.suffix, str(named.path))
+                return ListTeacher(lines, self._basics(identity, name))
+            return self._open_model(named, data, identity, name)
+
+    def _basics(self, identity: dict[str, Any], name: str, states: Sequence[str] = ()) -> Basics:
+        length = self.config.settings.distill_list_length
+        store = ListStore(self.folder, [identity["sha256"]], length, name, states)
+        return Basics(identity, self.pupils, length, store)
+
+    def _open_model(self, named: Named, data: bytes, identity: dict[str, Any], name: str) -> Teacher:
+        opened = _open_model(named, data, self.config)
+        rebuilt = opened.rebuilt
+        states = recorded_states(opened.line or {}) if self._reads_states else []
+        if self._reads_states:
+            require_states(named, rebuilt.config, opened.line)
+        basics = self._basics(identity, name, [state["sha256"] for state in states])
+        matching = _matched(self.pupils, rebuilt.training, rebuilt.dataset, torch.device(self.config["device"]))
+        model = rebuilt.model.to(matching.device)
+        changed = contradiction_of_subclass(model, type(model), first_rows(rebuilt.training).to(matching.device))
         if changed:
             raise ConfigError(changed)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        identity.update(opened.facts, model=opened.rebuilt.config["model"], parameters=parameters)
+        identity.update(opened.facts, model=rebuilt.config["model"], parameters=parameters)
         identity["metrics"] = dict(opened.metrics)
-        return ModelTeacher(model, training, matching, basics)
+        if states:
+            identity["states"] = [state["epoch"] for state in states]
+        builds = [partial(build_state, rebuilt, named, state, matching.device) for state in states]
+        return ModelTeacher(model, rebuilt.training, matching, basics, builds)
 
+    @property
+    def _reads_states(self) -> bool:
+        return get_distiller(self.config.settings.distiller).promises.states
 
-def _open_untrained(config: PruneConfig, pupils: Pupils) -> Teacher:
-    """The teacher of ``distill_teacher_model`` before its training, on its own data."""
-    name, length = config.settings.distill_teacher_model, config.settings.distill_list_length
-    with _naming(f"distill_teacher_model={name}"):
-        workshop = Workshop(teacher_config(config))
+    def _open_untrained(self, source: _Source) -> Teacher:
+        """A teacher before its training, on its own data."""
+        assert source.first is not None
+        name, length = source.first.model, self.config.settings.distill_list_length
+        workshop = Workshop(teacher_config(self.config, source.first))
         training = workshop.train_data._dataset
-        matching = _matched(pupils, training, workshop.dataset, torch.device(config["device"]))
+        matching = _matched(self.pupils, training, workshop.dataset, torch.device(self.config["device"]))
         with in_one_line(f"build {name}"):
             model = workshop.build_model()
-        basics = Basics({"path": f"{name} (distill_teacher_model)"}, pupils, length, ListStore(None, "", length))
-        return UntrainedTeacher(model, training, matching, basics)
+        identity = {"path": f"{name} ({source.first.key})"}
+        return UntrainedTeacher(
+            model, training, matching, Basics(identity, self.pupils, length, ListStore(None, [""], length))
+        )
 
 
 def _matched(pupils: Pupils, training: Dataset, whole: Dataset, device: torch.device) -> Matching:
@@ -136,35 +211,30 @@ def _open_model(named: Named, data: bytes, config: PruneConfig) -> _Opened:
         artifact = read_artifact(named.file.parent)
         changes = _changes(artifact.info.get("model"), artifact.info.get("settings", {}), config)
         info = artifact.info
-        _check_weights(artifact.state())
+        check_weights(artifact.state())
         metrics = {part: info.get(part) for part in ("valid", "test") if info.get(part)}
-        return _Opened(rebuild(artifact, changes), metrics, {"ticket": info.get("ticket")})
+        lines = run_of(named).tickets() if named.kind == "run" else []
+        line = next((line for line in lines if line["ticket"] == info.get("ticket")), None)
+        return _Opened(rebuild(artifact, changes), metrics, {"ticket": info.get("ticket")}, line)
     line = _line_of(named, sha256(data)) if named.kind == "run" else None
     checkpoint = read_checkpoint(data, str(named.path))
-    _check_weights({name: tensor.float().numpy() for name, tensor in checkpoint.state.items()})
+    check_weights({name: tensor.float().numpy() for name, tensor in checkpoint.state.items()})
     changes = _changes(checkpoint.model, checkpoint.settings, config)
     rebuilt = rebuild_checkpoint(checkpoint, str(named.path), changes)
     if line is None:
         return _Opened(rebuilt, {"valid": checkpoint.valid} if checkpoint.valid else {}, {})
-    return _Opened(rebuilt, {part: line[part] for part in ("valid", "test")}, {"ticket": line["ticket"]})
+    return _Opened(rebuilt, {part: line[part] for part in ("valid", "test")}, {"ticket": line["ticket"]}, line)
 
 
 def _line_of(named: Named, digest: str) -> dict[str, Any]:
     """The journal's line of a checkpoint in a run folder."""
     file = f"{named.path.parent.name}/{named.path.name}"
-    for line in RunFolder(named.path.parent.parent).tickets():
+    for line in run_of(named).tickets():
         if line["checkpoint_file"] == file:
             if line["checkpoint_sha256"] != digest:
                 raise ConfigError(f"it is not the checkpoint of which the journal speaks: its sha256 is {digest}")
             return line
     raise ConfigError("the journal of its run has no such ticket")
-
-
-def _check_weights(state: Mapping[str, np.ndarray]) -> None:
-    for name, array in state.items():
-        wrong = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
-        if wrong:
-            raise ConfigError(f"{wrong} of the {array.size} weights in {name} are NaN")
 
 
 def _changes(model: object, settings: Mapping[str, Any], config: PruneConfig) -> dict[str, Any]:

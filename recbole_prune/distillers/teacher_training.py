@@ -1,4 +1,4 @@
-"""The settings with which a teacher is trained first."""
+"""The settings with which teachers are trained first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from recbole_prune.config import host
 from recbole_prune.config.files import read_settings
 from recbole_prune.config.fingerprint import to_json
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.config.teachers import First, trained_first
+from recbole_prune.distillers import get_distiller
 from recbole_prune.errors import ConfigError
 
 # groups of RecBole's settings that say how data are read, split and evaluated, and where a process runs
@@ -17,26 +19,44 @@ _SHARED = ("General", "Evaluation", "Dataset")
 _NOT_SHARED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 # their defaults depend on the kind of model, so the student's are handed on even where nobody set them
 _DATA = ("eval_args", "load_col")
+# as the published code has them
+USUAL_STATES = 4
 _OURS = ("output_dir", "prune_select", "recipe_notice")
 
 
-def teacher_config(config: PruneConfig) -> PruneConfig:
-    """The run that trains the teacher of a student (``distill_teacher_model``); any student of it finds its folder.
-
-    Data, split, evaluation, seed and output folder are the student's. The model and its training have RecBole's
-    defaults, and ``distill_teacher_settings``, which go before everything.
+def teacher_configs(config: PruneConfig) -> list[PruneConfig]:
+    """The runs that train the teachers of a student; none where it has none or they are there already.
 
     Args:
         config: the student's settings.
 
     Raises:
-        ConfigError: the settings do not fit the model, or it is not trained by gradient.
+        ConfigError: the settings do not fit a model, or it is not trained by gradient.
     """
-    name, given = config.settings.distill_teacher_model, config.settings.distill_teacher_settings
+    return [teacher_config(config, first) for first in trained_first(config.settings)]
+
+
+def teacher_config(config: PruneConfig, first: First) -> PruneConfig:
+    """The run that trains a teacher of a student; any student of it finds its folder.
+
+    Data, split, evaluation, seed and output folder are the student's. The model and its training have RecBole's
+    defaults, and ``distill_teacher_settings``, which go before everything. Its states are recorded where the student's
+    distiller reads them.
+
+    Args:
+        config: the student's settings.
+        first: the teacher.
+
+    Raises:
+        ConfigError: as for :func:`teacher_configs`.
+    """
+    name, given = first.model, first.settings
     shared = {key for group in _SHARED for key in config.parameters[group] if key not in _NOT_SHARED}
     plain = config.plain_settings()
     kept: dict[str, Any] = {key: value for key, value in plain.items() if key in shared or key in _OURS}
     kept.update({key: to_json(config[key]) for key in _DATA}, output_dir=config.settings.output_dir)
+    if get_distiller(config.settings.distiller).promises.states:
+        kept["distill_record_states"] = USUAL_STATES
     file = host.model_properties(name)
     usual = read_settings(str(file)) if file else {}
     if {**usual, **given}.get("loss_type") == "CE":  # RecBole refuses negative samples with it
@@ -48,10 +68,10 @@ def teacher_config(config: PruneConfig) -> PruneConfig:
             kept["load_col"] = {**kept["load_col"], **missing}
             made = PruneConfig(name, config["dataset"], config_dict={**kept, **given, "pruner": "none"})
     except ConfigError as error:
-        raise ConfigError(f"distill_teacher_model={name}, distill_teacher_settings={given}: {error}") from error
+        raise ConfigError(f"{first.key}={name}, distill_teacher_settings={given}: {error}") from error
     if made["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
         raise ConfigError(
-            f"distill_teacher_model={name} is not trained by gradient: save a checkpoint of it with RecBole and name "
+            f"{first.key}={name} is not trained by gradient: save a checkpoint of it with RecBole and name "
             "that with distill_teacher"
         )
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from recbole_prune.anatomy.logits import reason_without_lists
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.schema import known_keys
+from recbole_prune.config.teachers import trained_first
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.popularity import recall_of_teacher, with_recall
@@ -34,20 +36,24 @@ class Teaching:
     Args:
         workshop: the student's data and models.
         folder: the run folder, which keeps what the teacher ranks; None keeps nothing.
-        trained: the run folder of a teacher that was trained first; None before that, to be refused in time.
+        trained: the run folders of the teachers that are trained first, None in the place of one that is not trained
+            yet, to be refused in time; empty where none is, or there are none.
 
     Attributes:
-        teacher: the teacher.
+        teacher: the teacher, or the teachers together.
 
     Raises:
         ConfigError: student or teacher lacks what the distiller copies, or they have other data.
     """
 
-    def __init__(self, workshop: Workshop, folder: RunFolder | None = None, trained: Path | None = None) -> None:
+    def __init__(
+        self, workshop: Workshop, folder: RunFolder | None = None, trained: Sequence[Path | None] = ()
+    ) -> None:
         self._workshop, self._config = workshop, workshop.config
         student = workshop.build_model()
         self._class = get_distiller(workshop.config.settings.distiller).for_student(student)
         require_student(self._class, workshop.config, student)
+        require_teachers(self._class, workshop.config)
         of_rows = workshop.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         over_all_items = of_rows and workshop.config["loss_type"] == "CE"
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
@@ -75,7 +81,8 @@ class Teaching:
         if self._config["eval_type"] != EvaluatorType.RANKING:
             return dense
         experiment.popular = self._pupils.popular
-        self.teacher.identity["recall_by_popularity"] = recall_of_teacher(self._workshop, self.teacher)
+        for teacher in self.teacher.members:
+            teacher.identity["recall_by_popularity"] = recall_of_teacher(self._workshop, teacher)
         if alone is None or dense is None:
             return None
         return with_recall(dense, alone.experiment, self._workshop, self.teacher)
@@ -106,6 +113,20 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
         reason = f"the users of {kind.__name__} are histories and no closed set, so no item has a list of users"
     if reason:
         raise _cannot(config, reason)
+
+
+def require_teachers(distiller: type[Distiller], config: PruneConfig) -> None:
+    """Refuse one teacher where there must be several.
+
+    Raises:
+        ConfigError: there is only one.
+    """
+    names = [*config.settings.distill_teacher, *(first.model for first in trained_first(config.settings))]
+    if distiller.promises.many_teachers and len(names) < 2:
+        raise ConfigError(
+            f"--distiller={config.settings.distiller} learns from two teachers or more, but there is one, {names[0]}: "
+            "name several with distill_teacher=A,B or distill_teacher_models=A,B; the method for one is --distiller=rrd"
+        )
 
 
 def _cannot(config: PruneConfig, reason: str) -> ConfigError:

@@ -6,16 +6,20 @@ import os
 import shlex
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from recbole_prune.config.settings import is_used
 from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.popularity import popularity_lesson
-from recbole_prune.report.table import legend, live_parameters, ticket_table
+from recbole_prune.report.table import legend, live_parameters, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
+from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import NO_TEST_DATA
+
+_PARTS = {"valid": "validation", "test": "test"}
 
 
 def result_text(result: RunResult) -> str:
@@ -76,23 +80,28 @@ def _lesson(result: RunResult) -> Iterator[str]:
         return
     chosen, metric = result.chosen, result.experiment.config["valid_metric"].lower()
     alone = {} if result.alone is None else {"valid": result.alone.valid, "test": result.alone.test}
-    gains, heights = [], []
+    gains = []
     for part, name, now in (("valid", "validation", chosen.valid), ("test", "test", chosen.test)):
         value, before = now.get(metric), alone.get(part, {}).get(metric)
-        best = (result.teacher["metrics"].get(part) or {}).get(metric)
         if value is not None and before is not None:
             gains.append(f"{name} {metric} {_change(value, before)}")
-        if best is not None:
-            heights.append(f"{name} {metric} {best:.4f}")
     if gains:
         yield f"Taught instead of alone: {' and '.join(gains)}."
     if result.alone is not None:
         yield from popularity_lesson(result.alone.method, chosen.method)
-    size, whole = live_parameters(chosen), result.teacher["parameters"]
+    for label, teacher in teachers_of(result.teacher).items():
+        yield f"{'The teacher' if label == 'teacher' else label.capitalize()} has {_has(teacher, metric, chosen)}."
+
+
+def _has(teacher: Mapping[str, Any], metric: str, chosen: Ticket) -> str:
+    """The metrics and the weights of a teacher, beside those of the student."""
+    metrics = {name: (teacher["metrics"].get(part) or {}).get(metric) for part, name in _PARTS.items()}
+    heights = [f"{name} {metric} {best:.4f}" for name, best in metrics.items() if best is not None]
+    size, whole = live_parameters(chosen), teacher["parameters"]
     has = [" and ".join(heights)] if heights else []
     if whole:
         has.append(f"{whole:,} weights, the student {size:,} ({100 * size / whole:.1f} %)")
-    yield f"The teacher has {' with '.join(has) or f'ranked lists only; the student has {size:,} weights'}."
+    return " with ".join(has) or f"ranked lists only; the student has {size:,} weights"
 
 
 def _change(value: float, dense: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_prune.artifact.export import explain_scoring, weight_bytes
 from recbole_prune.config.evaluation import check_selection
-from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.config.teachers import trained_first
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
@@ -61,16 +61,15 @@ def _teaching(workshop: Workshop) -> Iterator[str]:
     Raises:
         ConfigError: it cannot teach this student.
     """
-    config, settings = workshop.config, workshop.config.settings
+    settings = workshop.config.settings
     if not settings.distiller:
         return
-    identity = Teaching(workshop).teacher.identity
-    if settings.distill_teacher_model:
-        made = teacher_config(config)
-        given = ", ".join(f"{name}={value}" for name, value in settings.distill_teacher_settings.items())
-        named = f"{made['model']} with {given}" if given else made["model"]
+    teacher, firsts = Teaching(workshop).teacher, trained_first(settings)
+    for first in firsts:
+        given = ", ".join(f"{name}={value}" for name, value in first.settings.items())
+        named = f"{first.model} with {given}" if given else first.model
         yield f"teacher: {named}, trained first unless its run is there already"
-    else:
+    for identity in () if firsts else [member.identity for member in teacher.members]:
         size = "" if identity["parameters"] is None else f", {identity['parameters']:,} weights"
         yield f"teacher: {teacher_name(identity)}{size}"
     if settings.distill_alone:

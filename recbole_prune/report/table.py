@@ -39,8 +39,8 @@ def ticket_table(
         bytes_of: bytes of a ticket's weights in an artifact, by its number; None where they could not be counted.
         others: pruned tickets of other runs over the same settings.
         every_metric: show all metrics instead of the validation metric alone.
-        teacher: what the journal says of the teacher; it has the first row.
-        alone: the student without a teacher; it has the second row.
+        teacher: what the journal says of the teacher; it has the first row, of several each has one.
+        alone: the student without a teacher; it has the next row.
     """
     metric = valid_metric.lower()
     names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
@@ -53,8 +53,8 @@ def ticket_table(
         sizes.append(size)
         records.append(record)
 
-    if teacher is not None:
-        add(_teacher_row(teacher, names), teacher["parameters"], teacher)
+    for label, member in teachers_of(teacher).items():
+        add(_teacher_row(label, member, names), member["parameters"], member)
     if alone is not None:
         record = {**alone.to_record(), "bytes": bytes_of.get(0)}
         add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
@@ -95,11 +95,19 @@ def live_parameters(ticket: Ticket) -> int:
     return ticket.parameters - ticket.prunable + ticket.kept
 
 
-def _teacher_row(teacher: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def teachers_of(teacher: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """What the journal says of each teacher of a run, by what reports call it: ``teacher``, or with numbers."""
+    if teacher is None:
+        return {}
+    members = teacher.get("members", [teacher])
+    return {f"teacher {number}" if len(members) > 1 else "teacher": each for number, each in enumerate(members, 1)}
+
+
+def _teacher_row(label: str, teacher: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Its metrics, where they are known and RecBole's."""
     metrics = [teacher["metrics"].get(part) or {} for part in _PARTS]
     figures = [figure(metrics[part], name) for part in range(len(_PARTS)) for name in names]
-    return ["teacher", "-", "-", *figures, "-", "-", "-", "-"]
+    return [label, "-", "-", *figures, "-", "-", "-", "-"]
 
 
 def legend(
@@ -109,18 +117,18 @@ def legend(
     teacher: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the columns mean, who the teacher is, and how far down the tickets win."""
-    popularity = popularity_legend([teacher, *(ticket.method for ticket in tickets)]) if teacher is not None else []
+    teachers = teachers_of(teacher)
+    popularity = popularity_legend([*teachers.values(), *(ticket.method for ticket in tickets)]) if teachers else []
     more = "every metric and column" if popularity else "every metric"
     metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows {more}); "
     lines = [
         f"{metric}bytes: weights in an artifact",
         "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
     ]
-    if teacher is not None:
+    if teachers:
         lines[1] = lines[1].replace("dense", "the dense taught student")
-        lines.insert(
-            0, f"teacher: {teacher_name(teacher)}; alone: the student without a teacher; weights: those not pruned"
-        )
+        shown = "; ".join(f"{label}: {teacher_name(member)}" for label, member in teachers.items())
+        lines.insert(0, f"{shown}; alone: the student without a teacher; weights: those not pruned")
         lines += popularity
     if len(tickets) > 1:
         winner = highest_winning_sparsity(tickets)

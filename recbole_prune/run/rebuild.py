@@ -142,19 +142,43 @@ def build(
         dataset = create_dataset(config)
         check(dataset)
         training = data_preparation(config, dataset)[0]._dataset
-        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        try:
-            with _constructing_from(state):
-                model = config.model_class(config, training).to(config["device"])
-            if others:
-                model.load_other_parameter(_on_device(others, config["device"]))
-            load_state(model, state)
-        except (RuntimeError, KeyError) as error:
-            raise ArtifactError(
-                f"{place}: the weights do not fit {config['model']} as it is built from dataset "
-                f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
-            ) from error
-    return Rebuilt(model.eval(), config, dataset, training)
+        model = _model_with(config, training, state, place, others)
+    return Rebuilt(model, config, dataset, training)
+
+
+def rebuild_state(rebuilt: Rebuilt, checkpoint: Checkpoint, place: str) -> Any:
+    """The model of another checkpoint of the same training, in eval mode.
+
+    Args:
+        rebuilt: of one of its checkpoints, or of its artifact; it stays as it is.
+        checkpoint: what was read.
+        place: the file, for messages.
+
+    Raises:
+        ArtifactError: the weights are those of another model.
+    """
+    state = {name: to_numpy(tensor) for name, tensor in checkpoint.state.items()}
+    with _in_one_line(place), preserved_random_streams():
+        return _model_with(rebuilt.config, rebuilt.training, state, place, checkpoint.others)
+
+
+def _model_with(
+    config: PruneConfig, training: Any, state: Mapping[str, Array], place: str, others: Mapping[str, Any] | None
+) -> Any:
+    """The model as its run built it, with stored weights."""
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    try:
+        with _constructing_from(state):
+            model = config.model_class(config, training).to(config["device"])
+        if others:
+            model.load_other_parameter(_on_device(others, config["device"]))
+        load_state(model, state)
+    except (RuntimeError, KeyError) as error:
+        raise ArtifactError(
+            f"{place}: the weights do not fit {config['model']} as it is built from dataset "
+            f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
+        ) from error
+    return model.eval()
 
 
 def _on_device(value: object, device: torch.device) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -378,7 +379,7 @@ class RunFolder:
                 self.remove(name)
 
 
-def recorded_states(line: dict[str, Any]) -> list[dict[str, Any]]:
+def recorded_states(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The states that a line of the journal names, earliest first, without its own checkpoint, the last of them."""
     kept: list[dict[str, Any]] = line.get("states", {}).get("kept", [])
     return kept

@@ -1,0 +1,155 @@
+"""Several teachers as one: what they rank together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recbole_prune.distillers.ranked_lists import Ranked
+from recbole_prune.distillers.teacher import Basics, Teacher, same_draws
+from recbole_prune.errors import ConfigError
+from recbole_prune.run.seals import digest_of
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+
+    from recbole_prune.distillers.list_store import ListStore
+
+# a rank counts exp(-rank / 10), which is below 5e-5 behind the first 100
+DECAY, CUT = 10.0, 100
+_ENTRIES_AT_ONCE = 1 << 22
+
+
+def consensus(lists: Sequence[np.ndarray], length: int, cut: int = CUT) -> Ranked:
+    """What several lists rank highest together: an entry counts exp(-rank / 10) in each, with ranks from 0.
+
+    Args:
+        lists: ids ``[rows, *]`` of each, best first, -1 behind the end; rows of an array stand for the same key in all.
+        length: how many to keep.
+        cut: how much of each list counts.
+
+    Returns:
+        (ids int32, sums float32), each ``[rows, length]``, best first, lower ids first among equal sums; -1 and 0
+        behind the end. The order of the lists makes no difference, not to the last bit.
+    """
+    parts = [part[:, :cut] for part in lists]
+    rows = min(map(len, parts))
+    found = np.full((rows, length), -1, np.int32), np.zeros((rows, length), np.float32)
+    step = max(1, _ENTRIES_AT_ONCE // max(1, sum(part.shape[1] for part in parts)))
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        for table, some in zip(found, _consensus_of([part[start:end] for part in parts], length)):
+            table[start:end] = some
+    return found
+
+
+def _consensus_of(parts: Sequence[np.ndarray], length: int) -> Ranked:
+    places = [np.nonzero(part >= 0) for part in parts]
+    keys, ranks = (np.concatenate([place[axis] for place in places]) for axis in (0, 1))
+    ids = np.concatenate([part[place] for part, place in zip(parts, places)])
+    ids_found, found = np.full((len(parts[0]), length), -1, np.int32), np.zeros((len(parts[0]), length), np.float32)
+    if not len(keys):
+        return ids_found, found
+    order = np.lexsort((ranks, ids, keys))  # by rank too: sums of floats depend on their order
+    keys, ids, ranks = keys[order], ids[order], ranks[order]
+    first = np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]) | (ids[1:] != ids[:-1])))
+    sums = np.add.reduceat(np.exp(-ranks / DECAY), first)
+    keys, ids = keys[first], ids[first]
+    order = np.lexsort((ids, -sums, keys))
+    keys, ids, sums = keys[order], ids[order], sums[order]
+    place = np.arange(len(keys)) - np.searchsorted(keys, keys)
+    kept = place < length
+    ids_found[keys[kept], place[kept]], found[keys[kept], place[kept]] = ids[kept], sums[kept]
+    return ids_found, found
+
+
+class Ensemble(Teacher):
+    """Several teachers of any kinds, which teach what they rank together (:func:`consensus`).
+
+    Args:
+        members: opened for the same student.
+        store: keeps what they rank together.
+
+    Attributes:
+        members: the teachers.
+    """
+
+    without_vectors = "have no vectors in common to copy: take a method that learns from rankings"
+    without_logits = "have no logits in common to copy: take a method that learns from rankings"
+
+    def __init__(self, members: Sequence[Teacher], store: ListStore) -> None:
+        first = members[0]
+        super().__init__(Basics(_identity([member.identity for member in members]), first.pupils, first.length, store))
+        self._members = tuple(members)
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """The teachers."""
+        return self._members
+
+    def refuse(self, reason: str) -> ConfigError:
+        """The error that names the teachers."""
+        return ConfigError(f"the teachers {self.identity['path']} {reason}")
+
+    def rank_items(self) -> Ranked:
+        """The consensus of what each ranks first for a user."""
+        return consensus([member.items_of_users for member in self.members], self.length)
+
+    def rank_users(self) -> Ranked:
+        """The consensus of what each ranks first for an item."""
+        return consensus([member.users_of_items for member in self.members], self.length)
+
+    def rank_rows(self, batch: Interaction) -> Ranked:
+        """The consensus of what each ranks first for a row."""
+        return consensus([member.rank_rows(batch)[0] for member in self.members], self.length)
+
+    def rank_observed(self, length: int) -> np.ndarray:
+        """The consensus of how each ranks what a user has in training; items that none ranks stand behind, by id.
+
+        A rank is that among the user's training items: these are compared with each other alone (section 7 of the
+        method has no formula for it). Ranks among all items have the same order for each teacher, but how much it
+        counts would depend on how many other items stand between, and a teacher that fits a user badly would have no
+        say.
+        """
+        cut = max(CUT, length)
+        ranked = consensus([member.rank_observed(cut) for member in self.members], cut, cut)[0]
+        return _completed(ranked, self.pupils.consumed.codes, self.pupils.item_count)[:, :length]
+
+    def observed(self, count: int) -> np.ndarray:
+        """The first training items of every user in the ensemble's order, int32 ``[U, count]``, -1 where it has fewer.
+
+        They are computed once for a run folder.
+        """
+        with same_draws(self.pupils.seed):
+            found: np.ndarray = self._store.get(f"observed_{count}", lambda: {"ids": self.rank_observed(count)})["ids"]
+        return found
+
+
+def _completed(lists: np.ndarray, codes: np.ndarray, items: int) -> np.ndarray:
+    """Lists, and behind them what they lack of each user's items (codes ``user * items + item``), as far as it fits."""
+    if not len(lists):
+        return lists
+    users, places = np.nonzero(lists >= 0)
+    lacking = np.setdiff1d(codes, users * np.int64(items) + lists[users, places])
+    users, ids = np.divmod(lacking, items)
+    places = (lists >= 0).sum(1)[users] + np.arange(len(users)) - np.searchsorted(users, users)
+    kept = places < lists.shape[1]
+    completed = lists.copy()
+    completed[users[kept], places[kept]] = ids[kept]
+    return completed
+
+
+def _identity(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the journal says of the teachers together; ``members`` is what it says of each."""
+    sizes = [member.get("parameters") for member in members]
+    return {
+        "kind": "ensemble",
+        "path": ", ".join(member["path"] for member in members),
+        "sha256": digest_of({"members": [member.get("sha256") for member in members]}),
+        "model": None,
+        "parameters": None if None in sizes else sum(size for size in sizes if size is not None),
+        "metrics": {},
+        "members": list(members),
+    }
