@@ -76,6 +76,15 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "BPR", ("--distiller=ftd", "--distill_teacher_model=ConvNCF", "--cnn_channels=[1,8,8]", "--cnn_kernels=[4,4]"),
         ("teacher ConvNCF", "not in one space"),
     ),
+    "several without vectors in common": (
+        "BPR", ("--distiller=de", "--distill_teacher_models=BPR,NeuMF"),
+        ("teachers BPR (distill_teacher_models), NeuMF (distill_teacher_models) have no vectors in common",),
+    ),
+    "several, one of another split": (
+        "BPR",
+        ("--distiller=rrd", "--distill_teacher_models=BPR,NeuMF", "--distill_teacher_settings={'NeuMF':{'seed':3}}"),
+        ("distill_teacher_models=NeuMF", "other data, another split"),
+    ),
     "other seed, other split": (
         "BPR", (*FIRST, "--distill_teacher_settings={'seed':3}"),
         ("distill_teacher_model=BPR", "other data, another split", "only the student trains on"),

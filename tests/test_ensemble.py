@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slow_but
 from teachers import Beginner, open_for, refusal, student_config
 from test_teacher import Made, data, made, reordered  # noqa: F401
 
@@ -107,6 +108,7 @@ def together(data: Path, *files: Path, **changes: Any) -> Teacher:
     return open_for(data, Path(",".join(map(str, files))), distill_list_length=LENGTH, **changes)
 
 
+@pytest.mark.slow
 def test_ids_go_by_token_for_each_of_several_teachers(data: Path, reordered: Path, made: Made) -> None:
     """One teacher's dataset has the ids of the student, the other's has others; who is named first is no matter."""
     files = made("BPR", data)[1], made("LightGCN", reordered)[1]
@@ -129,7 +131,7 @@ def test_ids_go_by_token_for_each_of_several_teachers(data: Path, reordered: Pat
         assert alone[0].rank_observed(7)[user].tolist() == ranked + [-1] * (7 - len(ranked))
 
 
-@pytest.mark.parametrize("method", ["de", "kd", "cd"])
+@pytest.mark.parametrize("method", slow_but(["de"], ["de", "kd", "cd"]))
 def test_what_several_teachers_cannot_say_is_refused(
     method: str,
     data: Path,
@@ -155,6 +157,7 @@ def test_what_the_journal_says_of_several(data: Path, made: Made) -> None:
     assert config.run_hash_of(config.teacher_digests[::-1]) == turned.run_hash
 
 
+@pytest.mark.slow
 def test_each_of_several_teachers_must_fit(data: Path, made: Made, tmp_path: Path) -> None:
     good = made("BPR", data)[1]
     args = {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"}

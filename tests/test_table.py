@@ -145,6 +145,16 @@ def test_the_legend_names_the_teacher() -> None:
     assert rows["teacher"] == ["teacher", *["-"] * 9]
 
 
+def test_several_teachers_have_a_row_each() -> None:
+    lists = {"kind": "lists", "path": "/elsewhere/best.tsv", "model": None, "parameters": None, "metrics": {}}
+    together = {"kind": "ensemble", "path": "", "parameters": None, "metrics": {}, "members": [TEACHER, lists]}
+    first, *_ = legend(tickets(), "NDCG@10", teacher=together)
+    assert first.startswith("teacher 1: BPR, ticket 0 of none-0123456789; teacher 2: ranked lists in best.tsv; alone:")
+    table = table_of(teacher=together)
+    assert [line[:9].strip() for line in table.splitlines()[2:4]] == ["teacher 1", "teacher 2"]
+    assert "123456" in table.splitlines()[2] and max(map(len, table.splitlines())) <= 100
+
+
 def test_columns_are_aligned_within_100() -> None:
     assert len({len(line) for line in table_of().splitlines()[: 2 + len(tickets())]}) == 1
     metric = "itemcoverage@100"

@@ -96,6 +96,36 @@ def test_a_distiller_has_one_teacher(data: Path, tmp_path: Path) -> None:
         assert f"{name} is none of" in refusal(lambda call=call: student_config(data, None, **call))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"distill_teacher_models": ["BPR", "BPR"]}, ["distill_teacher_models=BPR,BPR", "names BPR twice"]),
+        ({"distill_teacher_models": ["BPR", "LightGCM"]}, ["distill_teacher_models=LightGCM", "did you mean LightGCN"]),
+        ({"distill_teacher_models": ["BPR"], "distill_teacher_model": "BPR"}, ["cannot go together"]),
+        (
+            {"distill_teacher_models": ["BPR"], "distill_teacher": "a.pth"},
+            ["distill_teacher=a.pth", "cannot go together"],
+        ),
+        (
+            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"embedding_size": 8}},
+            ["embedding_size is none of distill_teacher_models=BPR,NeuMF", "go by their names"],
+        ),
+        (
+            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"BPR": 8}},
+            ["that of BPR must be a dict"],
+        ),
+        (
+            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"BPR": {"pruner": "imp"}}},
+            ["pruner is none of the teacher's own settings"],
+        ),
+        ({"distill_teacher_models": "[1]"}, ["distill_teacher_models=[1] is not allowed", "a list of words"]),
+    ],
+)
+def test_settings_of_several_teachers(data: Path, given: dict[str, Any], said: list[str]) -> None:
+    text = refusal(lambda: student_config(data, None, **given))
+    assert all(part in text for part in said), text
+
+
 def test_paths_that_are_no_teacher(data: Path, tmp_path: Path) -> None:
     (tmp_path / "teacher.pth").write_bytes(b"")
     (tmp_path / "teacher.txt").write_bytes(b"")
