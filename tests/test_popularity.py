@@ -206,7 +206,7 @@ def test_a_teacher_is_tested_as_plain_recbole_tests_it(
     at_random(trained.model)
     file = trained.save(tmp_path / "teacher.pth")
     workshop = Workshop(student_config(tiny_data, file, student, **changes))
-    teacher = Teaching(workshop, None, None).teacher
+    teacher = Teaching(workshop).teacher
     found = recall_of_teacher(workshop, teacher)
     assert bool(ranked) == ("tables" in kind), "products of tables are ranked in blocks of users"
     assert recall_of_teacher(workshop, teacher) is found, "measured once"

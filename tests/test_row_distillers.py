@@ -278,5 +278,5 @@ def test_a_subclass_with_other_scores_is_refused(data: Path, tmp_path: Path) -> 
     assert contradiction_of_subclass(trained.model, type(trained.model), rows) == ""
     changed = student_config(data, file)
     own = type(changed)(own_models.BPR, changed["dataset"], config_dict=changed.external_config_dict)
-    text = refusal(lambda: Teaching(Workshop(own), None, None))
+    text = refusal(lambda: Teaching(Workshop(own)))
     assert "cannot teach BPR" in text and "own_models.BPR are not those" in text

@@ -161,6 +161,14 @@ def test_numbers_of_states_that_are_none(count: Any, said: str, tiny_data: Path)
     assert text.startswith(f"distill_record_states={count} is not allowed") and said in text
 
 
+def test_no_states_without_a_dense_training(tiny_data: Path) -> None:
+    sparse = {"pruner": "static", "prune_target_sparsity": 0.5}
+    assert config_of(tiny_data, **sparse).settings.distill_record_states == 4
+    config = config_of(tiny_data, **sparse, prune_dense=False)
+    assert config.settings.distill_record_states == 0
+    assert "distill_record_states has no effect with prune_dense=False" in config.warnings
+
+
 def test_states_change_the_run_and_not_the_training(tiny_data: Path) -> None:
     plain, recording, more = (config_of(tiny_data, distill_record_states=count) for count in (0, 4, 5))
     assert len({plain.run_hash, recording.run_hash, more.run_hash}) == 3

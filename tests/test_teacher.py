@@ -327,7 +327,7 @@ def test_equal_scores_are_ranked_by_id(data: Path, made: Made) -> None:
 def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made: Made) -> None:
     trained, file = made("BPR", reordered, topk=[5])
     workshop = Workshop(student_config(data, file, topk=[5]))
-    teacher = Teaching(workshop, None, None).teacher
+    teacher = Teaching(workshop).teacher
     student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
     popular = {theirs[token_of(student, "item_id", item)] for item in torch.nonzero(teacher.pupils.popular)[:, 0]}
     lists, _ = heard(trained.trainer, trained.train_data, trained.test_data)
@@ -341,7 +341,7 @@ def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made
 def test_recall_of_a_teacher_that_is_asked_in_another_way(name: str, student: str, data: Path, made: Made) -> None:
     _, file = made(name, data)
     workshop = Workshop(student_config(data, file, student))
-    found = recall_of_teacher(workshop, Teaching(workshop, None, None).teacher)
+    found = recall_of_teacher(workshop, Teaching(workshop).teacher)
     assert found is not None and found["popular_users"] + found["unpopular_users"] == len(workshop.test_data._dataset)
 
 

@@ -11,8 +11,11 @@ from recbole_prune.config.near import did_you_mean
 from recbole_prune.config.teachers import check_teachers
 from recbole_prune.errors import ConfigError
 
-# a key of a method that counts only with one value of another of its keys
-_COUNTS_WITH = {"distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"}}
+# a key that counts only with one value of another key, where the method uses both
+_COUNTS_WITH: dict[str, dict[str, Any]] = {
+    "distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"},
+    "distill_record_states": {"prune_dense": True},
+}
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
 
 

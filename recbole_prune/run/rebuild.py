@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from recbole_prune.run.foreign_checkpoint import Checkpoint
 from recbole_prune.run.foreign_settings import Bounds, checked_settings, settings_of
 from recbole_prune.scoring.dot_product import to_numpy
 from recbole_prune.scoring.probe import load_state, tensors_of
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
 # what a constructor may make and drop again, beside a model as large as the one that is stored
 _SPARE = 1 << 20
@@ -163,7 +166,7 @@ def rebuild_state(rebuilt: Rebuilt, checkpoint: Checkpoint, place: str) -> Any:
 
 
 def _model_with(
-    config: PruneConfig, training: Any, state: Mapping[str, Array], place: str, others: Mapping[str, Any] | None
+    config: PruneConfig, training: Dataset, state: Mapping[str, Array], place: str, others: Mapping[str, Any] | None
 ) -> Any:
     """The model as its run built it, with stored weights."""
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
