@@ -12,6 +12,11 @@ from recbole_prune.errors import ConfigError
 
 # a key of a method that counts only with one value of another of its keys
 _COUNTS_WITH = {"distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"}}
+# a key that must not be above another one, where both are used
+_NOT_ABOVE = {
+    "distill_drawn": "distill_student_length",
+    "distill_interesting": "distill_student_length",
+}
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
 
 
@@ -100,6 +105,7 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     _settle_rewind(values, said, host)
     warnings += _settle_training(values, said, host)
     _check_teacher(values)
+    _check_not_above(values)
     _check_export(values)
     return Settings(values, frozenset(said)), warnings
 
@@ -257,6 +263,15 @@ def _check_teacher(values: Mapping[str, Any]) -> None:
         if name in ("model", "dataset", "output_dir", *schema.METHOD_KINDS) or name.startswith("distill_"):
             raise ConfigError(
                 f"distill_teacher_settings={settings} is not allowed: {name} is none of the teacher's own settings"
+            )
+
+
+def _check_not_above(values: Mapping[str, Any]) -> None:
+    for name, other in _NOT_ABOVE.items():
+        if is_used(name, values) and is_used(other, values) and values[name] > values[other]:
+            raise ConfigError(
+                f"{name}={values[name]} is not allowed: it must be at most {other}={values[other]} with "
+                f"--distiller={values['distiller']}"
             )
 
 

@@ -273,16 +273,16 @@ class ModelTeacher(Teacher):
         self._require_lists()
         arguments = self._arguments("items of users")
         with shared_propagation(self.model):
-            return best_of_rows(self._scores_of_users, self.pupils.consumed, *arguments, self._known_users())
+            return best_of_rows(self._scores_of_users, self.pupils.unranked, *arguments, self._known_users())
 
     @torch.no_grad()
     def rank_rows(self, batch: Interaction) -> Ranked:
         """Scores of the rows, a part of the batch at a time where there are many items."""
         self._require_lists()
-        consumed, arguments = self.pupils.consumed_in(batch), self._arguments("items of the rows of a batch")
+        unranked, arguments = self.pupils.unranked_in(batch), self._arguments("items of the rows of a batch")
         with same_draws(self.pupils.seed), shared_propagation(self.model):
             return best_of_rows(
-                lambda places: self._scores_of_rows(batch[places]), consumed, *arguments, np.arange(len(batch))
+                lambda places: self._scores_of_rows(batch[places]), unranked, *arguments, np.arange(len(batch))
             )
 
     def rank_users(self) -> Ranked:

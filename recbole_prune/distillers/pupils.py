@@ -36,6 +36,12 @@ def training_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([users, users[places[0]]]), np.concatenate([items, listed[places]])
 
 
+def nothing_used(keys: int, values: int) -> UsedIds:
+    """Of so many keys none has used any of the values."""
+    nothing = np.empty(0, np.int64)
+    return UsedIds(nothing, nothing, keys, values)
+
+
 def first_rows(dataset: Dataset) -> Interaction:
     """A few rows of a training dataset as a batch has them, without negatives."""
     rows = dataset.inter_feat
@@ -71,10 +77,14 @@ class Pupils:
         of_rows: whether a user is a row of a batch, as in sequential models.
         whole_rows: whether the student's loss compares all items of a row.
         batches: in an epoch.
+        mask_observed: whether rankings leave out what a user has in training (``distill_mask_observed``).
     """
 
-    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1) -> None:
+    def __init__(
+        self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1, mask_observed: bool = True
+    ) -> None:
         self.dataset, self.of_rows, self.whole_rows, self.batches = dataset, of_rows, whole_rows, batches
+        self.mask_observed = mask_observed
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
@@ -90,6 +100,15 @@ class Pupils:
         """The users of each item in the training data."""
         users, items = np.divmod(self.consumed.codes, self.item_count)
         return UsedIds(items, users, self.item_count, self.user_count)
+
+    @cached_property
+    def unranked(self) -> UsedIds:
+        """The items of each user that no ranking has."""
+        return self.consumed if self.mask_observed else nothing_used(self.user_count, self.item_count)
+
+    def unranked_in(self, batch: Interaction) -> UsedIds:
+        """The items of each row of a batch that no ranking has."""
+        return self.consumed_in(batch) if self.mask_observed else nothing_used(len(batch), self.item_count)
 
     @cached_property
     def popular(self) -> torch.Tensor:

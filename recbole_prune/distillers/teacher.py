@@ -123,7 +123,10 @@ class Teacher(ABC):
 
     @property
     def items_of_users(self) -> np.ndarray:
-        """The best items of every user that it has not in training, int32 ``[U, length]``, best first, then -1."""
+        """The best items of every user, int32 ``[U, length]``, best first, then -1.
+
+        Those that it has in training are left out, unless ``pupils.mask_observed`` is False.
+        """
         return self.ranked_items[0]
 
     @property
@@ -143,7 +146,7 @@ class Teacher(ABC):
             raise self.refuse("has lists without scores, which this method needs: add them to every line (.jsonl)")
 
     def rank_rows(self, batch: Interaction) -> Ranked:
-        """The best items for each row of a batch, without what is consumed in it, and their scores.
+        """The best items for each row of a batch, and their scores.
 
         As :attr:`items_of_users` and :attr:`scores` otherwise, ``[b, length]``.
         """

@@ -52,7 +52,8 @@ class Teaching:
         over_all_items = of_rows and workshop.config["loss_type"] == "CE"
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
         data = workshop.train_data
-        self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data))
+        masked = workshop.config.settings.distill_mask_observed
+        self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data), mask_observed=masked)
         changed = contradiction_of_subclass(
             student, workshop.config.model_class, self._pupils.first_rows().to(student.device)
         )
