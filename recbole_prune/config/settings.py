@@ -11,7 +11,14 @@ from recbole_prune.config.near import did_you_mean
 from recbole_prune.errors import ConfigError
 
 # a key of a method that counts only with one value of another of its keys
-_COUNTS_WITH = {"distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"}}
+_COUNTS_WITH: Mapping[str, Mapping[str, Any]] = {
+    "distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"},
+    "distill_refresh_epochs": {"distill_parity": "corrected"},
+    "distill_item_weight": {"distill_parity": "corrected"},
+    "distill_item_interesting": {"distill_parity": "corrected"},
+}
+# methods that have other values of distill_parity than most
+_PARITIES = {"dcd": ("corrected", "kds")}
 # a key that must not be above another one, where both are used
 _NOT_ABOVE = {
     "distill_drawn": "distill_student_length",
@@ -106,6 +113,7 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     warnings += _settle_training(values, said, host)
     _check_teacher(values)
     _check_not_above(values)
+    _check_parity(values)
     _check_export(values)
     return Settings(values, frozenset(said)), warnings
 
@@ -273,6 +281,16 @@ def _check_not_above(values: Mapping[str, Any]) -> None:
                 f"{name}={values[name]} is not allowed: it must be at most {other}={values[other]} with "
                 f"--distiller={values['distiller']}"
             )
+
+
+def _check_parity(values: Mapping[str, Any]) -> None:
+    """Whose code there is to be equal to depends on the method."""
+    allowed, parity = _PARITIES.get(values["distiller"], ("corrected", "official")), values["distill_parity"]
+    if is_used("distill_parity", values) and parity not in allowed:
+        raise ConfigError(
+            f"distill_parity={parity} is not allowed with --distiller={values['distiller']}: it must be "
+            f"{' or '.join(allowed)}"
+        )
 
 
 def _check_export(values: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ DISTILLERS = {
     "ir_rrd": ".ranking:ItemSideRanking",
     "de_rrd": ".ranking:ExpertsAndRanking",
     "kd": ".logits:SoftTargets",
+    "dcd": ".dual_correction:DualCorrection",
     "rce_kd": ".rce:RejuvenatedCrossEntropy",
 }
 

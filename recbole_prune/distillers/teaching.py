@@ -104,7 +104,7 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
     if not reason and promises.lists:
         reason = reason_without_lists(kind)
     if not reason and promises.closed_users and student.type == ModelType.SEQUENTIAL:
-        reason = f"the users of {kind.__name__} are histories and no closed set, so no item has a list of users"
+        reason = f"the users of {kind.__name__} are histories and no closed set, so no item has users of its own"
     if reason:
         raise _cannot(config, reason)
 
