@@ -23,6 +23,7 @@ DISTILLERS = {
     "de_rrd": ".ranking:ExpertsAndRanking",
     "kd": ".logits:SoftTargets",
     "dcd": ".dual_correction:DualCorrection",
+    "unkd": ".debiased:UnbiasedDistillation",
     "rce_kd": ".rce:RejuvenatedCrossEntropy",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Callable
 
@@ -21,7 +22,7 @@ from recbole_prune.anatomy.vectors import (
     vectors_of,
 )
 from recbole_prune.distillers.matching import LastStates, Matching
-from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_rows
+from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_groups, best_of_rows
 from recbole_prune.distillers.teacher import Basics, Rows, Tables, Teacher, same_draws
 from recbole_prune.sparse.pair_scores import pair_scores
 
@@ -283,6 +284,17 @@ class ModelTeacher(Teacher):
         with same_draws(self.pupils.seed), shared_propagation(self.model):
             return best_of_rows(
                 lambda places: self._scores_of_rows(batch[places]), unranked, *arguments, np.arange(len(batch))
+            )
+
+    @torch.no_grad()
+    def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """Among all items."""
+        self._require_lists()
+        known, consumed = np.flatnonzero((~self._unknown(rows)).cpu().numpy()), self.pupils.consumed_by(rows)
+        arguments = self._arguments("items of users in groups of items")
+        with same_draws(self.pupils.seed), shared_propagation(self.model):
+            return best_of_groups(
+                lambda places: self._scores_of_rows(rows[places]), consumed, *arguments, known, groups
             )
 
     def rank_users(self) -> Ranked:

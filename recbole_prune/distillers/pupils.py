@@ -111,10 +111,14 @@ class Pupils:
         return self.consumed_in(batch) if self.mask_observed else nothing_used(len(batch), self.item_count)
 
     @cached_property
+    def consumptions(self) -> np.ndarray:
+        """How many users have each item in the training data ``[N]``."""
+        return np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
+
+    @cached_property
     def popular(self) -> torch.Tensor:
         """Which items are popular in the training data, where an item counts once for a user; bool ``[N]``."""
-        counts = np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
-        return torch.from_numpy(popular_items(counts))
+        return torch.from_numpy(popular_items(self.consumptions))
 
     def consumed_by(self, rows: Rows) -> UsedIds:
         """The items of each of some users (ids ``[n]``) or of each row of a batch."""
@@ -132,6 +136,11 @@ class Pupils:
         items = np.concatenate([histories, batch[self.item_field].cpu().numpy()[:, None]], axis=1)
         rows, places = np.nonzero(items)
         return UsedIds(rows, items[rows, places], len(items), self.item_count)
+
+    def users_in(self, batch: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+        """The distinct users of a batch, ascending, and how many rows each has."""
+        users, counts = batch[self.user_field].unique(return_counts=True)
+        return users, counts
 
     def first_rows(self) -> Interaction:
         """A few rows as a batch has them, without negatives."""

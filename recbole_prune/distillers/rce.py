@@ -85,7 +85,7 @@ class RejuvenatedCrossEntropy(StudentGuided):
             settings.distill_label_scale,
         )
         if isinstance(rows, torch.Tensor):
-            losses = losses * interaction[self.pupils.user_field].unique(return_counts=True)[1]
+            losses = losses * self.pupils.users_in(interaction)[1]
         return {"rce": (settings.distill_weight, losses.sum())}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional, Union
@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.distillers.listwise import draw_unused
-from recbole_prune.distillers.ranked_lists import Ranked
+from recbole_prune.distillers.ranked_lists import Ranked, split_by_groups
 from recbole_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -153,6 +153,29 @@ class Teacher(ABC):
         users = batch[self.pupils.user_field].cpu().numpy()
         ids, scores = self.ranked_items
         return ids[users], scores[users]
+
+    def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """The best items of each group of items, for users or rows; here those of :attr:`items_of_users`.
+
+        Args:
+            rows: user ids ``[n]`` or the rows of a batch.
+            groups: ids of the items of each group, ascending.
+
+        Returns:
+            ids ``[n, groups, length]``, best first, then -1; without what is consumed.
+        """
+        lists = self.items_of_users[rows.cpu().numpy()] if isinstance(rows, torch.Tensor) else self.rank_rows(rows)[0]
+        return split_by_groups(lists, groups)
+
+    def items_in_groups(self, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """:meth:`rank_in_groups` of all users, int32 ``[U, groups, length]``, nothing for padding."""
+
+        def rank() -> dict[str, np.ndarray]:
+            ranked = self.rank_in_groups(torch.arange(1, self.pupils.user_count), groups)
+            return {"ids": np.concatenate([np.full_like(ranked[:1], -1), ranked])}
+
+        with same_draws(self.pupils.seed):
+            return self._store.get("items_in_groups", rank)["ids"]
 
     @property
     def users_of_items(self) -> np.ndarray:
