@@ -24,6 +24,7 @@ DISTILLERS = {
     "kd": ".logits:SoftTargets",
     "dcd": ".dual_correction:DualCorrection",
     "unkd": ".debiased:UnbiasedDistillation",
+    "freqd": ".graph_hints:GraphHints",
     "rce_kd": ".rce:RejuvenatedCrossEntropy",
 }
 
