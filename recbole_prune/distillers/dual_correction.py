@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -46,8 +46,9 @@ class DualCorrection(Distiller):
 
     promises = Promises(lists=True, closed_users=True, refuses=ItemSideRanking.promises.refuses)
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def attach(self, model: MaskAware) -> None:
+        """Begin without errors."""
+        super().attach(model)
         self._third_party = self.settings.distill_parity == "kds"
         self._errors: dict[str, np.ndarray] = {}
 

@@ -17,7 +17,7 @@ _SHARED = ("General", "Evaluation", "Dataset")
 _NOT_SHARED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 # their defaults depend on the kind of model, so the student's are handed on even where nobody set them
 _DATA = ("eval_args", "load_col")
-_OURS = ("output_dir", "prune_select", "recipe_notice")
+_OURS = ("output_dir", "prune_select", "prune_eval_mask", "recipe_notice")
 
 
 def teacher_config(config: PruneConfig) -> PruneConfig:
