@@ -11,7 +11,7 @@ import torch
 from recbole_prune.anatomy.logits import row_logits, user_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.list_sources import listed_logits
+from recbole_prune.distillers.list_sources import listed_logits, where_listed
 from recbole_prune.distillers.listwise import draw_weighted, plackett_luce
 from recbole_prune.distillers.ranking import ItemSideRanking
 from recbole_prune.training.parts import State
@@ -140,7 +140,7 @@ def _of_users(model: MaskAware) -> Score:
 
 
 def _of_items(model: MaskAware) -> Score:
-    return lambda items, users: user_logits(model, items, users.clamp(min=0)).masked_fill(users < 0, torch.nan)
+    return lambda items, users: where_listed(lambda found: user_logits(model, items, found), users)
 
 
 def _within(score: Score) -> Score:
