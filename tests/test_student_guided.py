@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,38 @@ def test_rows_are_ranked_batch_by_batch(tiny_data: Path, tmp_path: Path) -> None
     for row, listed in enumerate(items.tolist()):
         assert listed[:K] == mine[row][:K]
         assert {item for item in listed[K + L :] if item >= 0} == set(theirs[row][:K]) - set(listed[: K + L])
+
+
+def listed(data: Path, folder: Path, scored: bool) -> Path:
+    """Four items for each user, with the scores 4, 3, 2 and 1."""
+    dataset = checkpoint(data, folder)[0].train_data._dataset
+    users, items = (dataset.field2id_token[field][1:].tolist() for field in ("user_id", "item_id"))
+    file = folder / "lists.jsonl"
+    lines = [
+        {"user": user, "items": [items[(place + k) % len(items)] for k in range(4)]} for place, user in enumerate(users)
+    ]
+    scores = {"scores": [4, 3, 2, 1]} if scored else {}
+    file.write_text("\n".join(json.dumps({**line, **scores}) for line in lines), encoding="utf-8")
+    return file
+
+
+def test_of_a_file_listed_items_teach(tiny_data: Path, tmp_path: Path) -> None:
+    lesson = Beginner("rce_kd", tiny_data, listed(tiny_data, tmp_path, True), tmp_path, **COUNTS)
+    users, (items, labels, _) = lesson.part.labelled(lesson.student, lesson.batch())
+    lists = lesson.teacher.items_of_users
+    assert (lists[1:, 3] > 0).all(), "training items are among them"
+    for user, row, known in zip(users.tolist(), items.tolist(), labels.tolist()):
+        found = {item: label for item, label in zip(row, known) if item >= 0}
+        expected = dict(zip(lists[user, :4].tolist(), (4.0, 3.0, 2.0, 1.0)))
+        assert found == expected, "all of a short list, and nothing else"
+    loss = lesson.part.losses(lesson.student, lesson.batch())["rce"]
+    loss.backward()
+    assert loss > 0 and bool(lesson.student.item_embedding.weight.grad.isfinite().all())
+
+
+def test_lists_without_scores_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    file = listed(tiny_data, tmp_path, False)
+    assert "has lists without scores" in refusal(lambda: Beginner("rce_kd", tiny_data, file, tmp_path, **COUNTS))
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
