@@ -59,17 +59,18 @@ def student_config(data: Path, teacher: Path | None, model: str = "BPR", **chang
     return PruneConfig(model, DATASET, config_dict={**settings_of(model, data), "distiller": "rrd", **named, **changes})
 
 
-_known: dict[tuple[str, bool], Pupils] = {}
+_known: dict[tuple[str, bool, bool], Pupils] = {}
 
 
-def pupils_of(config: Config, of_rows: bool = False) -> Pupils:
+def pupils_of(config: Config, of_rows: bool = False, mask_observed: bool = True) -> Pupils:
     """The student's data, read once for each model and split."""
     names = ("data_path", "model", "eval_args", "user_inter_num_interval", "MAX_ITEM_LIST_LENGTH", "load_col")
-    key = repr([config[name] for name in names]), of_rows
+    key = repr([config[name] for name in names]), of_rows, mask_observed
     if key not in _known:
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)
-        _known[key] = Pupils(data_preparation(config, dataset)[0]._dataset, of_rows)
+        training = data_preparation(config, dataset)[0]._dataset
+        _known[key] = Pupils(training, of_rows, mask_observed=mask_observed)
     return _known[key]
 
 
@@ -83,7 +84,8 @@ def open_for(
 ) -> Teacher:
     """The teacher as a student's run opens it."""
     config = student_config(data, teacher, model, **changes)
-    return open_teacher(config, pupils_of(config, of_rows), folder)
+    pupils = pupils_of(config, of_rows, config.settings.distill_mask_observed)
+    return open_teacher(config, pupils, folder)
 
 
 def no_gradient(*tensors: torch.Tensor) -> bool:

@@ -26,7 +26,7 @@ class Lesson(Beginner):
 
     def drawn(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Users or rows of a batch, the items that are drawn for them, their labels before the sigmoid."""
-        rows, (items, logits) = self.part._labelled(self.student, self.batch())
+        rows, (items, logits) = self.part.labelled(self.student, self.batch())
         return rows, items, logits
 
 
@@ -124,7 +124,8 @@ def test_of_a_file_listed_items_are_drawn(tiny_data: Path, tmp_path: Path) -> No
     file.write_text("\n".join(map(json.dumps, lines)))
     lesson = Lesson(tiny_data, file, tmp_path, distill_guide="teacher")
     everyone = torch.arange(1, lesson.teacher.pupils.user_count)
-    (drawn, logits), lists = lesson.part._draw(lesson.student, everyone, 0), lesson.teacher.items_of_users
+    drawn, logits = lesson.part.label(lesson.student, everyone, np.random.default_rng(0))
+    lists = lesson.teacher.items_of_users
     assert (drawn[-1] == -1).all() and logits[-1].isnan().all()
     for user in range(1, len(everyone)):
         listed = lists[user][lists[user] >= 0]
@@ -133,7 +134,7 @@ def test_of_a_file_listed_items_are_drawn(tiny_data: Path, tmp_path: Path) -> No
     counts = np.array([(logits[full] == value).sum() for value in (4, 3, 2, 1)])
     assert counts / counts.sum() == pytest.approx(np.array([7, 5, 3, 1]) / 16, abs=0.02)
     assert lesson.part.losses(lesson.student, lesson.batch())["cd"].isfinite()
-    by_student, _ = Lesson(tiny_data, file, tmp_path).part._draw(lesson.student, everyone, 0)
+    by_student, _ = Lesson(tiny_data, file, tmp_path).part.label(lesson.student, everyone, np.random.default_rng(0))
     assert not torch.equal(by_student, drawn)
     assert all(set(mine) == set(theirs) for mine, theirs in zip(by_student.tolist(), drawn.tolist()))
 

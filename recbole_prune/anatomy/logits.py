@@ -63,7 +63,7 @@ def product_tables(model: AbstractRecommender, pairs: int) -> tuple[torch.Tensor
         ``[users, width]`` and ``[items, width]``; None where logits are something else, where users are histories, or
         where the vectors of those that occur in so few pairs cost less than all.
     """
-    scorer = _scorer_with_lists(model)
+    scorer = scorer_with_lists(model)
     if not isinstance(scorer, Vectors) or scorer.of_rows or not scorer.dot or not scorer.pays_all_users(model, pairs):
         return None
     with shared_propagation(model):

@@ -11,10 +11,20 @@ from recbole_prune.config.near import did_you_mean
 from recbole_prune.config.teachers import check_teachers
 from recbole_prune.errors import ConfigError
 
-# a key that counts only with one value of another key, where the method uses both
-_COUNTS_WITH: dict[str, dict[str, Any]] = {
+# a key of a method that counts only with one value of another of its keys
+_COUNTS_WITH: Mapping[str, Mapping[str, Any]] = {
     "distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"},
     "distill_record_states": {"prune_dense": True},
+    "distill_refresh_epochs": {"distill_parity": "corrected"},
+    "distill_item_weight": {"distill_parity": "corrected"},
+    "distill_item_interesting": {"distill_parity": "corrected"},
+}
+# methods that have other values of distill_parity than most
+_PARITIES = {"dcd": ("corrected", "kds")}
+# a key that must not be above another one, where both are used
+_NOT_ABOVE = {
+    "distill_drawn": "distill_student_length",
+    "distill_interesting": "distill_student_length",
 }
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
 
@@ -106,6 +116,8 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     if is_used("distill_teacher", values):
         check_teachers(values)
     _check_states(values)
+    _check_not_above(values)
+    _check_parity(values)
     _check_export(values)
     return Settings(values, frozenset(said)), warnings
 
@@ -243,6 +255,25 @@ def _check_states(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             "distill_record_states=1 is not allowed: the last state is the checkpoint of the best epoch, which every "
             "run keeps; it must be 0, or 2 or more (4 is usual)"
+        )
+
+
+def _check_not_above(values: Mapping[str, Any]) -> None:
+    for name, other in _NOT_ABOVE.items():
+        if is_used(name, values) and is_used(other, values) and values[name] > values[other]:
+            raise ConfigError(
+                f"{name}={values[name]} is not allowed: it must be at most {other}={values[other]} with "
+                f"--distiller={values['distiller']}"
+            )
+
+
+def _check_parity(values: Mapping[str, Any]) -> None:
+    """Whose code there is to be equal to depends on the method."""
+    allowed, parity = _PARITIES.get(values["distiller"], ("corrected", "official")), values["distill_parity"]
+    if is_used("distill_parity", values) and parity not in allowed:
+        raise ConfigError(
+            f"distill_parity={parity} is not allowed with --distiller={values['distiller']}: it must be "
+            f"{' or '.join(allowed)}"
         )
 
 

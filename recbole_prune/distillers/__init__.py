@@ -23,6 +23,10 @@ DISTILLERS = {
     "de_rrd": ".ranking:ExpertsAndRanking",
     "hetcomp": ".heterogeneous:HeterogeneousCompression",
     "kd": ".logits:SoftTargets",
+    "dcd": ".dual_correction:DualCorrection",
+    "unkd": ".debiased:UnbiasedDistillation",
+    "freqd": ".graph_hints:GraphHints",
+    "rce_kd": ".rce:RejuvenatedCrossEntropy",
 }
 
 

@@ -161,18 +161,20 @@ class ListTeacher(Teacher):
         return super().scores
 
     def _pairs(self, observed: bool = False) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Id of a user, ids of its items that it has, or has not, in training, their scores."""
+        """Id of a user, ids of its items that it has in training, or else that rankings have, their scores."""
         for line in self._lines:
             user = self._users.get(line.user)
             if user is None:
                 continue
             ids = np.array([self._items.get(item, -1) for item in line.items], np.int64)
             scores = np.array(line.scores if self.has_scores else np.zeros(len(ids)), np.float32)
-            kept = (ids > 0) & (self.pupils.consumed.contains(np.full(len(ids), user), ids) == observed)
+            keys = np.full(len(ids), user)
+            wanted = self.pupils.consumed.contains(keys, ids) if observed else ~self.pupils.unranked.contains(keys, ids)
+            kept = (ids > 0) & wanted
             yield user, ids[kept], scores[kept]
 
     def rank_items(self) -> Ranked:
-        """The lists, without training items."""
+        """The lists, without what rankings leave out."""
         shape = self.pupils.user_count, self.length
         ids, found = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
         for user, items, scores in self._pairs():

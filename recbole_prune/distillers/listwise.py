@@ -205,6 +205,26 @@ def draw_ranks(
     return np.where(drawn < lengths[:, None], drawn, -1)
 
 
+def draw_weighted(log_weights: np.ndarray, count: int, stream: np.random.Generator) -> np.ndarray:
+    """Draw columns without replacement by any weights: the race of :func:`draw_ranks` with all columns in it.
+
+    Args:
+        log_weights: logarithms of the weights, float32 ``[rows, columns]``; minus infinity is never drawn.
+        count: columns to draw for a row.
+        stream: random numbers.
+
+    Returns:
+        columns ``[rows, count]`` (at most all) in the order of the draw, -1 where a row has no more.
+    """
+    keys = np.log(_exponentials(stream, log_weights.shape)) - log_weights
+    count = min(count, log_weights.shape[1])
+    drawn = np.argpartition(keys, count - 1, axis=1)[:, :count]
+    keys = np.take_along_axis(keys, drawn, axis=1)
+    order = np.argsort(keys, axis=1)
+    ended = np.isinf(np.take_along_axis(keys, order, axis=1))
+    return np.where(ended, -1, np.take_along_axis(drawn, order, axis=1))
+
+
 def draw_outside(used: UsedIds, count: int, first: int, stream: np.random.Generator) -> np.ndarray:
     """Draw values that a key has not used, uniformly and without replacement.
 

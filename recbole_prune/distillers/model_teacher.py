@@ -22,7 +22,13 @@ from recbole_prune.anatomy.vectors import (
     vectors_of,
 )
 from recbole_prune.distillers.matching import LastStates, Matching
-from recbole_prune.distillers.ranked_lists import Ranked, best_of_columns, best_of_listed, best_of_rows
+from recbole_prune.distillers.ranked_lists import (
+    Ranked,
+    best_of_columns,
+    best_of_groups,
+    best_of_listed,
+    best_of_rows,
+)
 from recbole_prune.distillers.teacher import Basics, Rows, Tables, Teacher, same_draws
 from recbole_prune.sparse.pair_scores import pair_scores
 
@@ -306,16 +312,27 @@ class ModelTeacher(Teacher):
         self._require_lists()
         arguments = self._arguments("items of users")
         with shared_propagation(self.model):
-            return best_of_rows(self._scores_of_users, self.pupils.consumed, *arguments, self._known_users())
+            return best_of_rows(self._scores_of_users, self.pupils.unranked, *arguments, self._known_users())
 
     @torch.no_grad()
     def rank_rows(self, batch: Interaction) -> Ranked:
         """Scores of the rows, a part of the batch at a time where there are many items."""
         self._require_lists()
-        consumed, arguments = self.pupils.consumed_in(batch), self._arguments("items of the rows of a batch")
+        unranked, arguments = self.pupils.unranked_in(batch), self._arguments("items of the rows of a batch")
         with same_draws(self.pupils.seed), shared_propagation(self.model):
             return best_of_rows(
-                lambda places: self._scores_of_rows(batch[places]), consumed, *arguments, np.arange(len(batch))
+                lambda places: self._scores_of_rows(batch[places]), unranked, *arguments, np.arange(len(batch))
+            )
+
+    @torch.no_grad()
+    def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """Among all items."""
+        self._require_lists()
+        known, consumed = np.flatnonzero((~self._unknown(rows)).cpu().numpy()), self.pupils.consumed_by(rows)
+        arguments = self._arguments("items of users in groups of items")
+        with same_draws(self.pupils.seed), shared_propagation(self.model):
+            return best_of_groups(
+                lambda places: self._scores_of_rows(rows[places]), consumed, *arguments, known, groups
             )
 
     def rank_users(self) -> Ranked:

@@ -36,6 +36,12 @@ def training_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([users, users[places[0]]]), np.concatenate([items, listed[places]])
 
 
+def nothing_used(keys: int, values: int) -> UsedIds:
+    """Of so many keys none has used any of the values."""
+    nothing = np.empty(0, np.int64)
+    return UsedIds(nothing, nothing, keys, values)
+
+
 def first_rows(dataset: Dataset) -> Interaction:
     """A few rows of a training dataset as a batch has them, without negatives."""
     rows = dataset.inter_feat
@@ -71,10 +77,14 @@ class Pupils:
         of_rows: whether a user is a row of a batch, as in sequential models.
         whole_rows: whether the student's loss compares all items of a row.
         batches: in an epoch.
+        mask_observed: whether rankings leave out what a user has in training (``distill_mask_observed``).
     """
 
-    def __init__(self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1) -> None:
+    def __init__(
+        self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1, mask_observed: bool = True
+    ) -> None:
         self.dataset, self.of_rows, self.whole_rows, self.batches = dataset, of_rows, whole_rows, batches
+        self.mask_observed = mask_observed
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
@@ -92,10 +102,23 @@ class Pupils:
         return UsedIds(items, users, self.item_count, self.user_count)
 
     @cached_property
+    def unranked(self) -> UsedIds:
+        """The items of each user that no ranking has."""
+        return self.consumed if self.mask_observed else nothing_used(self.user_count, self.item_count)
+
+    def unranked_in(self, batch: Interaction) -> UsedIds:
+        """The items of each row of a batch that no ranking has."""
+        return self.consumed_in(batch) if self.mask_observed else nothing_used(len(batch), self.item_count)
+
+    @cached_property
+    def consumptions(self) -> np.ndarray:
+        """How many users have each item in the training data ``[N]``."""
+        return np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
+
+    @cached_property
     def popular(self) -> torch.Tensor:
         """Which items are popular in the training data, where an item counts once for a user; bool ``[N]``."""
-        counts = np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
-        return torch.from_numpy(popular_items(counts))
+        return torch.from_numpy(popular_items(self.consumptions))
 
     def consumed_by(self, rows: Rows) -> UsedIds:
         """The items of each of some users (ids ``[n]``) or of each row of a batch."""
@@ -113,6 +136,11 @@ class Pupils:
         items = np.concatenate([histories, batch[self.item_field].cpu().numpy()[:, None]], axis=1)
         rows, places = np.nonzero(items)
         return UsedIds(rows, items[rows, places], len(items), self.item_count)
+
+    def users_in(self, batch: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+        """The distinct users of a batch, ascending, and how many rows each has."""
+        users, counts = batch[self.user_field].unique(return_counts=True)
+        return users, counts
 
     def first_rows(self) -> Interaction:
         """A few rows as a batch has them, without negatives."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from logging import getLogger
 from time import monotonic
 
@@ -63,6 +63,43 @@ def best_of_listed(
         kept.view(-1)[codes] = scores.view(-1)[codes]
         for table, part in zip(found, _in_order(*kept.topk(min(length, columns), dim=1))):
             table[some, : part.shape[1]] = part.cpu().numpy()
+    return found
+
+
+def best_of_groups(
+    score: Score,
+    excluded: UsedIds,
+    length: int,
+    what: str,
+    device: torch.device,
+    ids: np.ndarray,
+    groups: Sequence[np.ndarray],
+) -> np.ndarray:
+    """The best columns of each group for every row; as :func:`best_of_rows` otherwise.
+
+    Args:
+        groups: ids of the columns of each group, ascending; the other arguments are those of :func:`best_of_rows`.
+
+    Returns:
+        columns int32 ``[rows, groups, length]``.
+    """
+    found = np.full((excluded.key_count, len(groups), length), -1, np.int32)
+    for some, scores in _chunks(score, excluded, what, device, ids):
+        for number, members in enumerate(groups):
+            columns = torch.from_numpy(members).to(device)
+            best, places = scores[:, columns].topk(min(length, len(members)), dim=1)
+            ordered = _in_order(best, places)[0].cpu().numpy()
+            found[some, number, : ordered.shape[1]] = np.where(ordered < 0, -1, members[ordered])
+    return found
+
+
+def split_by_groups(lists: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """The members of each group in lists ``[n, length]``, in their order, ``[n, groups, length]``; -1 behind them."""
+    found = np.full((len(lists), len(groups), lists.shape[1]), -1, lists.dtype)
+    for number, members in enumerate(groups):
+        outside = ~np.isin(lists, members)
+        order = outside.argsort(axis=1, kind="stable")
+        found[:, number] = np.take_along_axis(np.where(outside, -1, lists), order, axis=1)
     return found
 
 

@@ -56,6 +56,26 @@ def soft_cross_entropy(
     return (losses * listed).sum(-1)
 
 
+def soft_list_cross_entropy(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy between the softmax of teacher and student over the known items of a list, one value per row.
+
+    Args:
+        scores: the student's logits ``[rows, items]``.
+        teacher: the teacher's logits of the same items; an item with NaN in either is none of the list.
+        temperature: what both are divided by.
+
+    Returns:
+        losses ``[rows]``, 0 where nothing is known.
+    """
+    listed = ~(scores.isnan() | teacher.isnan())
+    lowest = torch.finfo(torch.float32).min  # e to it is 0 and, unlike minus infinity, a row of nothing else has no NaN
+    mine, theirs = (
+        (torch.where(listed, logits.float(), 0.0) / temperature).masked_fill(~listed, lowest)
+        for logits in (scores, teacher)
+    )
+    return -(theirs.softmax(1) * mine.log_softmax(1) * listed).sum(1)
+
+
 def soft_row_cross_entropy(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """Cross-entropy between the softmax of teacher and student over the items of a row, times ``temperature ** 2``.
 

@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.distillers.listwise import draw_unused
-from recbole_prune.distillers.ranked_lists import Ranked
+from recbole_prune.distillers.ranked_lists import Ranked, split_by_groups
 from recbole_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,7 +136,10 @@ class Teacher(ABC):
 
     @property
     def items_of_users(self) -> np.ndarray:
-        """The best items of every user that it has not in training, int32 ``[U, length]``, best first, then -1."""
+        """The best items of every user, int32 ``[U, length]``, best first, then -1.
+
+        Those that it has in training are left out, unless ``pupils.mask_observed`` is False.
+        """
         return self.ranked_items[0]
 
     @property
@@ -156,13 +159,36 @@ class Teacher(ABC):
             raise self.refuse("has lists without scores, which this method needs: add them to every line (.jsonl)")
 
     def rank_rows(self, batch: Interaction) -> Ranked:
-        """The best items for each row of a batch, without what is consumed in it, and their scores.
+        """The best items for each row of a batch, and their scores.
 
         As :attr:`items_of_users` and :attr:`scores` otherwise, ``[b, length]``.
         """
         users = batch[self.pupils.user_field].cpu().numpy()
         ids, scores = self.ranked_items
         return ids[users], scores[users]
+
+    def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """The best items of each group of items, for users or rows; here those of :attr:`items_of_users`.
+
+        Args:
+            rows: user ids ``[n]`` or the rows of a batch.
+            groups: ids of the items of each group, ascending.
+
+        Returns:
+            ids ``[n, groups, length]``, best first, then -1; without what is consumed.
+        """
+        lists = self.items_of_users[rows.cpu().numpy()] if isinstance(rows, torch.Tensor) else self.rank_rows(rows)[0]
+        return split_by_groups(lists, groups)
+
+    def items_in_groups(self, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """:meth:`rank_in_groups` of all users, int32 ``[U, groups, length]``, nothing for padding."""
+
+        def rank() -> dict[str, np.ndarray]:
+            ranked = self.rank_in_groups(torch.arange(1, self.pupils.user_count), groups)
+            return {"ids": np.concatenate([np.full_like(ranked[:1], -1), ranked])}
+
+        with same_draws(self.pupils.seed):
+            return self._store.get("items_in_groups", rank)["ids"]
 
     @property
     def users_of_items(self) -> np.ndarray:

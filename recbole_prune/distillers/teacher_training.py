@@ -21,7 +21,7 @@ _NOT_SHARED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloa
 _DATA = ("eval_args", "load_col")
 # as the published code has them
 USUAL_STATES = 4
-_OURS = ("output_dir", "prune_select", "recipe_notice")
+_OURS = ("output_dir", "prune_select", "prune_eval_mask", "recipe_notice")
 
 
 def teacher_configs(config: PruneConfig) -> list[PruneConfig]:

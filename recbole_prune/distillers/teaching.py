@@ -58,7 +58,8 @@ class Teaching:
         over_all_items = of_rows and workshop.config["loss_type"] == "CE"
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
         data = workshop.train_data
-        self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data))
+        masked = workshop.config.settings.distill_mask_observed
+        self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data), mask_observed=masked)
         self._class.check(workshop.config.settings, self._pupils, student)
         changed = contradiction_of_subclass(
             student, workshop.config.model_class, self._pupils.first_rows().to(student.device)
@@ -111,7 +112,7 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
     if not reason and promises.lists:
         reason = reason_without_lists(kind)
     if not reason and promises.closed_users and student.type == ModelType.SEQUENTIAL:
-        reason = f"the users of {kind.__name__} are histories and no closed set, so no item has a list of users"
+        reason = f"the users of {kind.__name__} are histories and no closed set, so no item has users of its own"
     if reason:
         raise _cannot(config, reason)
 

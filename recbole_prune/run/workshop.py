@@ -17,7 +17,8 @@ from recbole_prune.artifact.export import seen_by_users
 from recbole_prune.config.evaluation import check_cutoffs
 from recbole_prune.data import random_streams
 from recbole_prune.data.batches import assemble_batches_fast, first_batch
-from recbole_prune.data.membership import samplers_over_arrays
+from recbole_prune.data.evaluation_mask import mask_training_items_only
+from recbole_prune.data.membership import UsedIds, samplers_over_arrays
 from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
@@ -76,6 +77,8 @@ class Workshop:
         if config["save_dataloaders"]:
             random_streams.share_the_global_stream(self.loaders)
         self._check_parts()
+        if config.settings.prune_eval_mask == "train":
+            self._mask_training_items_only()
         assemble_batches_fast(self.train_data)
         if config.settings.prune_user_uniform:
             sample_users_uniformly(self.train_data, config)
@@ -120,6 +123,14 @@ class Workshop:
                     f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
                     f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
                 )
+
+    def _mask_training_items_only(self) -> None:
+        training = self.train_data._dataset
+        users, items = (training.inter_feat[field].numpy() for field in (training.uid_field, training.iid_field))
+        used = UsedIds(users, items, training.user_num, training.item_num)
+        for loader in self.loaders[1:]:
+            if len(loader):
+                mask_training_items_only(loader, used)
 
     def _check_labels(self) -> None:
         """Refuse data without what a context-aware model learns."""
