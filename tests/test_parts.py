@@ -22,6 +22,7 @@ from recbole_prune import run_recbole_prune
 from recbole_prune.run import ticket_training
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
+from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.parts import Part, State, Training
 from recbole_prune.training.state import optimizers_of
 
@@ -268,3 +269,54 @@ def test_defaults_do_nothing(tiny_data: Path) -> None:
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, accompanied.model.state_dict()[name])
     assert accompanied.history == alone.history
+
+
+class Weighs(Part):
+    """Weighs the model's own loss, which it looks at, and adds a constant."""
+
+    name = "weighs"
+
+    def __init__(self, factor: float | torch.Tensor) -> None:
+        self.factor, self.seen = factor, None
+
+    def losses(self, model: Any, interaction: Any) -> Mapping[str, torch.Tensor]:
+        self.seen = model.loss_in_work
+        self.own_loss = self.factor  # as of this batch
+        return {"weighs": torch.tensor(2.0)}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.25, torch.tensor(3.0)])
+def test_a_part_weighs_the_own_loss(factor: float | torch.Tensor, tiny_data: Path) -> None:
+    bench = Bench("BPR", tiny_data)
+    part, model = Weighs(factor), bench.model()
+    batch = next(iter(bench.train))
+    own = model.calculate_loss(batch)
+    bench.trainer(model, parts=[part])
+    assert model.calculate_loss(batch).item() == pytest.approx(float(factor) * own.item() + 2)
+    assert torch.equal(part.seen, own) and part.seen.requires_grad
+    assert model.loss_in_work is None and "loss_in_work" not in vars(model)
+
+
+def test_every_one_of_several_own_losses_is_weighed_and_what_is_left_out_may_be_infinite(tiny_data: Path) -> None:
+    model = Bench("BPR", tiny_data).model()
+    model.added_losses, model.own_loss = lambda batch: {"one": torch.tensor(1.0)}, lambda: 0.5
+    assert model.with_added_losses((torch.tensor(2.0), torch.tensor(4.0)), None) == (2.0, 2.0)
+    model.own_loss = lambda: 0.0
+    assert model.with_added_losses(torch.tensor(torch.inf), None) == 1.0
+
+
+def test_gradients_of_an_earlier_backward_pass_are_not_recorded(tiny_data: Path) -> None:
+    bench = Bench("BPR", tiny_data)
+    batch, sums = next(iter(bench.train)), []
+    for storage in ("masked", "compact"):
+        for twice in (False, True):
+            model, recorder = bench.model(bench.masks(), storage), GradientRecorder()
+            model.record_gradients(recorder)
+            loss = model.calculate_loss(batch)
+            if twice:
+                torch.autograd.grad(3 * loss, list(model.parameters()), retain_graph=True)
+                model.forget_recorded_gradients()
+            loss.backward()
+            recorder.end_batch()
+            sums.append(recorder.take("item_embedding.weight").values.sum().item())
+    assert sums == pytest.approx([sums[0]] * 4) and sums[0] > 0

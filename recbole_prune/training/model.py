@@ -41,10 +41,14 @@ class MaskAware(_Model):
         own_products: multiply the model's graphs in this package's way, equal up to rounding (``prune_fused``).
         added_losses: called with a batch; scalars by name that are added to its recommendation loss. Vectors and
             logits that they ask ``anatomy/`` for come from what that loss has computed.
+        own_loss: called after that; the factor on the recommendation loss, which 0 leaves out.
+        loss_in_work: while :attr:`added_losses` is called, the recommendation loss of the batch; else None.
     """
 
     masks: MaskSet | None = None
     added_losses: Callable[[Interaction], Mapping[str, torch.Tensor]] | None = None
+    own_loss: Callable[[], float | torch.Tensor] | None = None
+    loss_in_work: Losses | None = None
     storage: str = "masked"
     dense_moments: bool = False
     own_products: bool = True
@@ -130,6 +134,11 @@ class MaskAware(_Model):
             speed_up_propagation(self)
         return result
 
+    def forget_recorded_gradients(self) -> None:
+        """Drop what backward passes before the step's own have recorded of this batch."""
+        if self._recorder is not None:
+            self._recorder.drop_batch()
+
     def watch_gradients(self, names: list[str]) -> set[str]:
         """A set that fills with those of ``names`` that receive a gradient from now on."""
         received: set[str] = set()
@@ -153,13 +162,22 @@ class MaskAware(_Model):
             setattr(self, name, value)
 
     def with_added_losses(self, losses: Losses, interaction: Interaction) -> Losses:
-        """The recommendation loss plus what :attr:`added_losses` gives for the batch.
+        """The recommendation loss, :attr:`own_loss` times, plus what :attr:`added_losses` gives for the batch.
 
         Of several losses the first takes it: NCL's trainer drops the last one while it warms up.
         """
         if self.added_losses is None:
             return losses
-        for term in self.added_losses(interaction).values():
+        self.loss_in_work = losses
+        try:
+            terms = self.added_losses(interaction).values()
+        finally:
+            del self.loss_in_work  # no state of the model
+        factor = 1.0 if self.own_loss is None else self.own_loss()
+        if isinstance(factor, torch.Tensor) or factor != 1.0:
+            several = isinstance(losses, tuple)
+            losses = tuple(_times(factor, loss) for loss in losses) if several else _times(factor, losses)
+        for term in terms:
             losses = (losses[0] + term, *losses[1:]) if isinstance(losses, tuple) else losses + term
         return losses
 
@@ -172,6 +190,11 @@ def live_bits(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[torch.empty(0, dtype=dtype).element_size()]
     return -mask.to(integer)
+
+
+def _times(factor: float | torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """What is left out may be infinite."""
+    return factor * loss if isinstance(factor, torch.Tensor) or factor else torch.zeros_like(loss)
 
 
 def _masked(gradient: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

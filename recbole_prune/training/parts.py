@@ -55,9 +55,11 @@ class Part:
 
     Attributes:
         name: unique among the parts of a training; it names the part's state in resume points.
+        own_loss: factor on the model's own recommendation loss; 0 leaves it out. Read after :meth:`losses`.
     """
 
     name: ClassVar[str]
+    own_loss: float | torch.Tensor = 1.0
 
     def attach(self, model: MaskAware) -> None:
         """Change the newly built model, before weights are loaded and masks are worn."""
@@ -73,7 +75,10 @@ class Part:
         """Called before the first epoch that this process trains, after :meth:`restore`."""
 
     def losses(self, model: MaskAware, interaction: Interaction) -> Mapping[str, torch.Tensor]:
-        """Scalars by name that are added to the recommendation loss of a batch, weights included."""
+        """Scalars by name that are added to the recommendation loss of a batch, weights included.
+
+        That loss, with its graph, is ``model.loss_in_work`` meanwhile.
+        """
         return {}
 
     def after_step(self, trainer: Training) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, cached_property, wraps
 from io import BytesIO
+from math import prod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class MaskAwareTrainer(_Trainer):
         self._watch = states.AttributeWatch(model)
         if session.parts:
             model.added_losses = self._losses_of_parts
+            model.own_loss = lambda: prod(part.own_loss for part in session.parts)
         with trainers_write_to(None):
             super().__init__(config, model)
         self._base_rates = [
