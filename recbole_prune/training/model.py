@@ -175,8 +175,8 @@ class MaskAware(_Model):
             del self.loss_in_work  # no state of the model
         factor = 1.0 if self.own_loss is None else self.own_loss()
         if isinstance(factor, torch.Tensor) or factor != 1.0:
-            several = isinstance(losses, tuple)
-            losses = tuple(_times(factor, loss) for loss in losses) if several else _times(factor, losses)
+            weighed = [_times(factor, loss) for loss in (losses if isinstance(losses, tuple) else (losses,))]
+            losses = tuple(weighed) if isinstance(losses, tuple) else weighed[0]
         for term in terms:
             losses = (losses[0] + term, *losses[1:]) if isinstance(losses, tuple) else losses + term
         return losses
