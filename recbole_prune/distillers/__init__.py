@@ -22,6 +22,7 @@ DISTILLERS = {
     "ir_rrd": ".ranking:ItemSideRanking",
     "de_rrd": ".ranking:ExpertsAndRanking",
     "kd": ".logits:SoftTargets",
+    "concf": ".consensus:ConsensusLearning",
 }
 
 
