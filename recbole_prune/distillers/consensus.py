@@ -266,4 +266,5 @@ class ConsensusLearning(Distiller):
 
 def _total(losses: torch.Tensor | tuple[torch.Tensor, ...] | None) -> torch.Tensor:
     assert losses is not None, "parts are asked while the model's loss is in work"
-    return torch.stack([loss.reshape(()) for loss in losses]).sum() if isinstance(losses, tuple) else losses
+    several = losses if isinstance(losses, tuple) else (losses,)
+    return torch.stack([loss.reshape(()) for loss in several]).sum()
