@@ -36,7 +36,7 @@ def kinds() -> list[str]:
     found: dict[tuple[bool, ...], str] = {}
     for method in DISTILLERS:
         promises = get_distiller(method).promises
-        found.setdefault((promises.vectors, promises.lists), method)
+        found.setdefault((promises.vectors, promises.lists, promises.teacher), method)
     return list(found.values())
 
 
@@ -110,7 +110,7 @@ class Spy:
                 if isinstance(part, Distiller):
                     lesson = Seen(training.trainer, part)
                     lesson.helpers = copied(part.parameters().items())
-                    if hasattr(part.teacher, "model"):
+                    if hasattr(getattr(part, "teacher", None), "model"):
                         lesson.teacher = copied(lesson.teacher_model.state_dict().items())
                     self.taught.append(lesson)
             return run(training)
@@ -196,7 +196,7 @@ class Classroom:
     def lesson(self, method: str, **changes: Any) -> dict[str, Any]:
         """Settings that teach the student by a method."""
         teacher = {"distill_teacher_model": self.model, "distill_teacher_settings": wider(self.model, self.data)}
-        named = {} if "distill_teacher" in changes else teacher
+        named = {} if "distill_teacher" in changes or not get_distiller(method).promises.teacher else teacher
         return {"distiller": method, **named, "distill_alone": False, **changes}
 
     @cached_property
