@@ -101,16 +101,17 @@ class Balance:
         """
         weights = self._weights.detach()
         weighted = weights * losses
-        if refer or self._reference is None:
-            self._reference = weighted.clone()
         found = [[pull.norm_and_slope(weight) for pull in sides] for weight, sides in zip(weights, pulls)]
         norms, slopes = (
             torch.stack([torch.stack([pair[place] for pair in sides]).sum() for sides in found]) for place in (0, 1)
         )
-        if bool(norms.isfinite().all() & weighted.isfinite().all()):  # else the step itself is left out or reported
-            self._weights.grad = (norms - self.targets(norms, weighted)).sign() * slopes
-            self._adam.step()
-            weights.mul_(len(weights) / weights.sum().clamp(min=_TINY)).clamp_(min=FLOOR)
+        if not bool(norms.isfinite().all() & weighted.isfinite().all()):
+            return  # the model's step itself is left out, or its loss reported
+        if refer or self._reference is None:
+            self._reference = weighted.clone()
+        self._weights.grad = ((norms - self.targets(norms, weighted)).sign() * slopes).to(weights)
+        self._adam.step()
+        weights.mul_(len(weights) / weights.sum().clamp(min=_TINY)).clamp_(min=FLOOR)
 
     def targets(self, norms: torch.Tensor, weighted: torch.Tensor) -> torch.Tensor:
         """Where the norms ``[heads]`` are to go, by how far each weighted loss has come from the reference."""

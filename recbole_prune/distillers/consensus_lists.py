@@ -44,6 +44,14 @@ def ranks_in(lists: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     return torch.where(ids.gather(1, places) == items, ranks.gather(1, places), length)
 
 
+def spread_of(items: torch.Tensor, history: Sequence[Lists]) -> torch.Tensor:
+    """Standard deviations (of a population) of the ranks of items ``[n, k]`` over several lists; 0 over none."""
+    if not history:
+        return torch.zeros(items.shape, dtype=torch.float64)
+    ranks = torch.stack([ranks_in(_as_ids(lists), items) for lists in history])
+    return ranks.double().std(dim=0, unbiased=False)
+
+
 def consensus_of(heads: Sequence[Lists], history: Sequence[Sequence[Lists]], decay: Decay) -> Lists:
     """The best items of every user by the importance that all heads together give them.
 
@@ -70,9 +78,7 @@ def _spoken(lists: Lists, history: Sequence[Lists], decay: Decay) -> tuple[torch
     """Items of one head's lists and their importance, ``[n, length]`` each."""
     items = _as_ids(lists)
     ranks = torch.arange(items.shape[1], dtype=torch.float64).expand(items.shape)
-    past = [ranks_in(_as_ids(other), items).double() for other in history]
-    spread = torch.stack(past).std(dim=0, unbiased=False) if past else torch.zeros_like(ranks)
-    return items, importance(ranks, spread, items.shape[1], decay)
+    return items, importance(ranks, spread_of(items, history), items.shape[1], decay)
 
 
 def _as_ids(lists: Lists) -> torch.Tensor:
