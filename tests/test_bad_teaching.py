@@ -61,6 +61,17 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "BPR", (*FIRST, "--distill_teacher_settings={'embeding_size':8}"), ("embeding_size", "did you mean"),
     ),
     "path": ("BPR", ("--distiller=rrd", "--distill_teacher=gone.pth"), ("distill_teacher=gone.pth", "no such file")),
+    "a teacher for a method without": (
+        "BPR", ("--distiller=concf", "--distill_teacher_model=LightGCN"),
+        ("distill_teacher_model=LightGCN", "--distiller=concf", "has no teacher"),
+    ),
+    "a teacher that is there for a method without": (
+        "BPR", ("--distiller=concf", "--distill_teacher=gone.pth"), ("distill_teacher=", "has no teacher"),
+    ),
+    "no such head": (
+        "BPR", ("--distiller=concf", "--distill_heads=bce,cnl"), ("distill_heads=bce,cnl", "item_multinomial"),
+    ),
+    "a head twice": ("BPR", ("--distiller=concf", "--distill_heads=mse,mse"), ("distill_heads=mse,mse", "none twice")),
     "no teacher there": ("BPR", ("--distiller=rrd", "--distill_teacher=."), ("distill_teacher=.", "is no teacher")),
 }  # fmt: skip
 # what the class or the settings of a teacher that is trained first lack
@@ -102,6 +113,23 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "teacher without labels": (
         "BPR", ("--distiller=kd", "--distill_teacher_model=DeepFM"), ("distill_teacher_model=DeepFM", "label"),
+    ),
+    "a head that the model has anyway": (
+        "NeuMF", ("--distiller=concf", "--distill_heads=mse,bce"),
+        ("concf", "distill_heads=['mse', 'bce']", "bce is the objective of NeuMF itself", "bpr, cml, mse"),
+    ),
+    "too few items for lists": (
+        "BPR", ("--distiller=concf", "--distill_list_length=500", "--distill_interesting=240"),
+        ("distill_interesting=240", "distill_list_length=500", "240 items"),
+    ),
+    "nothing below the interesting ones": (
+        "BPR", ("--distiller=concf", "--distill_interesting=100"), ("distill_interesting=100", "distill_list_length=100"),
+    ),
+    "student of histories": (
+        "SASRec", ("--distiller=concf",), ("distiller=concf cannot teach SASRec", "histories and no closed set"),
+    ),
+    "student without tables of users": (
+        "RippleNet", ("--distiller=concf",), ("distiller=concf cannot teach RippleNet", "vectors of items only"),
     ),
     "student without vectors": (
         "NAIS", ("--distiller=de", "--distill_teacher_model=BPR"), ("distiller=de cannot teach NAIS",),

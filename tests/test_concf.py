@@ -93,7 +93,9 @@ def test_the_model_learns_by_its_own_loss_its_weight_times(lesson: Class) -> Non
         model.user_embedding(users), model.item_embedding(items), model.item_embedding(others)))  # fmt: skip
     errors = (head.top(u * i) - 1).square() + head.top(u * j).square()
     assert added["concf_mse"].item() == pytest.approx(0.4 * errors.sum().item() / len(batch), rel=1e-4)
-    agreed = part._consensus_losses(pair_logits(model, shared.user_ids, listed), scores_of(part, shared), listed, places)
+    agreed = part._consensus_losses(
+        pair_logits(model, shared.user_ids, listed), scores_of(part, shared), listed, places
+    )
     assert set(agreed) == {"own", *OTHERS} - {"item_multinomial"}
     clipped = dict(zip(("own", *OTHERS), weights.clamp(0.5, 2)))
     expected = 0.005 / len(batch) * sum(clipped[name] * loss for name, loss in agreed.items())
@@ -247,5 +249,3 @@ def test_beside_a_pruner(tiny_data: Path, tmp_path: Path) -> None:
     assert "taught 1" in taught.result["table"] and " alone " in taught.result["table"]
     assert "same size as alone" in taught.result["table"].replace("\n", " ")
     assert not [line for line in taught.result["table"].splitlines() if line.strip().startswith("teacher")]
-
-
