@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from recbole_prune.config.settings import Settings
     from recbole_prune.distillers.pupils import Pupils
+    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.masking.masks import MaskSet
     from recbole_prune.training.model import MaskAware
 
 _USERS_AT_ONCE = 1 << 12
@@ -55,9 +57,8 @@ class ConsensusLearning(Distiller):
         refuses=(r"no list", r"are histories and no closed set", r"no vectors|has vectors of items only"),
     )
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        settings = self.settings
+    def __init__(self, settings: Settings, teacher: Teacher | None, pupils: Pupils) -> None:
+        super().__init__(settings, teacher, pupils)
         self._official = settings.distill_parity == "official"
         self._balance: Balance | None = None
         decay = Decay(settings.distill_sharpness, settings.distill_steadiness)
@@ -109,7 +110,7 @@ class ConsensusLearning(Distiller):
 
     @property
     def _heads(self) -> dict[str, Head]:
-        return dict(self._helpers.items())  # type: ignore[arg-type]
+        return {name: head for name, head in self._helpers.items() if isinstance(head, Head)}
 
     def begin(self, trainer: Training) -> None:
         """Say when the consensus begins, if it does."""
@@ -257,7 +258,7 @@ class ConsensusLearning(Distiller):
         self._balance.restore(state["balance"])
         self._consensus.restore(state["consensus"])
 
-    def report(self, masks: Any) -> dict[str, Any]:
+    def report(self, masks: MaskSet | None) -> dict[str, Any]:
         """The weights in the end, the model's own first; nothing of that is in the ticket."""
         names = (_OWN, *self._helpers)
         weights = [] if self._balance is None else [round(weight, 6) for weight in self._balance.weights.tolist()]

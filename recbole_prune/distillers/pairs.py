@@ -43,7 +43,8 @@ def pairs_of(pupils: Pupils, batch: Interaction, stream: np.random.Generator) ->
     kept = np.diff(pupils.consumed.offsets)[owners] < pupils.item_count - 1
     owners, items = owners[kept], items[kept]
     drawn = draw_others(pupils.consumed, owners, stream)
-    return tuple(torch.from_numpy(part).to(users.device) for part in (owners, items, drawn))  # type: ignore[return-value]
+    first, second, third = (torch.from_numpy(part).to(users.device) for part in (owners, items, drawn))
+    return first, second, third
 
 
 def draw_others(used: UsedIds, keys: np.ndarray, stream: np.random.Generator) -> np.ndarray:
