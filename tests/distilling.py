@@ -36,7 +36,7 @@ def kinds() -> list[str]:
     found: dict[tuple[bool, ...], str] = {}
     for method in DISTILLERS:
         promises = get_distiller(method).promises
-        found.setdefault((promises.vectors, promises.lists), method)
+        found.setdefault((promises.vectors, promises.lists, promises.teacher), method)
     return list(found.values())
 
 
@@ -112,7 +112,8 @@ class Spy:
                 if isinstance(part, Distiller):
                     lesson = Seen(training.trainer, part)
                     lesson.helpers = copied(part.parameters().items())
-                    lesson.teacher = copied(lesson.teacher_model.state_dict().items())
+                    if hasattr(getattr(part, "teacher", None), "model"):
+                        lesson.teacher = copied(lesson.teacher_model.state_dict().items())
                     self.taught.append(lesson)
             return run(training)
 
@@ -202,7 +203,7 @@ class Classroom:
             other = next(name for name in ("BPR", "LightGCN") if name != self.model)
             settings = {self.model: wide, other: wider(other, self.data)}
             teacher = {"distill_teacher_models": [self.model, other], "distill_teacher_settings": settings}
-        named = {} if "distill_teacher" in changes else teacher
+        named = {} if "distill_teacher" in changes or not get_distiller(method).promises.teacher else teacher
         return {"distiller": method, **named, "distill_alone": False, **changes}
 
     @cached_property

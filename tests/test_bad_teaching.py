@@ -61,6 +61,17 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "BPR", (*FIRST, "--distill_teacher_settings={'embeding_size':8}"), ("embeding_size", "did you mean"),
     ),
     "path": ("BPR", ("--distiller=rrd", "--distill_teacher=gone.pth"), ("distill_teacher=gone.pth", "no such file")),
+    "a teacher for a method without": (
+        "BPR", ("--distiller=concf", "--distill_teacher_model=LightGCN"),
+        ("distill_teacher_model=LightGCN", "--distiller=concf", "has no teacher"),
+    ),
+    "a teacher that is there for a method without": (
+        "BPR", ("--distiller=concf", "--distill_teacher=gone.pth"), ("distill_teacher=", "has no teacher"),
+    ),
+    "no such head": (
+        "BPR", ("--distiller=concf", "--distill_heads=bce,cnl"), ("distill_heads=bce,cnl", "item_multinomial"),
+    ),
+    "a head twice": ("BPR", ("--distiller=concf", "--distill_heads=mse,mse"), ("distill_heads=mse,mse", "none twice")),
     "no teacher there": ("BPR", ("--distiller=rrd", "--distill_teacher=."), ("distill_teacher=.", "is no teacher")),
 }  # fmt: skip
 # what the class or the settings of a teacher that is trained first lack
@@ -116,6 +127,29 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# what a method without a teacher cannot do with a model or with its data
+WITHOUT_TEACHER: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "a head that the model has anyway": (
+        "NeuMF", ("--distiller=concf", "--distill_heads=mse,bce"),
+        ("distill_heads=['mse', 'bce']", "bce is the objective of NeuMF itself", "bpr, cml, mse"),
+    ),
+    "too few items for lists": (
+        "BPR", ("--distiller=concf", "--distill_list_length=500", "--distill_interesting=240"),
+        ("distill_interesting=240", "distill_list_length=500", "240 items"),
+    ),
+    "nothing below the interesting ones": (
+        "BPR", ("--distiller=concf", "--distill_interesting=100"),
+        ("distill_interesting=100", "distill_list_length=100"),
+    ),
+    "student of histories": (
+        "SASRec", ("--distiller=concf",), ("distiller=concf cannot teach SASRec", "histories and no closed set"),
+    ),
+    "student without tables of users": (
+        "RippleNet", ("--distiller=concf",), ("distiller=concf cannot teach RippleNet", "vectors of items only"),
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", slow_but(["distiller", "no teacher", "path"], SETTINGS))
 def test_settings_are_refused(name: str, command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student, words, said = SETTINGS[name]
@@ -135,6 +169,18 @@ def test_a_teacher_that_is_trained_first_is_refused_before_it_is(
         message = refused(capsys)
         assert all(part in message for part in said), message
     assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("name", slow_but(["a head that the model has anyway"], WITHOUT_TEACHER))
+def test_a_method_without_a_teacher_refuses_before_any_training(
+    name: str, command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, words, said = WITHOUT_TEACHER[name]
+    for more in ((), ("--dry_run=True",)):
+        assert command(student, *words, *more) == 2
+        message = refused(capsys)
+        assert all(part in message for part in said), message
+    assert not list(tmp_path.rglob("tickets.jsonl"))
 
 
 class Files:

@@ -108,6 +108,13 @@ def test_a_recipe_of_a_distiller_states_the_published_weights_for_means(distille
     assert config["valid_metric"] == ("Recall@50" if ranks_all else "Hit@5")
 
 
+def test_the_recipe_of_concf_is_the_guides(build):
+    config = build("--recipe=concf_citeulike")
+    assert config.warnings == () and config["weight_decay"] == pytest.approx(1e-5 / config["train_batch_size"])
+    assert (config["embedding_size"], config["learning_rate"], config["epochs"]) == (64, 1e-2, 200)
+    assert config["eval_args"]["split"] == {"RS": [0.6, 0.2, 0.2]} and config["valid_metric"] == "Recall@50"
+
+
 def test_a_recipes_notice_goes_with_its_selection(build):
     assert build("--recipe=lth_mrs", "--prune_select=valid").settings.recipe_notice is None
     config = build("--recipe=lth_mrs_clean", "--prune_select=test")

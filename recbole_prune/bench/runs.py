@@ -18,6 +18,7 @@ from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.config.fingerprint import PATHS
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
+from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.allocate import select
@@ -98,7 +99,8 @@ class OurRun:
 
     @cached_property
     def _teaching(self) -> Teaching:
-        if not self.config.settings.distill_teacher:
+        settings = self.config.settings
+        if get_distiller(settings.distiller).promises.teacher and not settings.distill_teacher:
             raise ConfigError(
                 "distill_teacher is empty: a benchmark trains no teacher, so name one that is there with "
                 "--distill_teacher=PATH"

@@ -84,6 +84,8 @@ class Key:
         """What a value must be, to follow "must be"."""
         if self.choices is not None:
             text = f"one of {', '.join(self.choices)}" if self.choices else f"empty, there is no {self.range} yet"
+            if self.type == "list of str":
+                text = f"{_IN_WORDS[self.type]}, each {text} and none twice"
         else:
             article = "an" if self.type == "int" else "a"
             text = _IN_WORDS.get(self.type, f"{article} {self.type}")
@@ -125,7 +127,8 @@ class Key:
 
     def _within(self, value: Any) -> bool:
         if self.choices is not None:
-            return value in self.choices
+            words = value if isinstance(value, list) else [value]
+            return all(word in self.choices for word in words) and len(set(words)) == len(words)
         bounds = _BOUNDS.fullmatch(self.range)
         return bounds is None or (
             _compare(bounds["low"], bounds["after"], value) and _compare(value, bounds["before"], bounds["high"])

@@ -115,6 +115,8 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     warnings += _settle_training(values, said, host)
     if is_used("distill_teacher", values):
         check_teachers(values)
+    else:
+        _check_no_teacher(values, {**advised, **said})
     _check_states(values)
     _check_not_above(values)
     _check_parity(values)
@@ -248,6 +250,17 @@ def _settle_training(values: dict[str, Any], said: Mapping[str, Any], host: Host
     if values["prune_select"] == "test" and values["recipe_notice"] is None:
         warnings.append("prune_select=test: epochs and tickets are picked on the test data, so its figures leak")
     return warnings
+
+
+def _check_no_teacher(values: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """A distiller that has no teacher is given none."""
+    named = [name for name in said if name.startswith("distill_teacher") and said[name]]
+    if values["distiller"] and named:
+        shown = " and ".join(f"{name}={said[name]}" for name in named)
+        raise ConfigError(
+            f"{shown} cannot go with --distiller={values['distiller']}, which has no teacher: leave it out, or take a "
+            "method that has one"
+        )
 
 
 def _check_states(values: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ DISTILLERS = {
     "unkd": ".debiased:UnbiasedDistillation",
     "freqd": ".graph_hints:GraphHints",
     "rce_kd": ".rce:RejuvenatedCrossEntropy",
+    "concf": ".consensus:ConsensusLearning",
 }
 
 

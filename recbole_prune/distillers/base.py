@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from recbole_prune.training.model import MaskAware
 
 
+# weights and sums over a batch, by name
+Terms = Mapping[str, tuple[Union[float, torch.Tensor], torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class Promises:
     """What a distiller owes with the defaults of its property file; ``tests/test_distillers.py`` holds each to it.
@@ -38,6 +42,8 @@ class Promises:
         closed_users: it needs the same users in every epoch, not histories.
         many_teachers: it needs two teachers or more.
         states: it reads the states of its teachers' trainings (:attr:`Teacher.states`), which must be recorded.
+        parts: it adds heads to what the student shares with them, its vectors or its tables.
+        teacher: there is one; else the student learns from itself.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
@@ -47,6 +53,8 @@ class Promises:
     closed_users: bool = False
     many_teachers: bool = False
     states: bool = False
+    parts: bool = False
+    teacher: bool = True
     refuses: tuple[str, ...] = ()
 
 
@@ -59,7 +67,7 @@ class Distiller(Part, ABC):
 
     Args:
         settings: those of the run.
-        teacher: what is copied; no module of it is registered anywhere.
+        teacher: what is copied, None for a method without one; no module of it is registered anywhere.
         pupils: the student's data.
 
     Attributes:
@@ -69,8 +77,12 @@ class Distiller(Part, ABC):
     name = "distiller"
     promises: ClassVar[Promises] = Promises()
 
-    def __init__(self, settings: Settings, teacher: Teacher, pupils: Pupils) -> None:
-        self.settings, self.teacher, self.pupils = settings, teacher, pupils
+    teacher: Teacher
+
+    def __init__(self, settings: Settings, teacher: Teacher | None, pupils: Pupils) -> None:
+        self.settings, self.pupils = settings, pupils
+        if teacher is not None:
+            self.teacher = teacher
         self.epoch = 0
         self.epochs = 1
         self.seconds, self._epochs_taught = 0.0, 0
@@ -154,7 +166,7 @@ class Distiller(Part, ABC):
         return found
 
     @abstractmethod
-    def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
+    def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """Weights and sums over the distinct users and items of a batch, by name."""
 
     def state(self) -> State:
@@ -168,7 +180,8 @@ class Distiller(Part, ABC):
     def report(self, masks: Any) -> dict[str, Any]:
         """The teacher, and the seconds that teaching took in an epoch on average (backward passes not counted)."""
         seconds = round(self.seconds / max(self._epochs_taught, 1), 6)
-        return {"teacher": self.teacher.identity, "distill_epoch_seconds": seconds}
+        told = {"teacher": self.teacher.identity} if self.promises.teacher else {}
+        return {**told, "distill_epoch_seconds": seconds}
 
 
 def said_of_loss(settings: Settings, rows: int) -> list[str]:
@@ -178,7 +191,9 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
         settings: those of the run.
         rows: of a full batch.
     """
-    weights = ("distill_weight", "distill_item_weight", "distill_vector_weight", "distill_order_weight")
+    weights = tuple(
+        f"distill_{name}" for name in ("weight", "item_weight", "vector_weight", "order_weight", "head_weight")
+    )
     given: dict[str, float] = {name: settings[name] for name in weights if is_used(name, settings)}
     lines = [
         f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside RecBole's mean"

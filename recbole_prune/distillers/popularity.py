@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from logging import getLogger
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,12 +20,17 @@ from recbole_prune.training.session import Session
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
+    from recbole_prune.distillers.pupils import Pupils
     from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
     from recbole_prune.scoring.popularity import RecallByPopularity
     from recbole_prune.training.model import MaskAware
+
+
+# gives a value of JSON by its name, computed once
+Note = Callable[[str, Callable[[], Any]], Any]
 
 
 def recall_of_teacher(workshop: Workshop, teacher: Teacher) -> RecallByPopularity | None:
@@ -37,24 +42,26 @@ def recall_of_teacher(workshop: Workshop, teacher: Teacher) -> RecallByPopularit
     """
     if not isinstance(teacher, ModelTeacher):
         return None
-    return _noted(workshop, teacher, teacher.identity["sha256"], lambda: _answering(workshop.build_model(), teacher))
+    digest = teacher.identity["sha256"]
+    return _noted(workshop, teacher.pupils, teacher.noted, digest, lambda: _answering(workshop.build_model(), teacher))
 
 
-def with_recall(alone: Ticket, experiment: Experiment, workshop: Workshop, teacher: Teacher) -> Ticket:
+def with_recall(alone: Ticket, experiment: Experiment, workshop: Workshop, pupils: Pupils, note: Note) -> Ticket:
     """The student alone with its recall in ``method``; None there where its checkpoint was not kept.
 
     Args:
         alone: its dense model.
         experiment: its run.
         workshop: the data of the taught student, which are the same.
-        teacher: of the taught student.
+        pupils: these data as distillers read them.
+        note: keeps values for the run folder of the taught student.
     """
-    found = _noted(workshop, teacher, alone.checkpoint_sha256, lambda: experiment.trained_model(alone))
+    found = _noted(workshop, pupils, note, alone.checkpoint_sha256, lambda: experiment.trained_model(alone))
     return replace(alone, method={**alone.method, "recall_by_popularity": found})
 
 
 def _noted(
-    workshop: Workshop, teacher: Teacher, sha256: str, model: Callable[[], MaskAware]
+    workshop: Workshop, pupils: Pupils, note: Note, sha256: str, model: Callable[[], MaskAware]
 ) -> RecallByPopularity | None:
     """The recall of the model in a file, measured unless it is noted in the run folder (each ticket reseeds)."""
 
@@ -62,8 +69,8 @@ def _noted(
         getLogger().info(f"recall of popular and unpopular items: testing the model with sha256 {sha256}")
         try:
             trainer = workshop.trainer(model(), Session("a test by popularity", workshop.loaders, fused=False))
-            with same_draws(teacher.pupils.seed):
-                popular = teacher.pupils.popular
+            with same_draws(pupils.seed):
+                popular = pupils.popular
                 found: RecallByPopularity | None
                 _, found = trainer.evaluate_by_popularity(workshop.test_data, popular, load_best_model=False)
             return found
@@ -71,7 +78,7 @@ def _noted(
             getLogger().info(f"recall of popular and unpopular items is not known: {error}")
             return None
 
-    recall: RecallByPopularity | None = teacher.noted(f"recall by popularity of {sha256}", measure)
+    recall: RecallByPopularity | None = note(f"recall by popularity of {sha256}", measure)
     return recall
 
 

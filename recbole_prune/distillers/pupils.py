@@ -69,6 +69,14 @@ class Entities:
         return both
 
 
+def some_keys(used: UsedIds, keys: np.ndarray) -> UsedIds:
+    """The values of some keys ``[n]``, in their order, as keys 0 to n - 1."""
+    counts = used.offsets[keys + 1] - used.offsets[keys]
+    places = np.repeat(np.arange(len(keys)), counts)
+    codes = np.arange(len(places)) + (used.offsets[keys] - np.cumsum(counts) + counts)[places]
+    return UsedIds(places, used.codes[codes] % used.value_count, len(keys), used.value_count)
+
+
 class Pupils:
     """What the student trains on.
 
@@ -124,11 +132,7 @@ class Pupils:
         """The items of each of some users (ids ``[n]``) or of each row of a batch."""
         if not isinstance(rows, torch.Tensor):
             return self.consumed_in(rows)
-        users, offsets = rows.cpu().numpy(), self.consumed.offsets
-        counts = offsets[users + 1] - offsets[users]
-        keys = np.repeat(np.arange(len(users)), counts)
-        places = np.arange(len(keys)) + (offsets[users] - np.cumsum(counts) + counts)[keys]
-        return UsedIds(keys, self.consumed.codes[places] % self.item_count, len(users), self.item_count)
+        return some_keys(self.consumed, rows.cpu().numpy())
 
     def consumed_in(self, batch: Interaction) -> UsedIds:
         """The items of each row of a batch: its history and its next item."""

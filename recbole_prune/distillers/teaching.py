@@ -10,12 +10,14 @@ from recbole.data.dataloader.user_dataloader import UserDataLoader
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_prune.anatomy.logits import reason_without_lists
+from recbole_prune.anatomy.shared_parts import reason_without_parts
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.schema import known_keys
 from recbole_prune.config.teachers import trained_first
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
+from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.popularity import recall_of_teacher, with_recall
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teacher_sources import open_teacher
@@ -23,6 +25,7 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
 
 if TYPE_CHECKING:
+    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.summary import RunResult
@@ -40,7 +43,7 @@ class Teaching:
             yet, to be refused in time; empty where none is, or there are none.
 
     Attributes:
-        teacher: the teacher, or the teachers together.
+        teacher: the teacher, or the teachers together; None where the method has none.
 
     Raises:
         ConfigError: student or teacher lacks what the distiller copies, or they have other data.
@@ -66,8 +69,12 @@ class Teaching:
         )
         if changed:
             raise _cannot(workshop.config, changed)
-        self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
-        self._class.ask(student, self.teacher)
+        self._class.check(workshop.config.settings, self._pupils, student)
+        self.teacher: Teacher | None = None
+        if self._class.promises.teacher:
+            self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
+            self._class.ask(student, self.teacher)
+        self._note = ListStore(folder, (), 0).note if self.teacher is None else self.teacher.noted
 
     def tell_popular_apart(self, experiment: Experiment, alone: RunResult | None) -> Ticket | None:
         """Have recall of popular and of unpopular items measured: in the test of every ticket, and of the teacher.
@@ -83,11 +90,11 @@ class Teaching:
         if self._config["eval_type"] != EvaluatorType.RANKING:
             return dense
         experiment.popular = self._pupils.popular
-        for teacher in self.teacher.members:
+        for teacher in self.teacher.members if self.teacher is not None else ():
             teacher.identity["recall_by_popularity"] = recall_of_teacher(self._workshop, teacher)
         if alone is None or dense is None:
             return None
-        return with_recall(dense, alone.experiment, self._workshop, self.teacher)
+        return with_recall(dense, alone.experiment, self._workshop, self._pupils, self._note)
 
     def distiller(self) -> Distiller:
         """The part that teaches one ticket."""
@@ -111,6 +118,8 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
         reason = f"the user and item vectors of {kind.__name__} are not in one space, so their cosines say nothing"
     if not reason and promises.lists:
         reason = reason_without_lists(kind)
+    if not reason and promises.parts:
+        reason = reason_without_parts(kind)
     if not reason and promises.closed_users and student.type == ModelType.SEQUENTIAL:
         reason = f"the users of {kind.__name__} are histories and no closed set, so no item has users of its own"
     if reason:

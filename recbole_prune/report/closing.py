@@ -14,7 +14,7 @@ from recbole_prune.config.settings import is_used
 from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.popularity import popularity_lesson
-from recbole_prune.report.table import legend, live_parameters, teachers_of, ticket_table
+from recbole_prune.report.table import is_taught, legend, live_parameters, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import NO_TEST_DATA
@@ -76,7 +76,7 @@ def _outcome(result: RunResult) -> Iterator[str]:
 
 def _lesson(result: RunResult) -> Iterator[str]:
     """What the teacher brought: the chosen student beside the student alone, and beside the teacher."""
-    if result.teacher is None:
+    if not is_taught(result.tickets, result.teacher):
         return
     chosen, metric = result.chosen, result.experiment.config["valid_metric"].lower()
     alone = {} if result.alone is None else {"valid": result.alone.valid, "test": result.alone.test}
@@ -89,6 +89,11 @@ def _lesson(result: RunResult) -> Iterator[str]:
         yield f"Taught instead of alone: {' and '.join(gains)}."
     if result.alone is not None:
         yield from popularity_lesson(result.alone.method, chosen.method)
+    if result.teacher is None:
+        yield (
+            "There was no teacher: the other objectives are gone, and learning with them makes a model neither smaller "
+            "nor faster (same size as alone)."
+        )
     for label, teacher in teachers_of(result.teacher).items():
         yield f"{'The teacher' if label == 'teacher' else label.capitalize()} has {_has(teacher, metric, chosen)}."
 

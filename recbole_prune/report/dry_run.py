@@ -65,11 +65,13 @@ def _teaching(workshop: Workshop) -> Iterator[str]:
     if not settings.distiller:
         return
     teacher, firsts = Teaching(workshop).teacher, trained_first(settings)
+    if teacher is None:
+        yield "no teacher: the model learns with other objectives, which are dropped afterwards"
     for first in firsts:
         given = ", ".join(f"{name}={value}" for name, value in first.settings.items())
         named = f"{first.model} with {given}" if given else first.model
         yield f"teacher: {named}, trained first unless its run is there already"
-    for identity in () if firsts else [member.identity for member in teacher.members]:
+    for identity in () if firsts or teacher is None else [member.identity for member in teacher.members]:
         size = "" if identity["parameters"] is None else f", {identity['parameters']:,} weights"
         yield f"teacher: {teacher_name(identity)}{size}"
     if settings.distill_alone:

@@ -14,6 +14,7 @@ from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
 
 _PARTS = ("valid", "test")
+_WITHOUT_TEACHER = "taught: with other objectives, which are gone; alone: without them"
 
 
 def ticket_table(
@@ -53,20 +54,26 @@ def ticket_table(
         sizes.append(size)
         records.append(record)
 
+    taught = is_taught(tickets, teacher)
     for label, member in teachers_of(teacher).items():
         add(_teacher_row(label, member, names), member["parameters"], member)
     if alone is not None:
         record = {**alone.to_record(), "bytes": bytes_of.get(0)}
         add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
     for ticket in tickets:
-        label = ("" if teacher is None else "taught ") + str(ticket.ticket) + "*" * (ticket is chosen)
+        label = ("taught " if taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
         record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}
         add(_row(label, record, names), live_parameters(ticket), record)
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
         add(_row(other.method, other.ticket, names), None, other.ticket)
-    if teacher is None:
+    if not taught:
         return format_rows(header, rows)
     return format_rows(*_with_columns_of_teaching(header, rows, sizes, records, every_metric))
+
+
+def is_taught(tickets: Sequence[Ticket], teacher: Mapping[str, Any] | None) -> bool:
+    """Whether a distiller trained along, with a teacher or without one."""
+    return teacher is not None or any("distill_epoch_seconds" in ticket.method for ticket in tickets)
 
 
 def _with_columns_of_teaching(
@@ -117,18 +124,19 @@ def legend(
     teacher: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the columns mean, who the teacher is, and how far down the tickets win."""
-    teachers = teachers_of(teacher)
-    popularity = popularity_legend([*teachers.values(), *(ticket.method for ticket in tickets)]) if teachers else []
+    teachers, taught = teachers_of(teacher), is_taught(tickets, teacher)
+    popularity = popularity_legend([*teachers.values(), *(ticket.method for ticket in tickets)]) if taught else []
     more = "every metric and column" if popularity else "every metric"
     metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows {more}); "
     lines = [
         f"{metric}bytes: weights in an artifact",
         "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
     ]
-    if teachers:
+    if taught:
         lines[1] = lines[1].replace("dense", "the dense taught student")
-        shown = "; ".join(f"{label}: {teacher_name(member)}" for label, member in teachers.items())
-        lines.insert(0, f"{shown}; alone: the student without a teacher; weights: those not pruned")
+        who = "; ".join(f"{label}: {teacher_name(member)}" for label, member in teachers.items())
+        who = f"{who}; alone: the student without a teacher" if who else _WITHOUT_TEACHER
+        lines.insert(0, f"{who}; weights: those not pruned")
         lines += popularity
     if len(tickets) > 1:
         winner = highest_winning_sparsity(tickets)
