@@ -112,7 +112,7 @@ class Spy:
                 if isinstance(part, Distiller):
                     lesson = Seen(training.trainer, part)
                     lesson.helpers = copied(part.parameters().items())
-                    if hasattr(getattr(part, "teacher", None), "model"):
+                    if part.promises.teacher:
                         lesson.teacher = copied(lesson.teacher_model.state_dict().items())
                     self.taught.append(lesson)
             return run(training)
