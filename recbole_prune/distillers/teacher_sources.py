@@ -85,7 +85,8 @@ def open_teacher(
     sources = _sources(config, trained)
     on_disk = not any(source.first for source in sources)
     if on_disk and folder is not None and not folder.is_trained() and not config.settings.fresh:
-        require_unchanged(config, folder)
+        with _naming(f"distill_teacher={','.join(config.settings.distill_teacher)}"):
+            require_unchanged(config, folder)
     opening = _Opening(config, pupils, folder)
     if len(sources) == 1:
         return opening.open(sources[0], TEACHER)
