@@ -121,11 +121,12 @@ def test_masks_drawn_block_by_block_are_uniform(monkeypatch: pytest.MonkeyPatch)
     assert (hits[1:] - expected).abs().max() < 6 * expected**0.5
 
 
-def test_static_masks_never_move(tiny_data: Path) -> None:
-    result, experiment = run(tiny_data, pruner="static")
+@pytest.mark.parametrize("init", slow_but(["exact"], ["exact", "aligned"]))
+def test_static_masks_never_move(init: str, tiny_data: Path) -> None:
+    result, experiment = run(tiny_data, pruner="static", prune_init=init)
     ticket = experiment.tickets[1]
     scope = experiment.scope
-    expected = random_masks(scope, kept_by_target(scope, 0.2, "exact"), "exact", experiment.config["seed"])
+    expected = random_masks(scope, kept_by_target(scope, 0.2, init), init, experiment.config["seed"])
     assert experiment.masks_of(ticket).equals(expected)
     assert [record["ticket"] for record in result["tickets"]] == [0, 1]
     assert result["chosen"]["ticket"] == 1 and "updates" not in ticket.method
