@@ -115,6 +115,14 @@ def test_the_recipe_of_concf_is_the_guides(build):
     assert config["eval_args"]["split"] == {"RS": [0.6, 0.2, 0.2]} and config["valid_metric"] == "Recall@50"
 
 
+@pytest.mark.parametrize("model", ["cdae", "convncf", "lightgcn", "multivae", "neumf", "ultragcn"])
+def test_a_recipe_of_dsl_states_the_masks_and_the_growth_of_the_paper(model):
+    """Whatever the defaults of dsl are: random masks, and the gradients of the batch just trained on."""
+    recipe = yaml.safe_load(property_file("recipe", f"dsl_{model}").read_text())
+    settings = {name: recipe[name] for name in ("prune_init", "prune_growth", "prune_gradient_window")}
+    assert settings == {"prune_init": "exact", "prune_growth": "gradient", "prune_gradient_window": 1}
+
+
 def test_a_recipes_notice_goes_with_its_selection(build):
     assert build("--recipe=lth_mrs", "--prune_select=valid").settings.recipe_notice is None
     config = build("--recipe=lth_mrs_clean", "--prune_select=test")

@@ -392,6 +392,21 @@ def test_shares_too_small_to_count_change_neither_result_nor_gradients(tau: floa
         torch.testing.assert_close(mine, theirs)
 
 
+def test_least_shares_are_left_out_and_nothing_else() -> None:
+    torch.manual_seed(3)
+    exact, student, teacher = Experts(4, 9, 7), torch.randn(40, 4), torch.randn(40, 9)
+    rough = Experts(4, 9, 7, least_share=1e-2)
+    rough.load_state_dict(exact.state_dict())
+    noise = torch.distributions.Gumbel(0.0, 1.0).sample((40, 7))
+    shares = exact.shares(teacher, 0.3, noise)
+    kept = torch.where(shares < 1e-2, 0.0, shares)
+    assert 0 < int((kept == 0).sum()) < kept.numel() and kept.count_nonzero() < 0.6 * kept.numel()
+    expected = torch.einsum("bm,mbd->bd", kept, outputs_of_experts(exact, student) - exact.bias_out) + shares @ (
+        exact.bias_out.squeeze(1)
+    )
+    torch.testing.assert_close(rough(student, teacher, 0.3, noise), expected)
+
+
 def test_an_expert_of_nobody_gets_no_gradient_and_autocast_one_product() -> None:
     experts, student, teacher = Experts(3, 5, 4), torch.randn(6, 3), torch.randn(6, 5)
     noise = torch.zeros(6, 4)

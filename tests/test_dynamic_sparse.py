@@ -56,7 +56,7 @@ def test_initial_masks_have_their_budget(density: float, init: str, seed: int) -
             assert abs(live - density * target.prunable) < 6 * deviation + 1
         else:
             assert live == kept[target.name]
-            if init == "exact":
+            if init in ("exact", "aligned"):
                 assert abs(live - density * target.prunable) <= 0.5
     if init == "erk":
         assert abs(sum(kept.values()) - density * SCOPE.prunable) <= len(SCOPE.targets)
@@ -77,6 +77,39 @@ def test_initial_masks_without_empty_rows(more: int, seed: int) -> None:
     assert all(masks[name].equal(usual[name]) for name in "bc")
 
 
+TABLES = Scope(
+    (
+        Target("user", "embedding", (50, 8), (0,)),
+        Target("item", "embedding", (31, 8), (0, 3)),
+        Target("narrow", "embedding", (20, 3)),
+        Target("matrix", "linear", (20, 8)),
+    )
+)
+
+
+@given(density=st.floats(0.13, 0.99), seed=st.integers(0, 50))
+def test_aligned_rows_share_their_columns(density: float, seed: int) -> None:
+    """Two rows of tables of one width share all columns of the row that has fewer, and rows differ by one column."""
+    kept = kept_by_target(TABLES, density, "aligned")
+    masks = random_masks(TABLES, kept, "aligned", seed)
+    rows = [masks[name][TABLES[name].countable()] for name in ("user", "item")]
+    for mask in rows:
+        per_row = mask.sum(dim=1)
+        assert int(per_row.max() - per_row.min()) <= 1
+    every = torch.cat(rows)
+    shared = every.float() @ every.float().T
+    fewer = torch.minimum(every.sum(dim=1)[:, None], every.sum(dim=1)[None, :])
+    assert shared.equal(fewer.float())
+    assert bool(masks["item"][[0, 3]].all()) and bool(masks["user"][0].all())
+    assert masks["matrix"].equal(random_masks(TABLES, kept, "exact", seed)["matrix"])
+
+
+def test_aligned_rows_are_drawn_by_the_seed() -> None:
+    kept = kept_by_target(TABLES, 0.3, "aligned")
+    first, other = (random_masks(TABLES, kept, "aligned", seed) for seed in (1, 2))
+    assert not first["user"].equal(other["user"]) and not first["matrix"].equal(other["matrix"])
+
+
 def test_masks_drawn_block_by_block_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_masks_module, "_BLOCK", 40)
     hits = torch.zeros(50, 8)
@@ -88,11 +121,12 @@ def test_masks_drawn_block_by_block_are_uniform(monkeypatch: pytest.MonkeyPatch)
     assert (hits[1:] - expected).abs().max() < 6 * expected**0.5
 
 
-def test_static_masks_never_move(tiny_data: Path) -> None:
-    result, experiment = run(tiny_data, pruner="static")
+@pytest.mark.parametrize("init", slow_but(["exact"], ["exact", "aligned"]))
+def test_static_masks_never_move(init: str, tiny_data: Path) -> None:
+    result, experiment = run(tiny_data, pruner="static", prune_init=init)
     ticket = experiment.tickets[1]
     scope = experiment.scope
-    expected = random_masks(scope, kept_by_target(scope, 0.2, "exact"), "exact", experiment.config["seed"])
+    expected = random_masks(scope, kept_by_target(scope, 0.2, init), init, experiment.config["seed"])
     assert experiment.masks_of(ticket).equals(expected)
     assert [record["ticket"] for record in result["tickets"]] == [0, 1]
     assert result["chosen"]["ticket"] == 1 and "updates" not in ticket.method

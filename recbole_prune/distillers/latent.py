@@ -12,7 +12,14 @@ from torch import nn
 
 from recbole_prune.anatomy.vectors import Vectors, field_vectors, reason_without_fields, vectors_of
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.experts import LOWEST_TEMPERATURE, Experts, Personalisation, squared_error, temperature
+from recbole_prune.distillers.experts import (
+    LEAST_SHARE,
+    LOWEST_TEMPERATURE,
+    Experts,
+    Personalisation,
+    squared_error,
+    temperature,
+)
 from recbole_prune.distillers.topology import Topology, full_topology
 
 if TYPE_CHECKING:
@@ -112,6 +119,13 @@ class Hints(VectorDistiller):
         return {self.settings.distiller: (self.settings.distill_weight, self.error_of(model, interaction))}
 
 
+def experts_of_sides(distiller: VectorDistiller, model: MaskAware, count: int) -> nn.ModuleDict:
+    """Experts for users and for items; the published code gives all of them a share in every entity."""
+    least = 0.0 if distiller.settings.distill_parity == "official" else LEAST_SHARE
+    sides = zip(("user", "item"), distiller.widths(model))
+    return nn.ModuleDict({side: Experts(*pair, count, least) for side, pair in sides})
+
+
 class FieldHints(Hints):
     """Hints for context-aware models: one regressor for the vectors of a row's fields side by side."""
 
@@ -161,8 +175,7 @@ class DistillationExperts(Hints):
 
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """Experts and selection, for users and for items."""
-        sides = zip(("user", "item"), self.widths(model))
-        return nn.ModuleDict({side: Experts(*pair, self.settings.distill_experts) for side, pair in sides})
+        return experts_of_sides(self, model, self.settings.distill_experts)
 
     def reconstruct(self, side: str, ids: Ids, pair: Pair) -> torch.Tensor:
         """By the experts selected."""
@@ -247,8 +260,7 @@ class HierarchicalTopology(FullTopology):
 
     def helpers(self, model: MaskAware) -> nn.ModuleDict:
         """Experts, whose selection groups the entities."""
-        sides = zip(("user", "item"), self.widths(model))
-        return nn.ModuleDict({side: Experts(*pair, self.settings.distill_groups) for side, pair in sides})
+        return experts_of_sides(self, model, self.settings.distill_groups)
 
     @property
     def topology(self) -> Topology:

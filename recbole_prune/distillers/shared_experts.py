@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Iterator
 
 import torch
 
@@ -19,21 +19,22 @@ def mixed(
     bias_in: torch.Tensor,
     weight_out: torch.Tensor,
     bias_out: torch.Tensor,
+    least: float,
 ) -> torch.Tensor:
     """The sum over experts of share times ``relu(x W_in + b_in) W_out + b_out``, ``[b, d_T]``.
 
-    Shares below the rounding of such a sum are taken for 0: at low temperatures an entity has one or two others, and
-    time goes with their number.
+    At low temperatures an entity has one or two shares that count, and time goes with their number.
 
     Args:
         vectors: ``[b, d_S]``.
         shares: ``[b, M]``.
         weight_in, bias_in: of the hidden layers, ``[M, d_S, m]`` and ``[M, 1, m]``.
         weight_out, bias_out: ``[M, m, d_T]`` and ``[M, 1, d_T]``.
+        least: shares below it are taken for 0; those below the rounding of the sum always are.
     """
     one_by_one = vectors.device.type == "cpu" and not torch.is_autocast_cpu_enabled()
     if one_by_one:
-        found: torch.Tensor = _Mixed.apply(vectors, shares, weight_in, bias_in, weight_out, bias_out)
+        found: torch.Tensor = _Mixed.apply(vectors, shares, weight_in, bias_in, weight_out, bias_out, least)
         return found
     # one product for all, which a GPU prefers to many small ones; no expert's own [b, d_T] is ever written
     experts, width, hidden = weight_in.shape
@@ -48,37 +49,37 @@ class _Pairs:
     Attributes:
         rows: the entity of each pair ``[n]``; None where every expert has all.
         shares: of each pair, ``[n, 1]``.
-        spans: experts that have entities, with where these stand among the pairs and among the rows.
+        counts: of the pairs of each expert.
     """
 
-    def __init__(self, shares: torch.Tensor) -> None:
+    def __init__(self, shares: torch.Tensor, least: float) -> None:
         by_expert = shares.t().contiguous()
-        counted = by_expert >= torch.finfo(shares.dtype).eps
+        counted = by_expert >= max(least, torch.finfo(shares.dtype).eps)
         self._shape, self._places = by_expert.shape, None
         self.rows: torch.Tensor | None = None
-        self.shares, counts = by_expert.view(-1, 1), [len(shares)] * len(by_expert)
+        self.shares, self.counts = by_expert.view(-1, 1), [len(shares)] * len(by_expert)
         if int(counted.sum()) < _MOST * counted.numel():
             self._places = counted.view(-1).nonzero()[:, 0]
             self.rows = self._places % len(shares)
-            self.shares, counts = self.shares[self._places], counted.sum(1).tolist()
-        ends = list(accumulate(counts, initial=0))
-        pairs = [slice(start, end) for start, end in zip(ends, ends[1:])]
-        self.spans = [
-            (expert, span, slice(None) if self.rows is None else span)
-            for expert, span in enumerate(pairs)
-            if counts[expert]
-        ]
+            self.shares, self.counts = self.shares[self._places], counted.sum(1).tolist()
 
     def rows_of(self, table: torch.Tensor) -> torch.Tensor:
         """The rows of ``[b, d]`` of all pairs."""
         return table if self.rows is None else table[self.rows]
+
+    def by_expert(self, *tables: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """For every expert its share of each pair and its rows of some tables (:meth:`rows_of`)."""
+        parts = [self.shares.split(self.counts)]
+        for table in tables:
+            parts.append((table,) * len(self.counts) if self.rows is None else table.split(self.counts))
+        return zip(*parts)
 
     def summed(self, table: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         """Rows of all pairs added to their entities'."""
         return into + table if self.rows is None else into.index_add_(0, self.rows, table)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """A value of each pair ``[n]`` as ``[b, M]``, 0 elsewhere."""
+        """A value of each pair as ``[b, M]``, 0 elsewhere."""
         if self._places is not None:
             values = values.new_zeros(self._shape.numel()).index_copy_(0, self._places, values.flatten())
         return values.view(self._shape).t()
@@ -88,39 +89,49 @@ class _Mixed(torch.autograd.Function):
     """A block per expert stays in the processor's cache, where ``[b, M x m]`` would go through memory many times."""
 
     @staticmethod
-    def forward(ctx: SavingContext, *tensors: torch.Tensor) -> torch.Tensor:
-        vectors, shares, weight_in, bias_in, weight_out, bias_out = tensors
-        pairs = _Pairs(shares)
+    def forward(
+        ctx: SavingContext,
+        vectors: torch.Tensor,
+        shares: torch.Tensor,
+        weight_in: torch.Tensor,
+        bias_in: torch.Tensor,
+        weight_out: torch.Tensor,
+        bias_out: torch.Tensor,
+        least: float,
+    ) -> torch.Tensor:
+        pairs = _Pairs(shares, least)
         inputs = pairs.rows_of(vectors)
         found = inputs.new_zeros(len(inputs), weight_out.shape[2])
-        for expert, span, rows in pairs.spans:
-            layer = torch.addmm(bias_in[expert], inputs[rows], weight_in[expert]).relu_().mul_(pairs.shares[span])
-            found[rows].addmm_(layer, weight_out[expert])
-        ctx.save_for_backward(*tensors)
+        weights = zip(weight_in.unbind(), bias_in.unbind(), weight_out.unbind())
+        for (share, rows, to_rows), (first, bias, second) in zip(pairs.by_expert(inputs, found), weights):
+            if len(rows):
+                to_rows.addmm_(torch.addmm(bias, rows, first).relu_().mul_(share), second)
+        ctx.save_for_backward(vectors, shares, weight_in, bias_in, weight_out, bias_out, shares.new_tensor(least))
         return pairs.summed(found, shares @ bias_out.squeeze(1))
 
     @staticmethod
-    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        vectors, shares, weight_in, bias_in, weight_out, bias_out = ctx.saved_tensors
-        pairs = _Pairs(shares)
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        vectors, shares, weight_in, bias_in, weight_out, bias_out, least = ctx.saved_tensors
+        pairs = _Pairs(shares, float(least))
         inputs, above = pairs.rows_of(vectors), pairs.rows_of(gradient)
-        of_inputs, of_shares = torch.zeros_like(inputs), torch.zeros_like(pairs.shares)
-        of_in, of_bias_in, of_out = (torch.zeros_like(each) for each in (weight_in, bias_in, weight_out))
-        for expert, span, rows in pairs.spans:
-            share = pairs.shares[span]
-            layer = torch.addmm(bias_in[expert], inputs[rows], weight_in[expert]).relu_()
-            of_layer = above[rows] @ weight_out[expert].t()
-            torch.sum(of_layer * layer, 1, keepdim=True, out=of_shares[span])
+        of_inputs, of_shares = torch.zeros_like(inputs), []
+        gradients = torch.empty_like(weight_in), torch.empty_like(bias_in), torch.empty_like(weight_out)
+        weights = zip(*(weight.unbind() for weight in (weight_in, bias_in, weight_out)))
+        blocks = zip(pairs.by_expert(inputs, above, of_inputs), weights, zip(*(each.unbind() for each in gradients)))
+        for (share, rows, rows_above, to_rows), (first, bias, second), (to_first, to_bias, to_second) in blocks:
+            # without rows all of these are sums over nothing
+            layer = torch.addmm(bias, rows, first).relu_()
+            of_layer = rows_above @ second.t()
+            of_shares.append((of_layer * layer).sum(1))
             of_layer.mul_(layer > 0).mul_(share)
-            torch.mm(inputs[rows].t(), of_layer, out=of_in[expert])
-            torch.sum(of_layer, 0, keepdim=True, out=of_bias_in[expert])
-            torch.mm(layer.mul_(share).t(), above[rows], out=of_out[expert])
-            of_inputs[rows].addmm_(of_layer, weight_in[expert].t())
+            torch.mm(rows.t(), of_layer, out=to_first)
+            torch.sum(of_layer, 0, keepdim=True, out=to_bias)
+            torch.mm(layer.mul_(share).t(), rows_above, out=to_second)
+            to_rows.addmm_(of_layer, first.t())
         return (
             pairs.summed(of_inputs, torch.zeros_like(vectors)),
-            pairs.spread(of_shares) + gradient @ bias_out.squeeze(1).t(),
-            of_in,
-            of_bias_in,
-            of_out,
+            pairs.spread(torch.cat(of_shares)) + gradient @ bias_out.squeeze(1).t(),
+            *gradients,
             (shares.t() @ gradient).unsqueeze(1),
+            None,
         )

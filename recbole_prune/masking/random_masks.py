@@ -1,4 +1,4 @@
-"""Random masks to train from scratch: exact, Bernoulli, and Erdos-Renyi densities."""
+"""Random masks to train from scratch: exact, Bernoulli and Erdos-Renyi densities, and rows live in the same columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope, Target
 
-INITS = ("exact", "bernoulli", "erk")
+INITS = ("exact", "bernoulli", "erk", "aligned")
 # entries drawn together; a block of a large table at a time needs no score per entry
 _BLOCK = 1 << 22
 
@@ -20,7 +20,7 @@ def kept_by_target(scope: Scope, density: float, init: str) -> dict[str, int]:
 
     Args:
         density: live fraction of all prunable entries.
-        init: ``exact`` and ``bernoulli``: the same density in every tensor (expected, for ``bernoulli``);
+        init: ``exact``, ``aligned`` and ``bernoulli``: the same density in every tensor (expected, for ``bernoulli``);
             ``erk``: density in proportion to (sum of the dimensions) / (product of the dimensions), Erdos-Renyi-kernel
             (Evci et al., arXiv 1911.11134, section 3), at most 1, the same total.
     """
@@ -50,6 +50,9 @@ def random_masks(
 ) -> MaskSet:
     """Uniformly random masks; padding rows are live and not counted.
 
+    With ``aligned`` the rows of embedding tables are drawn together instead: see :func:`_aligned`. Weight matrices have
+    no rows that are multiplied with each other and are drawn as for ``exact``.
+
     Args:
         kept: live entries of every target; for ``bernoulli`` their expected number: every entry is live on its own.
         seed: decides the draw, with the position of the target in the scope.
@@ -58,6 +61,9 @@ def random_masks(
     masks = {}
     for number, target in enumerate(scope):
         generator = np.random.default_rng([seed, number])
+        if init == "aligned" and target.kind == "embedding":
+            masks[target.name] = _aligned(target, kept[target.name], seed, generator).view(target.shape)
+            continue
         mask = torch.ones(target.shape[0], target.width, dtype=torch.bool)
         rows = target.countable().nonzero().view(-1)
         for start, count in _shares(target, kept[target.name], init, generator):
@@ -70,6 +76,26 @@ def random_masks(
             _fill_empty_rows(mask, rows, generator)
         masks[target.name] = mask.view(target.shape)
     return MaskSet(scope, masks)
+
+
+def _aligned(target: Target, kept: int, seed: int, generator: np.random.Generator) -> torch.Tensor:
+    """Every row live in the same columns, the first ones of an order that all tables of a width share.
+
+    Two rows of random masks of density d share d * d of their columns, which is what their product is learned from; of
+    these masks they share d. Where ``kept`` is no multiple of the rows, the rest goes to the next column of drawn rows.
+
+    Returns:
+        boolean, shape ``[rows of the tensor, width]``; padding rows are live.
+    """
+    order = np.random.default_rng([seed, target.width]).permutation(target.width)
+    columns, rest = divmod(kept, target.rows)
+    mask = torch.zeros(target.shape[0], target.width, dtype=torch.bool)
+    mask[:, torch.from_numpy(order[:columns])] = True
+    if rest:
+        rows = target.countable().nonzero().view(-1)
+        mask[rows[torch.from_numpy(generator.permutation(target.rows)[:rest])], order[columns]] = True
+    mask[list(target.padding_rows)] = True
+    return mask
 
 
 def _fill_empty_rows(mask: torch.Tensor, rows: torch.Tensor, generator: np.random.Generator) -> None:
