@@ -11,7 +11,7 @@ from teachers import refusal
 from zoo import DATASET, config_for
 
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.distillers.teacher_training import teacher_config
+from recbole_prune.distillers.teacher_training import teacher_configs
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.session import Session
 
@@ -70,4 +70,5 @@ def test_it_is_for_rankings_of_all_items(tiny_data: Path, model: str, changes: d
 def test_a_teacher_that_is_trained_first_is_tested_alike(tiny_data: Path) -> None:
     lesson = {"distiller": "rrd", "distill_teacher_model": "BPR", "prune_eval_mask": "train"}
     config = PruneConfig("BPR", DATASET, config_dict={**config_for("BPR", tiny_data), **lesson})
-    assert teacher_config(config).settings.prune_eval_mask == "train"
+    [teacher] = teacher_configs(config)
+    assert teacher.settings.prune_eval_mask == "train"
