@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from distilling import Classroom, require_equal
+from teachers import refusal
 from torch.nn import functional
 from training_bench import scramble_random_streams
 from zoo import DATASET, config_for
@@ -22,6 +23,7 @@ from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.heads import HEADS
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.teaching import Teaching
+from recbole_prune.errors import TrainingError
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
 from recbole_prune.training.session import Session
@@ -185,6 +187,14 @@ def test_ranking_moves_no_stream_and_leaves_nothing(model: str, tiny_data: Path)
     row = scores.full_sort_predict({"user_id": torch.tensor([5])}).detach().view(-1)
     row[[0, *consumed[5]]] = -torch.inf
     assert own[5].tolist() == row.topk(30)[1].tolist()
+
+
+def test_heads_that_diverged_are_named(tiny_data: Path) -> None:
+    made = Class(tiny_data)
+    with torch.no_grad():
+        made.model.item_embedding.weight[3] = torch.nan
+    message = refusal(made.end_epoch, TrainingError)
+    assert "by the head own" in message and "learning_rate" in message
 
 
 def test_without_heads_scores_are_the_same(lesson: Class) -> None:

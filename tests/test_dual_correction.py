@@ -10,6 +10,7 @@ import pytest
 import torch
 from teachers import Beginner, checkpoint, refusal, student_config
 
+from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.dual_correction import draw_corrections, error_weights, ranks_among, ranks_within
 from recbole_prune.distillers.listwise import plackett_luce
 
@@ -167,3 +168,12 @@ def test_parities_belong_to_methods(tiny_data: Path) -> None:
         changes = {"distiller": method, "distill_teacher_model": "BPR", "distill_parity": parity}
         message = refusal(lambda changes=changes: student_config(tiny_data, None, **changes))
         assert f"distill_parity={parity} is not allowed with --distiller={method}: it must be corrected or" in message
+
+
+def test_nothing_is_said_of_a_side_that_is_not_there(tiny_data: Path) -> None:
+    sides = []
+    for parity in ("corrected", "kds"):
+        changes = {"distiller": "dcd", "distill_teacher_model": "BPR", "distill_parity": parity}
+        said = said_of_loss(student_config(tiny_data, None, **changes).settings, 100)
+        sides.append([line.partition("=")[0] for line in said if "_weight=" in line])
+    assert sides == [["distill_weight", "distill_item_weight"], ["distill_weight"]]

@@ -31,6 +31,7 @@ from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teacher import Basics, Teacher
+from recbole_prune.errors import TrainingError
 from recbole_prune.training import codec
 
 METHOD = "hetcomp"
@@ -296,6 +297,14 @@ def test_the_students_ranking_is_that_of_its_evaluation(tiny_data: Path) -> None
         scores = student.eval().full_sort_predict({"user_id": torch.tensor([7])}).view(-1)
     scores[[0, *lab.pupils.consumed.values_of(7).tolist()]] = -torch.inf
     assert found[7].tolist() == scores.topk(50).indices.tolist() and (found[0] == -1).all()
+
+
+def test_a_student_that_diverged_is_named_before_it_is_compared(tiny_data: Path) -> None:
+    student, part = begun(Lab(tiny_data))
+    with torch.no_grad():
+        student.item_embedding.weight[3] = torch.nan
+    message = refusal(part._ranked_by_student, TrainingError)
+    assert "the student" in message and "learning_rate" in message
 
 
 KILLED: list[tuple[str, dict[str, Any]]] = [

@@ -392,6 +392,10 @@ def test_teachers_that_are_trained_first_record_what_is_read(tiny_data: Path, mo
     monkeypatch.setattr(RelaxedRanking, "promises", replace(RelaxedRanking.promises, states=True))
     reading = [teacher.settings.distill_record_states for teacher in teacher_configs(student)]
     assert (plain, reading) == ([0, 6], [4, 6])
+    none = {"LightGCN": {"distill_record_states": 0}}
+    student = student_of(tiny_data, distill_teacher_models="BPR,LightGCN", distill_teacher_settings=none)
+    text = refusal(lambda: teacher_configs(student))
+    assert "distill_teacher_models=LightGCN" in text and "distill_record_states must be 2 or more" in text
 
 
 def test_one_teacher_is_too_few_for_some(tiny_data: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from recbole_prune.config.near import did_you_mean
 from recbole_prune.config.teachers import check_teachers
 from recbole_prune.errors import ConfigError
 
-# a key of a method that counts only with one value of another of its keys
-_COUNTS_WITH: Mapping[str, Mapping[str, Any]] = {
-    "distill_sharpness": {"distill_sample_interesting": True, "distill_rule": "exponential"},
-    "distill_record_states": {"prune_dense": True},
-    "distill_refresh_epochs": {"distill_parity": "corrected"},
-    "distill_item_weight": {"distill_parity": "corrected"},
-    "distill_item_interesting": {"distill_parity": "corrected"},
+# a key of a method that counts only with some values of another of its keys
+_COUNTS_WITH: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "distill_sharpness": {"distill_sample_interesting": (True,), "distill_rule": ("exponential",)},
+    "distill_record_states": {"prune_dense": (True,)},
+    "distill_refresh": {"distill_parity": ("corrected", "official")},
+    "distill_item_weight": {"distill_parity": ("corrected", "official")},
+    "distill_item_interesting": {"distill_parity": ("corrected", "official")},
 }
 # methods that have other values of distill_parity than most
 _PARITIES = {"dcd": ("corrected", "kds")}
@@ -154,14 +154,22 @@ def _settle_unused(values: dict[str, Any], base: Mapping[str, Any], said: Mappin
     return [f"{name} has no effect {_with_methods(name, values)}" for name in unused if name in said]
 
 
+def idle_with(name: str, values: Mapping[str, Any]) -> str | None:
+    """The second key with whose value the method has no use for a key of its own; None where it has one."""
+    for other, needed in _COUNTS_WITH.get(name, {}).items():
+        if is_used(name, values) and is_used(other, values) and values[other] not in needed:
+            return other
+    return None
+
+
 def _settle_idle(values: dict[str, Any], base: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
     """The same of keys that the method uses with another value of a second key only."""
     warnings = []
-    for name, conditions in _COUNTS_WITH.items():
-        for other, needed in conditions.items():
-            if is_used(name, values) and is_used(other, values) and values[other] != needed:
-                values[name] = base[name]
-                warnings += [f"{name} has no effect with {other}={values[other]}"] if name in said else []
+    for name in _COUNTS_WITH:
+        other = idle_with(name, values)
+        if other is not None:
+            values[name] = base[name]
+            warnings += [f"{name} has no effect with {other}={values[other]}"] if name in said else []
     return warnings
 
 

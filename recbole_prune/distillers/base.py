@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_prune.config.settings import is_used
+from recbole_prune.config.settings import idle_with, is_used
 from recbole_prune.distillers.teacher import same_draws
 from recbole_prune.training.parts import Part, State, Training
 
@@ -194,7 +194,8 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
     weights = tuple(
         f"distill_{name}" for name in ("weight", "item_weight", "vector_weight", "order_weight", "head_weight")
     )
-    given: dict[str, float] = {name: settings[name] for name in weights if is_used(name, settings)}
+    counted = [name for name in weights if is_used(name, settings) and idle_with(name, settings) is None]
+    given: dict[str, float] = {name: settings[name] for name in counted}
     lines = [
         f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside RecBole's mean"
         for name, weight in given.items()

@@ -23,7 +23,8 @@ from recbole_prune.distillers.heads import HEADS, ITEM_MULTINOMIAL, Head, Scores
 from recbole_prune.distillers.list_sources import listed_logits
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.pairs import pairs_of
-from recbole_prune.distillers.ranked_lists import Score, best_of_rows
+from recbole_prune.distillers.ranked_lists import Score
+from recbole_prune.distillers.student_lists import best_in_training
 from recbole_prune.errors import ConfigError
 from recbole_prune.sparse.distinct import distinct
 from recbole_prune.training.parts import State, Training
@@ -240,7 +241,8 @@ class ConsensusLearning(Distiller):
     def _lists(self, score: Score, name: str, device: torch.device) -> Lists:
         pupils, length = self.pupils, self.settings.distill_list_length
         users = np.arange(1, pupils.user_count)
-        best, _ = best_of_rows(score, pupils.consumed, length, f"items of users by the head {name}", device, users)
+        what = f"items of users by the head {name}"
+        best = best_in_training(score, pupils.consumed, length, what, device, users)
         # half the memory where ids are small
         return best.clip(min=0).astype(np.uint16 if pupils.item_count <= 1 << 16 else np.int32)
 

@@ -60,7 +60,7 @@ class DualCorrection(Distiller):
     def begin_epoch(self) -> None:
         """Forget errors that are old."""
         self._drawn: Drawn | None = None
-        if self._third_party or self.epoch % self.settings.distill_refresh_epochs == 0:
+        if self._third_party or self.epoch % self.settings.distill_refresh == 0:
             self._errors = {}
 
     def state(self) -> State:

@@ -47,8 +47,8 @@ class Experts(nn.Module):
     Args:
         student, teacher: widths of the vectors.
         count: the number ``M`` of experts.
-        least_share: an expert's share in an entity below it is taken for 0, which saves most of the time once the
-            temperature falls.
+        least_share: on a CPU an expert's share in an entity below it is taken for 0, which saves most of the time once
+            the temperature falls.
     """
 
     def __init__(self, student: int, teacher: int, count: int, least_share: float = 0.0) -> None:

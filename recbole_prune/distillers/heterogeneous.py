@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from recbole_prune.anatomy.logits import score_rows
-from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.anatomy.whole_rows import listed_and_rest
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.ensemble import Ensemble, consensus
 from recbole_prune.distillers.levels import Levels, Pace
 from recbole_prune.distillers.listwise import plackett_luce
-from recbole_prune.distillers.ranked_lists import best_of_rows
 from recbole_prune.distillers.ranking import ItemSideRanking, outside_of
+from recbole_prune.distillers.student_lists import rank_by_student
 from recbole_prune.errors import ConfigError
 from recbole_prune.training.parts import State, Training
 
@@ -142,21 +140,9 @@ class HeterogeneousCompression(Distiller):
         phase = "their order is learned from now on" if levels.at_end else "order is not learned yet"
         getLogger("recbole_prune").info(f"after epoch {self.epoch - 1} the teachers' mean states are {means}; {phase}")
 
-    @torch.no_grad()
     def _ranked_by_student(self) -> np.ndarray:
-        """Its best items of every user as in evaluation, without those of training."""
-        student, pupils = self._student, self.pupils
-        users = np.arange(1, pupils.user_count)
-        with shared_propagation(student):
-            ranked = best_of_rows(
-                lambda some: score_rows(student, some),
-                pupils.consumed,
-                _PLACES,
-                "the student's items of every user",
-                student.device,
-                users,
-            )
-        return ranked[0]
+        """Its best items of every user, without those of training."""
+        return rank_by_student(self._student, None, self.pupils.consumed, _PLACES)
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
         """The losses of the distinct users of the batch."""

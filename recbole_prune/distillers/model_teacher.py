@@ -328,6 +328,7 @@ class ModelTeacher(Teacher):
     def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
         """Among all items."""
         self._require_lists()
+        rows = rows.to(self.device)  # places of them are there
         known, consumed = np.flatnonzero((~self._unknown(rows)).cpu().numpy()), self.pupils.consumed_by(rows)
         arguments = self._arguments("items of users in groups of items")
         with same_draws(self.pupils.seed), shared_propagation(self.model):

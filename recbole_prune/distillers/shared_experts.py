@@ -30,7 +30,7 @@ def mixed(
         shares: ``[b, M]``.
         weight_in, bias_in: of the hidden layers, ``[M, d_S, m]`` and ``[M, 1, m]``.
         weight_out, bias_out: ``[M, m, d_T]`` and ``[M, 1, d_T]``.
-        least: shares below it are taken for 0; those below the rounding of the sum always are.
+        least: on a CPU shares below it are taken for 0, as those below the rounding of the sum always are.
     """
     one_by_one = vectors.device.type == "cpu" and not torch.is_autocast_cpu_enabled()
     if one_by_one:

@@ -10,8 +10,9 @@ import torch
 
 from recbole_prune.anatomy.logits import row_logits
 from recbole_prune.anatomy.shared_calls import evaluating
+from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.distillers.base import Distiller
-from recbole_prune.distillers.ranked_lists import best_of_rows
+from recbole_prune.distillers.ranked_lists import Score, best_of_rows
 from recbole_prune.distillers.ranking import ListDistiller
 from recbole_prune.errors import ConfigError, TrainingError
 
@@ -94,7 +95,7 @@ def rank_by_student(model: MaskAware, rows: Interaction | None, unranked: UsedId
         length: of the lists.
 
     Returns:
-        ids int32 ``[rows or users, length]``, best first, -1 behind the end of a list.
+        ids int32 ``[rows or users, length]``, best first, -1 behind the end of a list and in the row of padding.
 
     Raises:
         TrainingError: a score is NaN or infinite.
@@ -104,8 +105,19 @@ def rank_by_student(model: MaskAware, rows: Interaction | None, unranked: UsedId
     def score(some: torch.Tensor) -> torch.Tensor:
         return row_logits(model, some if rows is None else rows[some.to(rows[model.USER_ID].device)])
 
-    with evaluating(model):
-        try:
-            return best_of_rows(score, unranked, length, "the student, items of users", model.device, ids)[0]
-        except ConfigError as error:
-            raise TrainingError(f"{error}: the training diverged, lower learning_rate or set clip_grad_norm") from error
+    with evaluating(model), shared_propagation(model):
+        return best_in_training(score, unranked, length, "the student, items of users", model.device, ids)
+
+
+def best_in_training(
+    score: Score, unranked: UsedIds, length: int, what: str, device: torch.device, ids: np.ndarray
+) -> np.ndarray:
+    """The ids of :func:`best_of_rows` by scores of what is in training.
+
+    Raises:
+        TrainingError: a score is NaN or infinite.
+    """
+    try:
+        return best_of_rows(score, unranked, length, what, device, ids)[0]
+    except ConfigError as error:
+        raise TrainingError(f"{error}: the training diverged, lower learning_rate or set clip_grad_norm") from error

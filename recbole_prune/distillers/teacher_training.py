@@ -55,7 +55,8 @@ def teacher_config(config: PruneConfig, first: First) -> PruneConfig:
     plain = config.plain_settings()
     kept: dict[str, Any] = {key: value for key, value in plain.items() if key in shared or key in _OURS}
     kept.update({key: to_json(config[key]) for key in _DATA}, output_dir=config.settings.output_dir)
-    if get_distiller(config.settings.distiller).promises.states:
+    reads_states = get_distiller(config.settings.distiller).promises.states
+    if reads_states:
         kept["distill_record_states"] = USUAL_STATES
     file = host.model_properties(name)
     usual = read_settings(str(file)) if file else {}
@@ -73,6 +74,11 @@ def teacher_config(config: PruneConfig, first: First) -> PruneConfig:
         raise ConfigError(
             f"{first.key}={name} is not trained by gradient: save a checkpoint of it with RecBole and name "
             "that with distill_teacher"
+        )
+    if reads_states and not made.settings.distill_record_states:
+        raise ConfigError(
+            f"{first.key}={name}, distill_teacher_settings={given}: --distiller={config.settings.distiller} learns "
+            f"from states of the training, so distill_record_states must be 2 or more ({USUAL_STATES} is usual)"
         )
     return made
 

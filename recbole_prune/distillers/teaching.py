@@ -69,7 +69,6 @@ class Teaching:
         )
         if changed:
             raise _cannot(workshop.config, changed)
-        self._class.check(workshop.config.settings, self._pupils, student)
         self.teacher: Teacher | None = None
         if self._class.promises.teacher:
             self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
