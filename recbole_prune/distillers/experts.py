@@ -82,10 +82,10 @@ class Experts(nn.Module):
         self, student: torch.Tensor, teacher: torch.Tensor, temperature: float, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The teacher's vectors ``[b, d_T]`` as reconstructed from the student's ``[b, d_S]``."""
-        rest = self.weight_in, self.bias_in, self.weight_out, self.bias_out, self.least_share
+        weights = self.weight_in, self.bias_in, self.weight_out, self.bias_out
         if self.selection is None:
-            return mixed(student, student.new_ones(len(student), 1), *rest)
-        return mixed(student, self.shares(teacher, temperature, noise), *rest)
+            return mixed(student, student.new_ones(len(student), 1), weights, self.least_share)
+        return mixed(student, self.shares(teacher, temperature, noise), weights, self.least_share)
 
     def groups(self, teacher: torch.Tensor) -> torch.Tensor:
         """Index of the expert that each teacher vector selects, without noise or gradient, ``[b]``."""

@@ -128,10 +128,15 @@ class Head(nn.Module):
         self.width = max(1, min(widths) // 4)
         self.users = self._bottom(users)
         self.items = self.users if one_space and users == items else self._bottom(items)
+        self.top = nn.Linear(self.width, self.outputs(counts))
 
     def _bottom(self, width: int) -> nn.Module:
         hidden = max(1, width // 2)
         return nn.Sequential(nn.Linear(width, hidden), nn.Dropout(_DROPOUT), nn.ReLU(), nn.Linear(hidden, self.width))
+
+    def outputs(self, counts: tuple[int, int]) -> int:
+        """Width of the layer at the top."""
+        return self.width
 
     @abstractmethod
     def scores(
@@ -162,10 +167,6 @@ class PairwiseRanking(PairHead):
 
     bounded = True
 
-    def __init__(self, widths: tuple[int, int], one_space: bool, counts: tuple[int, int]) -> None:
-        super().__init__(widths, one_space, counts)
-        self.top = nn.Linear(self.width, self.width)
-
     def scores(
         self, user_ids: torch.Tensor, users: torch.Tensor, item_ids: torch.Tensor, items: torch.Tensor
     ) -> Scores:
@@ -180,10 +181,6 @@ class PairwiseRanking(PairHead):
 
 class MetricLearning(PairHead):
     """CML: distances in the unit ball, the item that a user has nearer by 1 (head B)."""
-
-    def __init__(self, widths: tuple[int, int], one_space: bool, counts: tuple[int, int]) -> None:
-        super().__init__(widths, one_space, counts)
-        self.top = nn.Linear(self.width, self.width)
 
     def scores(
         self, user_ids: torch.Tensor, users: torch.Tensor, item_ids: torch.Tensor, items: torch.Tensor
@@ -206,9 +203,9 @@ def in_unit_ball(vectors: torch.Tensor) -> torch.Tensor:
 class CrossEntropy(PairHead):
     """Binary cross-entropy on a weighted product (head C)."""
 
-    def __init__(self, widths: tuple[int, int], one_space: bool, counts: tuple[int, int]) -> None:
-        super().__init__(widths, one_space, counts)
-        self.top = nn.Linear(self.width, 1)
+    def outputs(self, counts: tuple[int, int]) -> int:
+        """A single weighted sum."""
+        return 1
 
     def scores(
         self, user_ids: torch.Tensor, users: torch.Tensor, item_ids: torch.Tensor, items: torch.Tensor
@@ -241,7 +238,10 @@ class Multinomial(Head):
     def __init__(self, widths: tuple[int, int], one_space: bool, counts: tuple[int, int]) -> None:
         super().__init__(widths, one_space, counts)
         del self.items  # an item is a class and no vector
-        self.top = nn.Linear(self.width, counts[1] - 1)  # padding is no item
+
+    def outputs(self, counts: tuple[int, int]) -> int:
+        """A class for every item; padding is none."""
+        return counts[1] - 1
 
     def scores(
         self, user_ids: torch.Tensor, users: torch.Tensor, item_ids: torch.Tensor, items: torch.Tensor
@@ -263,9 +263,11 @@ class ItemMultinomial(Head):
 
     def __init__(self, widths: tuple[int, int], one_space: bool, counts: tuple[int, int]) -> None:
         super().__init__(widths, one_space, counts)
-        self.items = self._bottom(widths[1])
-        del self.users
-        self.top = nn.Linear(self.width, counts[0] - 1)
+        del self.users  # likewise
+
+    def outputs(self, counts: tuple[int, int]) -> int:
+        """A class for every user; padding is none."""
+        return counts[0] - 1
 
     def scores(
         self, user_ids: torch.Tensor, users: torch.Tensor, item_ids: torch.Tensor, items: torch.Tensor

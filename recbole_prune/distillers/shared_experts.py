@@ -8,19 +8,14 @@ import torch
 
 from recbole_prune.sparse.contexts import SavingContext
 
+# of the hidden layers and of those behind them: [M, d_S, m], [M, 1, m], [M, m, d_T], [M, 1, d_T]
+Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
 # of all shares: from here on the gathering of rows costs more than it saves
 _MOST = 0.6
 
 
-def mixed(
-    vectors: torch.Tensor,
-    shares: torch.Tensor,
-    weight_in: torch.Tensor,
-    bias_in: torch.Tensor,
-    weight_out: torch.Tensor,
-    bias_out: torch.Tensor,
-    least: float,
-) -> torch.Tensor:
+def mixed(vectors: torch.Tensor, shares: torch.Tensor, weights: Weights, least: float) -> torch.Tensor:
     """The sum over experts of share times ``relu(x W_in + b_in) W_out + b_out``, ``[b, d_T]``.
 
     At low temperatures an entity has one or two shares that count, and time goes with their number.
@@ -28,14 +23,14 @@ def mixed(
     Args:
         vectors: ``[b, d_S]``.
         shares: ``[b, M]``.
-        weight_in, bias_in: of the hidden layers, ``[M, d_S, m]`` and ``[M, 1, m]``.
-        weight_out, bias_out: ``[M, m, d_T]`` and ``[M, 1, d_T]``.
+        weights: of all experts, ``W_in, b_in, W_out, b_out``.
         least: on a CPU shares below it are taken for 0, as those below the rounding of the sum always are.
     """
     one_by_one = vectors.device.type == "cpu" and not torch.is_autocast_cpu_enabled()
     if one_by_one:
-        found: torch.Tensor = _Mixed.apply(vectors, shares, weight_in, bias_in, weight_out, bias_out, least)
+        found: torch.Tensor = _Mixed.apply(least, vectors, shares, *weights)
         return found
+    weight_in, bias_in, weight_out, bias_out = weights
     # one product for all, which a GPU prefers to many small ones; no expert's own [b, d_T] is ever written
     experts, width, hidden = weight_in.shape
     layer = torch.addmm(bias_in.flatten(), vectors, weight_in.transpose(0, 1).reshape(width, -1)).relu()
@@ -89,16 +84,8 @@ class _Mixed(torch.autograd.Function):
     """A block per expert stays in the processor's cache, where ``[b, M x m]`` would go through memory many times."""
 
     @staticmethod
-    def forward(
-        ctx: SavingContext,
-        vectors: torch.Tensor,
-        shares: torch.Tensor,
-        weight_in: torch.Tensor,
-        bias_in: torch.Tensor,
-        weight_out: torch.Tensor,
-        bias_out: torch.Tensor,
-        least: float,
-    ) -> torch.Tensor:
+    def forward(ctx: SavingContext, least: float, *tensors: torch.Tensor) -> torch.Tensor:
+        vectors, shares, weight_in, bias_in, weight_out, bias_out = tensors
         pairs = _Pairs(shares, least)
         inputs = pairs.rows_of(vectors)
         found = inputs.new_zeros(len(inputs), weight_out.shape[2])
@@ -106,12 +93,12 @@ class _Mixed(torch.autograd.Function):
         for (share, rows, to_rows), (first, bias, second) in zip(pairs.by_expert(inputs, found), weights):
             if len(rows):
                 to_rows.addmm_(torch.addmm(bias, rows, first).relu_().mul_(share), second)
-        ctx.save_for_backward(vectors, shares, weight_in, bias_in, weight_out, bias_out, shares.new_tensor(least))
+        ctx.save_for_backward(shares.new_tensor(least), *tensors)
         return pairs.summed(found, shares @ bias_out.squeeze(1))
 
     @staticmethod
     def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        vectors, shares, weight_in, bias_in, weight_out, bias_out, least = ctx.saved_tensors
+        least, vectors, shares, weight_in, bias_in, weight_out, bias_out = ctx.saved_tensors
         pairs = _Pairs(shares, float(least))
         inputs, above = pairs.rows_of(vectors), pairs.rows_of(gradient)
         of_inputs, of_shares = torch.zeros_like(inputs), []
@@ -129,9 +116,9 @@ class _Mixed(torch.autograd.Function):
             torch.mm(layer.mul_(share).t(), rows_above, out=to_second)
             to_rows.addmm_(of_layer, first.t())
         return (
+            None,
             pairs.summed(of_inputs, torch.zeros_like(vectors)),
             pairs.spread(torch.cat(of_shares)) + gradient @ bias_out.squeeze(1).t(),
             *gradients,
             (shares.t() @ gradient).unsqueeze(1),
-            None,
         )
