@@ -180,16 +180,21 @@ def _to_str(value: object) -> str | None:
 def _to_words(value: object) -> list[str] | None:
     """A list of words from a list, from the text of one, or from words with commas between them."""
     if isinstance(value, str):
-        if value.strip().startswith(("[", "(")):
-            try:
-                value = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError):
-                return None
-        else:
-            value = [word.strip() for word in value.split(",")]
+        value = _listed(value.strip())
     if not isinstance(value, (list, tuple)):
         return None
     return list(value) if all(isinstance(word, str) and word for word in value) else None
+
+
+def _listed(text: str) -> object:
+    """What a text lists; words in brackets may lack their quotation marks, which a shell takes away."""
+    if not text.startswith(("[", "(")):
+        return [word.strip() for word in text.split(",")]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        bare = re.fullmatch(r"\[([^][(){}'\"]*)\]", text)
+        return [word.strip() for word in bare[1].split(",")] if bare else None
 
 
 def _to_dict(value: object) -> dict[str, Any] | None:
