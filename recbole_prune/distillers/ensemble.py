@@ -123,7 +123,9 @@ class Ensemble(Teacher):
         They are computed once for a run folder.
         """
         with same_draws(self.pupils.seed):
-            found: np.ndarray = self._store.get(f"observed_{count}", lambda: {"ids": self.rank_observed(count)})["ids"]
+            found: np.ndarray = self._store.get(
+                f"{count}_observed_items_of_users", lambda: {"ids": self.rank_observed(count)}
+            )["ids"]
         return found
 
 
