@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recbole_prune.distillers.ranked_lists import Ranked
-from recbole_prune.distillers.teacher import Basics, Teacher, same_draws
+from recbole_prune.distillers.teacher import Basics, Rows, Teacher, same_draws
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.seals import digest_of
 
@@ -104,6 +104,13 @@ class Ensemble(Teacher):
     def rank_rows(self, batch: Interaction) -> Ranked:
         """The consensus of what each ranks first for a row."""
         return consensus([member.rank_rows(batch)[0] for member in self.members], self.length)
+
+    def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """The consensus, group by group, of what each ranks first there: lists of unpopular groups are as long."""
+        ranked = [member.rank_in_groups(rows, groups) for member in self.members]
+        return np.stack(
+            [consensus([lists[:, group] for lists in ranked], self.length)[0] for group in range(len(groups))], axis=1
+        )
 
     def rank_observed(self, length: int) -> np.ndarray:
         """The consensus of how each ranks what a user has in training; items that none ranks stand behind, by id.
