@@ -33,9 +33,14 @@ def consensus(lists: Sequence[np.ndarray], length: int, cut: int = CUT) -> Ranke
     Returns:
         (ids int32, sums float32), each ``[rows, length]``, best first, lower ids first among equal sums; -1 and 0
         behind the end. The order of the lists makes no difference, not to the last bit.
+
+    Raises:
+        ValueError: the lists are not of the same keys, having different numbers of rows.
     """
     parts = [part[:, :cut] for part in lists]
-    rows = min(map(len, parts))
+    rows = len(parts[0])
+    if any(len(part) != rows for part in parts):
+        raise ValueError(f"lists of {', '.join(str(len(part)) for part in parts)} rows have no consensus")
     found = np.full((rows, length), -1, np.int32), np.zeros((rows, length), np.float32)
     step = max(1, _ENTRIES_AT_ONCE // max(1, sum(part.shape[1] for part in parts)))
     for start in range(0, rows, step):
@@ -138,8 +143,6 @@ class Ensemble(Teacher):
 
 def _completed(lists: np.ndarray, codes: np.ndarray, items: int) -> np.ndarray:
     """Lists, and behind them what they lack of each user's items (codes ``user * items + item``), as far as it fits."""
-    if not len(lists):
-        return lists
     users, places = np.nonzero(lists >= 0)
     lacking = np.setdiff1d(codes, users * np.int64(items) + lists[users, places])
     users, ids = np.divmod(lacking, items)
