@@ -135,7 +135,8 @@ def test_trained_teachers_can_be_named_and_stand_in_table_and_journal(
 @pytest.mark.slow
 def test_before_their_training_they_rank_nothing_for_everybody(tiny_data: Path) -> None:
     """Lists have a row for every user or item even then, so that a number of rows that differs is a fault."""
-    config = student_config(tiny_data, None, distill_teacher_models=["BPR", "NeuMF"], distill_list_length=7)
+    lengths = {"distill_list_length": 7, "distill_interesting": 7}
+    config = student_config(tiny_data, None, distill_teacher_models=["BPR", "NeuMF"], **lengths)
     teacher = open_teacher(config, pupils_of(config))
     pupils = teacher.pupils
     for one, length in ((teacher, 7), *((member, 0) for member in teacher.members)):

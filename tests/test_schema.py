@@ -338,6 +338,29 @@ def test_impossible_combinations_are_refused(user, part):
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["distill_interesting", "distill_item_interesting"])
+@pytest.mark.parametrize("method", schema.method_names("distiller"))
+def test_no_more_is_taken_of_a_list_than_it_has(method, key):
+    uses = [("distiller", method) in KEYS[name].methods for name in (key, "distill_list_length")]
+    teacher = {} if method == "concf" else {"distill_teacher_models": ["BPR", "NeuMF"]}
+    counts = {"distill_interesting": 5, "distill_item_interesting": 5, "distill_list_length": 30}
+    user = {"distiller": method, **teacher, **counts, "distill_student_length": 99, "distill_drawn": 9}
+    settled({**user, key: 30})
+    if not all(uses) or method in ("cd", "unkd"):
+        settled({**user, key: 31})  # cd and unkd draw with replacement
+        return
+    with pytest.raises(ConfigError, match=f"{key}=31 is not allowed: it must be at most distill_list_length=30"):
+        settled({**user, key: 31})
+    del user[key]
+    with pytest.raises(ConfigError, match="at most distill_list_length=30"):
+        settled(user, {key: 31})
+
+
+def test_what_is_not_drawn_may_be_more_than_a_list_has():
+    user = {"distiller": "dcd", "distill_teacher_model": "BPR", "distill_interesting": 9, "distill_list_length": 9}
+    assert settled({**user, "distill_parity": "kds"}).distill_item_interesting == 100
+
+
 @pytest.mark.parametrize(
     "user",
     [

@@ -318,7 +318,8 @@ def reads_states(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def student_of(data: Path, *teachers: Path, **changes: Any) -> PruneConfig:
-    named = {"distiller": "rrd", "distill_teacher": [str(path) for path in teachers], "distill_list_length": 30}
+    lengths = {"distill_list_length": 30, "distill_interesting": 30}
+    named = {"distiller": "rrd", "distill_teacher": [str(path) for path in teachers], **lengths}
     return PruneConfig("BPR", DATASET, config_dict={**config_for("BPR", data), **named, **changes})
 
 

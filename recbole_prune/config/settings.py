@@ -22,10 +22,14 @@ _COUNTS_WITH: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 # methods that have other values of distill_parity than most
 _PARITIES = {"dcd": ("corrected", "kds")}
 # a key that must not be above another one, where both are used
-_NOT_ABOVE = {
-    "distill_drawn": "distill_student_length",
-    "distill_interesting": "distill_student_length",
-}
+_NOT_ABOVE = (
+    ("distill_drawn", "distill_student_length"),
+    ("distill_interesting", "distill_student_length"),
+    ("distill_interesting", "distill_list_length"),
+    ("distill_item_interesting", "distill_list_length"),
+)
+# methods that draw with replacement, so as many as they like of any list
+_WITH_REPLACEMENT = ("cd", "unkd")
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
 
 
@@ -280,8 +284,11 @@ def _check_states(values: Mapping[str, Any]) -> None:
 
 
 def _check_not_above(values: Mapping[str, Any]) -> None:
-    for name, other in _NOT_ABOVE.items():
-        if is_used(name, values) and is_used(other, values) and values[name] > values[other]:
+    if values["distiller"] in _WITH_REPLACEMENT:
+        return
+    for name, other in _NOT_ABOVE:
+        counts = is_used(name, values) and is_used(other, values) and idle_with(name, values) is None
+        if counts and values[name] > values[other]:
             raise ConfigError(
                 f"{name}={values[name]} is not allowed: it must be at most {other}={values[other]} with "
                 f"--distiller={values['distiller']}"
