@@ -83,7 +83,7 @@ def open_for(
     **changes: Any,
 ) -> Teacher:
     """The teacher as a student's run opens it."""
-    config = student_config(data, teacher, model, **changes)
+    config = student_config(data, teacher, model, **{"distill_interesting": 1, **changes})  # so that lists may be short
     pupils = pupils_of(config, of_rows, config.settings.distill_mask_observed)
     return open_teacher(config, pupils, folder)
 

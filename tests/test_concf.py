@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from recbole_prune.anatomy.caches import CACHES
 from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import random_state
+from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.heads import HEADS
 from recbole_prune.distillers.listwise import plackett_luce
@@ -222,6 +224,19 @@ def test_it_is_said_if_no_consensus_is_ever_reached(tiny_data: Path, caplog: pyt
         caplog.clear()
         Class(tiny_data, distill_window=window)
         assert ("their consensus does not" in caplog.text) == said
+
+
+def test_lists_that_nobody_reads_fit_any_data(tiny_data: Path) -> None:
+    """Without the consensus there are no lists, so few items are enough, and no key can be in the way."""
+    few: Any = SimpleNamespace(item_count=20)
+    student, check = Class(tiny_data).model, get_distiller("concf").check
+    for weight in (0.005, 0.0):
+        changes = {"distiller": "concf", "distill_weight": weight}
+        settings = PruneConfig("BPR", DATASET, config_dict={**config_for("BPR", tiny_data), **changes}).settings
+        if weight:
+            assert "distill_interesting=50 is not allowed" in refusal(lambda s=settings: check(s, few, student))
+        else:
+            check(settings, few, student)
 
 
 @pytest.mark.slow

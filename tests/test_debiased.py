@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,28 @@ def test_a_file_of_ranked_lists_is_enough(tiny_data: Path, tmp_path: Path) -> No
     file.write_text("".join("\t".join([user, *items]) + "\n" for user in users), encoding="utf-8")
     lesson = Beginner("unkd", tiny_data, file, tmp_path)
     assert lesson.part.losses(lesson.student, lesson.batch())["unkd"] > 0
+
+
+TWO = [("LightGCN", "BPR"), ("SASRec", "GRU4Rec")]
+
+
+@pytest.mark.parametrize(("other", "model"), slow_but(TWO[:1], TWO))
+def test_several_teachers_agree_within_each_group(tiny_data: Path, tmp_path: Path, other: str, model: str) -> None:
+    """However few unpopular items stand among the first of all, pairs of them are taught: the method is for these."""
+    together = Path(",".join(str(checkpoint(tiny_data, tmp_path, name)[1]) for name in (other, model)))
+    lesson = Beginner("unkd", tiny_data, together, tmp_path, model, distill_groups=3, distill_list_length=20)
+    groups, pupils, batch = lesson.part.groups, lesson.teacher.pupils, lesson.batch()
+    rows = batch if pupils.of_rows else batch["user_id"].unique()
+    found, consumed = lesson.teacher.rank_in_groups(rows, groups), pupils.consumed_by(rows)
+    members = [member.rank_in_groups(rows, groups) for member in lesson.teacher.members]
+    assert found.shape == (len(rows), len(groups), 20) and len(members) == 2
+    for row, group in np.ndindex(found.shape[:2]):
+        left = set(groups[group].tolist()) - set(consumed[row])
+        listed = [item for item in found[row, group].tolist() if item >= 0]
+        assert set(listed) <= left and len(listed) == min(20, len(left))
+        sums: dict[int, float] = {}
+        for ranks in members:
+            for rank, item in enumerate(ranks[row, group].tolist()):
+                sums[item] = sums.get(item, 0) + exp(-rank / 10) * (item >= 0)
+        sums.pop(-1, None)
+        assert listed == sorted(sums, key=lambda item: (-round(sums[item], 12), item))[:20]

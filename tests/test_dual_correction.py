@@ -177,3 +177,20 @@ def test_nothing_is_said_of_a_side_that_is_not_there(tiny_data: Path) -> None:
         said = said_of_loss(student_config(tiny_data, None, **changes).settings, 100)
         sides.append([line.partition("=")[0] for line in said if "_weight=" in line])
     assert sides == [["distill_weight", "distill_item_weight"], ["distill_weight"]]
+
+
+def test_whose_code_is_followed_is_said(tiny_data: Path) -> None:
+    for method, parity in (("dcd", "kds"), ("rd", "official"), ("rd", "corrected")):
+        changes = {"distiller": method, "distill_teacher_model": "BPR", "distill_parity": parity}
+        said = said_of_loss(student_config(tiny_data, None, **changes).settings, 100)
+        about = [line for line in said if line.startswith(f"distill_parity={parity}: ")]
+        assert len(about) == (parity != "corrected")
+
+
+@pytest.mark.parametrize("own", [0, 0.5])
+def test_a_loss_that_is_not_there_is_no_measure(tiny_data: Path, own: float) -> None:
+    changes = {"distiller": "hetcomp", "distill_teacher_models": ["BPR", "NeuMF"], "distill_own_loss": own}
+    said = said_of_loss(student_config(tiny_data, None, **changes).settings, 100)
+    weights = [line for line in said if "_weight=" in line]
+    assert len(weights) == 2 and all(("beside RecBole's mean" in line) == bool(own) for line in weights)
+    assert all(("distill_own_loss=0" in line) == (not own) for line in weights)

@@ -36,7 +36,6 @@ def test_the_consensus_by_hand() -> None:
     assert scores == pytest.approx(np.array(expected, np.float32)) and ids.dtype == np.int32
     assert consensus([one, two], 4)[0][0].tolist() == [3, 5, 9, 7]
     assert consensus([one, two], 4, cut=1)[0][0].tolist() == [3, 5, -1, -1], "what stands behind the cut has no say"
-    assert consensus([np.empty((0, 0), np.int32), two], 3)[0].shape == (0, 3), "nobody ranks before the training"
 
 
 def test_the_consensus_is_that_of_a_loop_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from teachers import pupils_of, student_config
 from training_bench import Killed, without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune, tuition
+from recbole_prune.distillers.ensemble import consensus
+from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.store import RunFolder
@@ -126,3 +130,21 @@ def test_trained_teachers_can_be_named_and_stand_in_table_and_journal(
     assert all(torch.equal(one[name], other[name]) for name in one), "the same teachers teach the same"
     lines = [without_clocks(each["tickets"][0]) for each in (whole, named)]
     assert lines[0]["teacher"] == lines[1]["teacher"]
+
+
+@pytest.mark.slow
+def test_before_their_training_they_rank_nothing_for_everybody(tiny_data: Path) -> None:
+    """Lists have a row for every user or item even then, so that a number of rows that differs is a fault."""
+    lengths = {"distill_list_length": 7, "distill_interesting": 7}
+    config = student_config(tiny_data, None, distill_teacher_models=["BPR", "NeuMF"], **lengths)
+    teacher = open_teacher(config, pupils_of(config))
+    pupils = teacher.pupils
+    for one, length in ((teacher, 7), *((member, 0) for member in teacher.members)):
+        assert one.items_of_users.shape == (pupils.user_count, length) and (one.items_of_users < 0).all()
+        assert one.users_of_items.shape == (pupils.item_count, length) and (one.users_of_items < 0).all()
+        assert len(one.rank_observed(5)) == pupils.user_count
+
+
+def test_lists_of_different_keys_have_no_consensus() -> None:
+    with pytest.raises(ValueError, match="lists of 4, 3 rows have no consensus"):
+        consensus([np.zeros((4, 2), np.int32), np.zeros((3, 2), np.int32)], 2)

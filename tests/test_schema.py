@@ -338,6 +338,29 @@ def test_impossible_combinations_are_refused(user, part):
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["distill_interesting", "distill_item_interesting"])
+@pytest.mark.parametrize("method", schema.method_names("distiller"))
+def test_no_more_is_taken_of_a_list_than_it_has(method, key):
+    uses = [("distiller", method) in KEYS[name].methods for name in (key, "distill_list_length")]
+    teacher = {} if method == "concf" else {"distill_teacher_models": ["BPR", "NeuMF"]}
+    counts = {"distill_interesting": 5, "distill_item_interesting": 5, "distill_list_length": 30}
+    user = {"distiller": method, **teacher, **counts, "distill_student_length": 99, "distill_drawn": 9}
+    settled({**user, key: 30})
+    if not all(uses) or method in ("cd", "unkd"):
+        settled({**user, key: 31})  # cd and unkd draw with replacement
+        return
+    with pytest.raises(ConfigError, match=f"{key}=31 is not allowed: it must be at most distill_list_length=30"):
+        settled({**user, key: 31})
+    del user[key]
+    with pytest.raises(ConfigError, match="at most distill_list_length=30"):
+        settled(user, {key: 31})
+
+
+def test_what_is_not_drawn_may_be_more_than_a_list_has():
+    user = {"distiller": "dcd", "distill_teacher_model": "BPR", "distill_interesting": 9, "distill_list_length": 9}
+    assert settled({**user, "distill_parity": "kds"}).distill_item_interesting == 100
+
+
 @pytest.mark.parametrize(
     "user",
     [
@@ -379,6 +402,20 @@ def test_combinations_at_the_edge_are_allowed(user):
             HOST,
             "distill_refresh has no effect with distill_parity=kds",
         ),
+        *(
+            ({"distiller": "concf", weight: 0, name: value}, HOST, f"{name} has no effect with {weight}=0.0")
+            for weight, name, value in (
+                ("distill_head_weight", "distill_balance_power", 1.0),
+                ("distill_head_weight", "distill_reference_epoch", 3),
+                ("distill_weight", "distill_refresh", 3),
+                ("distill_weight", "distill_window", 3),
+                ("distill_weight", "distill_steadiness", 3.0),
+                ("distill_weight", "distill_sharpness", 3.0),
+                ("distill_weight", "distill_interesting", 300),
+                ("distill_weight", "distill_list_length", 3),
+                ("distill_weight", "distill_parity", "official"),
+            )
+        ),
         ({"pruner": "imp", "prune_rewind": "lr"}, HOST, "prune_rewind=lr equals prune_rewind=none"),
         ({"prune_select": "test"}, HOST, "leak"),
         ({"prune_l2_weight": 0.1}, HostFacts(300, "LightGCN", own_l2=True), "LightGCN has an L2 weight of its own"),
@@ -398,6 +435,10 @@ def test_quiet_where_nothing_is_wrong():
         {"pruner": "imp", "prune_rewind": "lr", "prune_lr_warmup": 5},
         {"pruner": "imp", "prune_rewind": "none"},
         {"distiller": "concf", "distill_parity": "official", "distill_refresh": 5},
+        {"distiller": "concf", "distill_weight": 0, "distill_balance_power": 1, "distill_heads": "mse"},
+        {"distiller": "concf", "distill_head_weight": 0, "distill_window": 3, "distill_list_length": 60},
+        {"distiller": "hetcomp", "distill_teacher": "a", "distill_weight": 0, "distill_refresh": 5},
+        {"distiller": "dcd", "distill_teacher": "a", "distill_weight": 0, "distill_refresh": 5},
     ]
     assert not any(settle(user, {}, HOST)[1] for user in quiet)
     recipe = {"pruner": "imp", "prune_l2_weight": 1e-4, "prune_select": "test", "recipe_notice": "it leaks"}

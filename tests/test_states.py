@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from marks import slow_but
+from recbole.utils import ModelType
 from teachers import Trained, pupils_of, refusal
 from training_bench import Killed
 from zoo import DATASET, config_for
@@ -21,10 +22,12 @@ from zoo import DATASET, config_for
 from recbole_prune import run_recbole_prune
 from recbole_prune.cli import main
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.config.teachers import Named
 from recbole_prune.distillers.base import Promises
 from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.ranking import RelaxedRanking
+from recbole_prune.distillers.recorded_states import require_states
 from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teacher_training import teacher_configs
@@ -315,7 +318,8 @@ def reads_states(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def student_of(data: Path, *teachers: Path, **changes: Any) -> PruneConfig:
-    named = {"distiller": "rrd", "distill_teacher": [str(path) for path in teachers], "distill_list_length": 30}
+    lengths = {"distill_list_length": 30, "distill_interesting": 30}
+    named = {"distiller": "rrd", "distill_teacher": [str(path) for path in teachers], **lengths}
     return PruneConfig("BPR", DATASET, config_dict={**config_for("BPR", data), **named, **changes})
 
 
@@ -371,6 +375,21 @@ def test_states_that_are_missed_are_refused_with_the_way_to_have_them(
     assert main(["clean", f"--run={copied.path}"]) == 0
     text = refusal(lambda: opened(tiny_data, copied.path))
     assert f"{state} is missing, as after recbole-prune clean" in text and "--distill_record_states=4" in text
+
+
+def test_a_ticket_without_states_is_refused_with_the_one_that_has_them(tmp_path: Path) -> None:
+    """Whoever names a run folder names the ticket that it exported, which need not be the dense model."""
+    config: Any = {"MODEL_TYPE": ModelType.GENERAL}
+    lines = [{"ticket": number, "checkpoint_file": f"checkpoints/ticket-00{number}.pth"} for number in (0, 1)]
+    for states in ({}, {"states": {"count": 4, "kept": []}}):
+        run = RunFolder(tmp_path / str(len(states)))
+        run.append_ticket({**lines[0], **states})
+        run.append_ticket(lines[1])
+        for path in (run.path, run.path / lines[1]["checkpoint_file"]):
+            text = refusal(lambda path=path: require_states(Named("run", path, path), config, lines[1]))
+            assert text.startswith("it has no states of its training") and "name the run folder" not in text
+            dense = f"name {run.path / 'checkpoints' / 'ticket-000.pth'}"
+            assert (dense in text, "--distill_record_states=4" in text) == (bool(states), not states)
 
 
 def test_other_states_are_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,28 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from recbole_prune.config import schema
 from recbole_prune.config.near import did_you_mean
 from recbole_prune.config.teachers import check_teachers
 from recbole_prune.errors import ConfigError
 
-# a key of a method that counts only with some values of another of its keys
-_COUNTS_WITH: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "distill_sharpness": {"distill_sample_interesting": (True,), "distill_rule": ("exponential",)},
-    "distill_record_states": {"prune_dense": (True,)},
-    "distill_refresh": {"distill_parity": ("corrected", "official")},
-    "distill_item_weight": {"distill_parity": ("corrected", "official")},
-    "distill_item_interesting": {"distill_parity": ("corrected", "official")},
+
+class _Condition(NamedTuple):
+    """With which values of a second key a key of a method counts.
+
+    Attributes:
+        key: the second one.
+        allowed: values; empty for all but 0.
+        method: the only distiller that this is said of; empty for all methods that use both keys.
+    """
+
+    key: str
+    allowed: tuple[Any, ...] = ()
+    method: str = ""
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether nothing is against the key; so it is where the method does not use the second one."""
+        if self.method not in ("", values["distiller"]) or not is_used(self.key, values):
+            return True
+        return values[self.key] in self.allowed if self.allowed else values[self.key] != 0
+
+
+_NOT_KDS = _Condition("distill_parity", ("corrected", "official"))
+_CONSENSUS = _Condition("distill_weight", method="concf")
+_BALANCE = _Condition("distill_head_weight", method="concf")
+_COUNTS_WITH: Mapping[str, tuple[_Condition, ...]] = {
+    "distill_sharpness": (
+        _Condition("distill_sample_interesting", (True,)),
+        _Condition("distill_rule", ("exponential",)),
+        _CONSENSUS,
+    ),
+    "distill_record_states": (_Condition("prune_dense", (True,)),),
+    "distill_refresh": (_NOT_KDS, _CONSENSUS),
+    "distill_item_weight": (_NOT_KDS,),
+    "distill_item_interesting": (_NOT_KDS,),
+    **dict.fromkeys(("distill_balance_power", "distill_reference_epoch"), (_BALANCE,)),
+    **dict.fromkeys(
+        ("distill_window", "distill_steadiness", "distill_interesting", "distill_list_length", "distill_parity"),
+        (_CONSENSUS,),
+    ),
 }
 # methods that have other values of distill_parity than most
 _PARITIES = {"dcd": ("corrected", "kds")}
 # a key that must not be above another one, where both are used
-_NOT_ABOVE = {
-    "distill_drawn": "distill_student_length",
-    "distill_interesting": "distill_student_length",
-}
+_NOT_ABOVE = (
+    ("distill_drawn", "distill_student_length"),
+    ("distill_interesting", "distill_student_length"),
+    ("distill_interesting", "distill_list_length"),
+    ("distill_item_interesting", "distill_list_length"),
+)
+# methods that draw with replacement, so as many as they like of any list
+_WITH_REPLACEMENT = ("cd", "unkd")
 _SCHEDULE = ("prune_target_sparsity", "prune_rate", "prune_rounds")
 
 
@@ -156,10 +192,9 @@ def _settle_unused(values: dict[str, Any], base: Mapping[str, Any], said: Mappin
 
 def idle_with(name: str, values: Mapping[str, Any]) -> str | None:
     """The second key with whose value the method has no use for a key of its own; None where it has one."""
-    for other, needed in _COUNTS_WITH.get(name, {}).items():
-        if is_used(name, values) and is_used(other, values) and values[other] not in needed:
-            return other
-    return None
+    if not is_used(name, values):
+        return None
+    return next((needed.key for needed in _COUNTS_WITH.get(name, ()) if not needed.holds(values)), None)
 
 
 def _settle_idle(values: dict[str, Any], base: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
@@ -280,8 +315,11 @@ def _check_states(values: Mapping[str, Any]) -> None:
 
 
 def _check_not_above(values: Mapping[str, Any]) -> None:
-    for name, other in _NOT_ABOVE.items():
-        if is_used(name, values) and is_used(other, values) and values[name] > values[other]:
+    if values["distiller"] in _WITH_REPLACEMENT:
+        return
+    for name, other in _NOT_ABOVE:
+        counts = is_used(name, values) and is_used(other, values) and idle_with(name, values) is None
+        if counts and values[name] > values[other]:
             raise ConfigError(
                 f"{name}={values[name]} is not allowed: it must be at most {other}={values[other]} with "
                 f"--distiller={values['distiller']}"

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from recbole_prune.training.model import MaskAware
 
 
+# what a run says of distill_parity
+_PARITIES = {
+    "official": "as the authors' code where that departs from the formulas",
+    "kds": "as the code of KDs and RCEKD where that departs from the authors'",
+}
 # weights and sums over a batch, by name
 Terms = Mapping[str, tuple[Union[float, torch.Tensor], torch.Tensor]]
 
@@ -196,10 +201,11 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
     )
     counted = [name for name in weights if is_used(name, settings) and idle_with(name, settings) is None]
     given: dict[str, float] = {name: settings[name] for name in counted}
+    beside = "RecBole's mean" if settings.distill_own_loss else "no loss of the student's own (distill_own_loss=0)"
     lines = [
-        f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside RecBole's mean"
+        f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside {beside}"
         for name, weight in given.items()
     ]
-    if is_used("distill_parity", settings) and settings.distill_parity == "official":
-        lines.append("distill_parity=official: as the authors' code where that departs from the formulas")
+    if is_used("distill_parity", settings) and settings.distill_parity in _PARITIES:
+        lines.append(f"distill_parity={settings.distill_parity}: {_PARITIES[settings.distill_parity]}")
     return lines

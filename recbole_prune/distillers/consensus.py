@@ -76,7 +76,7 @@ class ConsensusLearning(Distiller):
                 f"distill_heads={settings.distill_heads} is not allowed: {own} is the objective of {kind} itself, "
                 f"which is a head in any case; the others are {others}"
             )
-        if upper >= min(items, settings.distill_list_length):
+        if settings.distill_weight and upper >= min(items, settings.distill_list_length):
             raise ConfigError(
                 f"distill_interesting={upper} is not allowed: a list has the best "
                 f"distill_list_length={settings.distill_list_length} of {items} items, and some must lie below the "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recbole_prune.distillers.ranked_lists import Ranked
-from recbole_prune.distillers.teacher import Basics, Teacher, same_draws
+from recbole_prune.distillers.teacher import Basics, Rows, Teacher, same_draws
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.seals import digest_of
 
@@ -33,9 +33,14 @@ def consensus(lists: Sequence[np.ndarray], length: int, cut: int = CUT) -> Ranke
     Returns:
         (ids int32, sums float32), each ``[rows, length]``, best first, lower ids first among equal sums; -1 and 0
         behind the end. The order of the lists makes no difference, not to the last bit.
+
+    Raises:
+        ValueError: the lists are not of the same keys, having different numbers of rows.
     """
     parts = [part[:, :cut] for part in lists]
-    rows = min(map(len, parts))
+    rows = len(parts[0])
+    if any(len(part) != rows for part in parts):
+        raise ValueError(f"lists of {', '.join(str(len(part)) for part in parts)} rows have no consensus")
     found = np.full((rows, length), -1, np.int32), np.zeros((rows, length), np.float32)
     step = max(1, _ENTRIES_AT_ONCE // max(1, sum(part.shape[1] for part in parts)))
     for start in range(0, rows, step):
@@ -105,6 +110,13 @@ class Ensemble(Teacher):
         """The consensus of what each ranks first for a row."""
         return consensus([member.rank_rows(batch)[0] for member in self.members], self.length)
 
+    def rank_in_groups(self, rows: Rows, groups: Sequence[np.ndarray]) -> np.ndarray:
+        """The consensus, group by group, of what each ranks first there: lists of unpopular groups are as long."""
+        ranked = [member.rank_in_groups(rows, groups) for member in self.members]
+        return np.stack(
+            [consensus([lists[:, group] for lists in ranked], self.length)[0] for group in range(len(groups))], axis=1
+        )
+
     def rank_observed(self, length: int) -> np.ndarray:
         """The consensus of how each ranks what a user has in training; items that none ranks stand behind, by id.
 
@@ -131,8 +143,6 @@ class Ensemble(Teacher):
 
 def _completed(lists: np.ndarray, codes: np.ndarray, items: int) -> np.ndarray:
     """Lists, and behind them what they lack of each user's items (codes ``user * items + item``), as far as it fits."""
-    if not len(lists):
-        return lists
     users, places = np.nonzero(lists >= 0)
     lacking = np.setdiff1d(codes, users * np.int64(items) + lists[users, places])
     users, ids = np.divmod(lacking, items)

@@ -80,7 +80,7 @@ class HeterogeneousCompression(Distiller):
 
     @classmethod
     def check(cls, settings: Settings, pupils: Pupils, student: AbstractRecommender) -> None:
-        """Lists must have something below them, and teachers give enough for them."""
+        """Lists must have something below them."""
         length = settings.distill_interesting
         consumed = np.diff(pupils.consumed.offsets)
         consumed = consumed[consumed > 0]  # others are in no batch
@@ -89,11 +89,6 @@ class HeterogeneousCompression(Distiller):
             raise ConfigError(
                 f"distill_interesting={length}: no user has more than {most} items that are not in training, so "
                 f"nothing would be left to rank below the lists; take less than {most}"
-            )
-        if settings.distill_list_length < length:
-            raise ConfigError(
-                f"distill_list_length={settings.distill_list_length} is less than distill_interesting={length}: keep "
-                "at least as many items of each teacher's ranking"
             )
 
     @classmethod

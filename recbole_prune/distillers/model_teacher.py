@@ -355,18 +355,21 @@ class UntrainedTeacher(ModelTeacher):
     """A model that is to be trained as a teacher: it says what its class and settings lack, and ranks nothing."""
 
     def rank_items(self) -> Ranked:
-        """No lists; one user is scored, which a model may be unable to do."""
-        self._require_lists()
-        self._scores_of_users(torch.from_numpy(self._known_users()[:1]).to(self.device))
-        return np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+        """Lists of length 0; one user is scored, which a model may be unable to do."""
+        return self._lists_of_nothing(self.pupils.user_count)
 
     def rank_users(self) -> Ranked:
         """As :meth:`rank_items`."""
-        return self.rank_items()
+        return self._lists_of_nothing(self.pupils.item_count)
 
     def rank_observed(self, length: int) -> np.ndarray:
         """As :meth:`rank_items`."""
         return self.rank_items()[0]
+
+    def _lists_of_nothing(self, count: int) -> Ranked:
+        self._require_lists()
+        self._scores_of_users(torch.from_numpy(self._known_users()[:1]).to(self.device))
+        return np.empty((count, 0), np.int32), np.empty((count, 0), np.float32)
 
 
 def _in_order(table: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,9 +41,12 @@ def require_states(named: Named, config: PruneConfig, line: Mapping[str, Any] | 
     if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
         return
     if line is None or "states" not in line:
+        missing, dense = "it has no states of its training, from which this method learns", _dense_with_states(named)
+        if dense is not None:
+            raise ConfigError(f"{missing}, but the dense model of the same run has: name {dense}")
         raise ConfigError(
-            "it has no states of its training, from which this method learns: train it with this program "
-            f"and --distill_record_states={USUAL_STATES}, and name the run folder (ticket 0, the dense model, has them)"
+            f"{missing}: train it with this program and --distill_record_states={USUAL_STATES}, and name "
+            "checkpoints/ticket-000.pth in the run folder (ticket 0, the dense model, has them)"
         )
     folder = run_of(named)
     gone = [state["file"] for state in recorded_states(line) if not folder.has(state["file"])]
@@ -52,6 +56,14 @@ def require_states(named: Named, config: PruneConfig, line: Mapping[str, Any] | 
             f"the training. Train it anew with --distill_record_states={line['states']['count']}, once that "
             "run folder is moved away"
         )
+
+
+def _dense_with_states(named: Named) -> Path | None:
+    """The checkpoint of ticket 0 in the run folder of a teacher, if its training was recorded."""
+    if named.kind != "run":
+        return None
+    folder = run_of(named)
+    return next((folder.path / line["checkpoint_file"] for line in folder.tickets() if "states" in line), None)
 
 
 def build_state(rebuilt: Rebuilt, named: Named, state: Mapping[str, Any], device: torch.device) -> AbstractRecommender:
