@@ -18,7 +18,6 @@ from recbole_prune.anatomy.caches import CACHES
 from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import have_moved, random_state
-from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.heads import HEADS
 from recbole_prune.distillers.listwise import plackett_luce
 from recbole_prune.distillers.teaching import Teaching
@@ -223,24 +222,12 @@ def test_it_is_said_if_no_consensus_is_ever_reached(tiny_data: Path, caplog: pyt
 
 
 @pytest.mark.slow
-def test_killed_with_a_consensus_it_goes_on_as_if_nothing_had_been(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_with_a_consensus_it_goes_on_as_if_nothing_had_been(tiny_data: Path, tmp_path: Path) -> None:
     room = Classroom("BPR", tiny_data, tmp_path)
     settings = room.lesson("concf", **SMALL, epochs=4, train_batch_size=512)
     whole = room.run(**settings).read()
     assert "concf_consensus" in whole.terms()[3] and "concf_consensus" not in whole.terms()[1]
-    losses = Distiller.losses
-
-    def killing(part: Any, *arguments: Any) -> Any:
-        if part.epoch == 3 and part._batch == 1:
-            raise KeyboardInterrupt
-        return losses(part, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Distiller, "losses", killing)
-        with pytest.raises(KeyboardInterrupt):
-            room.run(**settings, fresh=True)
+    room.kill(settings, epoch=3, batch=1)
     require_equal(whole, room.run(**settings))
 
 
