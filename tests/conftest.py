@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,12 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole's trainers write nothing for TensorBoard, which takes them longer than a small training."""
+    monkeypatch.setattr("recbole.trainer.trainer.get_tensorboard", lambda logger: MagicMock())
 
 
 @pytest.fixture(scope="session")
