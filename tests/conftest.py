@@ -5,18 +5,25 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
-from zoo_data import make_dataset
+from zoo_data import DATASET, make_dataset
 
 from recbole_prune import compat
 from recbole_prune.models import join_recbole
+
+if TYPE_CHECKING:
+    from teachers import Checkpoints
 
 torch.set_num_threads(1)
 _load_yaml = yaml.load
@@ -51,9 +58,46 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         handler.close()
 
 
+@pytest.fixture
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole's trainers write nothing for TensorBoard, which takes them longer than a small training."""
+    monkeypatch.setattr("recbole.trainer.trainer.get_tensorboard", lambda logger: MagicMock())
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the generated data set ``tiny``."""
     folder = tmp_path_factory.mktemp("data")
     make_dataset(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def timed_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny`` with a time of its own for each interaction, so that no split depends on the order of rows."""
+    folder = tmp_path_factory.mktemp("timed")
+    make_dataset(folder)
+    file = folder / DATASET / f"{DATASET}.inter"
+    frame = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    frame["timestamp:float"] = np.random.default_rng(1).permutation(len(frame)).astype(str)
+    frame.to_csv(file, sep="\t", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reordered_data(timed_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``timed_data`` with the rows of every file the other way round: RecBole gives other ids."""
+    folder = tmp_path_factory.mktemp("reordered")
+    shutil.copytree(timed_data, folder, dirs_exist_ok=True)
+    for file in (folder / DATASET).iterdir():
+        head, *rows = file.read_text(encoding="utf-8").splitlines()
+        file.write_text("\n".join([head, *reversed(rows)]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """A model of plain RecBole and its file, by model and folder of data, made once for all tests."""
+    from teachers import Checkpoints  # imports RecBole, which is patched above
+
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))

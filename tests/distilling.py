@@ -195,6 +195,20 @@ class Classroom:
             spy.watch(patch)
             return Outcome(run_recbole_prune(self.model, DATASET, config_dict=settings), spy)
 
+    def kill(self, settings: dict[str, Any], epoch: int, batch: int = 0) -> None:
+        """Begin a run anew, and kill it before a batch of an epoch is taught, both counted from 0."""
+        losses = Distiller.losses
+
+        def killing(part: Distiller, *arguments: Any) -> Any:
+            if (part.epoch, part._batch) == (epoch, batch):
+                raise KeyboardInterrupt
+            return losses(part, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Distiller, "losses", killing)
+            with pytest.raises(KeyboardInterrupt):
+                self.run(**settings, fresh=True)
+
     def lesson(self, method: str, **changes: Any) -> dict[str, Any]:
         """Settings that teach the student by a method: a wider model does, beside another class where it takes two."""
         wide = wider(self.model, self.data)

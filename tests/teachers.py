@@ -113,6 +113,31 @@ def checkpoint(data: Path, folder: Path, model: str = "BPR") -> tuple[Trained, P
     return trained, trained.save(folder / f"{model}.pth")
 
 
+class Checkpoints:
+    """Checkpoints of untrained models: one for each model and folder of data, and a new one for changed settings.
+
+    Args:
+        folder: where they are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        self._known: dict[tuple[str, Path], tuple[Trained, Path]] = {}
+
+    def __call__(self, model: str, data: Path, **changes: Any) -> tuple[Trained, Path]:
+        """A model, and the file that has it; not to be written again, since other tests open it."""
+        if changes:
+            return self._write(model, data, **changes)
+        if (model, data) not in self._known:
+            self._known[model, data] = self._write(model, data)
+        return self._known[model, data]
+
+    def _write(self, model: str, data: Path, **changes: Any) -> tuple[Trained, Path]:
+        self._count += 1
+        trained = Trained(model, settings_of(model, data, **changes), self._folder, epochs=int(model == "Pop"))
+        return trained, trained.save(self._folder / f"{model}-{self._count}.pth")
+
+
 class Beginner:
     """An untrained student, and a method that is ready to teach it.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_bad_input import snapshot
 from test_verdict import ticket
-from training_bench import Killed
+from training_bench import Killed, before_training
 from zoo import DATASET, config_for
 from zoo_plain import reload
 
@@ -19,11 +19,9 @@ from recbole_prune import run_recbole_prune
 from recbole_prune.cli import main
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import StoreError
-from recbole_prune.run import checkpoints, provenance, siblings
+from recbole_prune.run import checkpoints
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.opening import run_path
 from recbole_prune.run.store import REWIND, RunFolder
-from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 
@@ -157,14 +155,7 @@ def test_exporting_a_ticket_without_checkpoint_says_why_and_what_to_do(
 
 def adopting(settings: dict[str, Any]) -> Experiment:
     """A run of another pruner beside those in ``pruned``, as it is before its first training."""
-    config = PruneConfig("BPR", DATASET, config_dict={**settings, "pruner": "omp"})
-    folder = RunFolder(run_path(config))
-    folder.open()
-    provenance.record(config, folder, provenance.require_same_data(config, folder))
-    experiment = Experiment(Workshop(config), folder)
-    siblings.adopt_dense(experiment)
-    folder.close()
-    return experiment
+    return before_training(PruneConfig("BPR", DATASET, config_dict={**settings, "pruner": "omp"}))
 
 
 def test_a_dense_model_is_shared_as_long_as_its_checkpoint_is_kept(

@@ -236,11 +236,17 @@ def test_random_streams_continue_after_the_way_through_a_file() -> None:
     random.gauss(0, 1)  # leaves a second value behind, as np.random.normal does
     np.random.normal()
     torch.randn(5)
-    data = codec.encode(random_streams.random_state())
+    state = random_streams.random_state()
+    data = codec.encode(state)
     expected = draws()
     assert draws() != expected
     random_streams.set_random_state(codec.decode(data))
     assert draws() == expected
+    for draw in (random.random, np.random.rand, lambda: torch.rand(1)):
+        random_streams.set_random_state(codec.decode(data))
+        assert not random_streams.have_moved(state)
+        draw()
+        assert random_streams.have_moved(state), "what many tests rely on"
 
 
 def test_a_generator_state_survives() -> None:

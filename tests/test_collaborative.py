@@ -12,6 +12,7 @@ import torch
 from teachers import Beginner, checkpoint, open_for
 
 from recbole_prune.anatomy.vectors import shared_propagation
+from recbole_prune.data.random_streams import have_moved, random_state
 
 DRAWS = 200
 SHORT = 5  # of the lists that other methods keep
@@ -72,12 +73,11 @@ def test_the_student_ranks_as_it_is_at_the_begin_of_an_epoch(tiny_data: Path, tm
     trained, file = checkpoint(tiny_data, tmp_path)
     lesson = Lesson(tiny_data, file, tmp_path, model)
     torch.manual_seed(2)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    before = random_state()
     with shared_propagation(lesson.student):
         loss = lesson.part.losses(lesson.student, lesson.batch())["cd"]
     loss.backward()
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == np.random.get_state()[1].tolist()  # type: ignore[index]
+    assert not have_moved(before)
     assert all(module.training for module in lesson.student.modules())
     assert getattr(lesson.student, "restore_user_e", None) is None
     assert bool(lesson.student.item_embedding.weight.grad.any()), "what evaluation computed has no part in the loss"

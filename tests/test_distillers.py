@@ -228,23 +228,10 @@ def test_the_student_alone_is_a_row_of_the_table(rooms: Callable[[str], Classroo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", DISTILLERS)
-def test_a_killed_lesson_goes_on_as_if_nothing_had_been(
-    method: str, lessons: Callable[[str, str], Lesson], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_lesson_goes_on_as_if_nothing_had_been(method: str, lessons: Callable[[str, str], Lesson]) -> None:
     lesson = lessons(method, QUICK_MODEL)
     whole, settings = lesson.taught.read(), lesson.room.lesson(method)
-    losses, seen = Distiller.losses, []
-
-    def killing(part: Distiller, *arguments: Any) -> Any:
-        seen.append(part.epoch)
-        if seen.count(EPOCHS - 1) == 2:  # the second batch of the last epoch
-            raise KeyboardInterrupt
-        return losses(part, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Distiller, "losses", killing)
-        with pytest.raises(KeyboardInterrupt):
-            lesson.room.run(**settings, fresh=True)
+    lesson.room.kill(settings, epoch=EPOCHS - 1, batch=1)
     again = lesson.room.run(**settings)
     assert again.folder.path == whole.folder.path and f"continues after epoch {EPOCHS - 1}" in again.log
     require_equal(whole, again)

@@ -1,5 +1,4 @@
 """Several teachers together: what they rank, in which ids, and what they cannot say."""
-# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from marks import slow_but
-from teachers import Beginner, open_for, refusal, student_config
-from test_teacher import Made, data, made, reordered  # noqa: F401
+from teachers import Beginner, Checkpoints, open_for, refusal, student_config
 
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.distillers.ensemble import Ensemble, consensus
@@ -108,22 +106,25 @@ def together(data: Path, *files: Path, **changes: Any) -> Teacher:
 
 
 @pytest.mark.slow
-def test_ids_go_by_token_for_each_of_several_teachers(data: Path, reordered: Path, made: Made) -> None:
+def test_ids_go_by_token_for_each_of_several_teachers(
+    timed_data: Path, reordered_data: Path, checkpoint_of: Checkpoints
+) -> None:
     """One teacher's dataset has the ids of the student, the other's has others; who is named first is no matter."""
-    files = made("BPR", data)[1], made("LightGCN", reordered)[1]
-    ensemble, turned = together(data, *files), together(data, *reversed(files))
-    alone = [together(data, file) for file in files]
-    assert isinstance(ensemble, Ensemble) and [m.identity["model"] for m in ensemble.members] == ["BPR", "LightGCN"]
+    files = checkpoint_of("BPR", timed_data)[1], checkpoint_of("LightGCN", reordered_data)[1]
+    ensemble, turned = together(timed_data, *files), together(timed_data, *reversed(files))
+    alone = [together(timed_data, file) for file in files]
+    assert isinstance(ensemble, Ensemble) and isinstance(turned, Ensemble)
+    assert [member.identity["model"] for member in ensemble.members] == ["BPR", "LightGCN"]
     for found in (ensemble, turned):
         assert np.array_equal(found.items_of_users, consensus([one.items_of_users for one in alone], LENGTH)[0])
         assert np.array_equal(found.users_of_items, consensus([one.users_of_items for one in alone], LENGTH)[0])
-        assert np.array_equal(found.observed(10), ensemble.observed(10))  # type: ignore[attr-defined]
+        assert np.array_equal(found.observed(10), ensemble.observed(10))
     consumed = ensemble.pupils.consumed
     for user in range(1, ensemble.pupils.user_count):
         assert not set(ensemble.items_of_users[user]) & set(consumed[user])
         assert set(ensemble.observed(10)[user]) - {-1} <= set(consumed[user])
         assert (ensemble.observed(10)[user] >= 0).sum() == min(10, len(consumed[user]))
-    model, scores = made("BPR", data)[0].model, None
+    model = checkpoint_of("BPR", timed_data)[0].model
     scores = (model.user_embedding.weight @ model.item_embedding.weight.t()).detach().numpy()
     for user in range(1, ensemble.pupils.user_count):
         ranked = sorted(consumed[user], key=lambda item: -scores[user, item])[:7]
@@ -132,40 +133,37 @@ def test_ids_go_by_token_for_each_of_several_teachers(data: Path, reordered: Pat
 
 @pytest.mark.parametrize("method", slow_but(["de"], ["de", "kd", "cd"]))
 def test_what_several_teachers_cannot_say_is_refused(
-    method: str,
-    data: Path,
-    made: Made,
-    tmp_path: Path,
+    method: str, timed_data: Path, checkpoint_of: Checkpoints, tmp_path: Path
 ) -> None:
-    files = made("BPR", data)[1], made("LightGCN", data)[1]
+    files = checkpoint_of("BPR", timed_data)[1], checkpoint_of("LightGCN", timed_data)[1]
     named = Path(",".join(map(str, files)))
     what = {"de": "no vectors in common", "kd": "no logits in common", "cd": "no logits in common"}[method]
-    text = refusal(lambda: Beginner(method, data, named, tmp_path))
+    text = refusal(lambda: Beginner(method, timed_data, named, tmp_path))
     assert text.startswith(f"the teachers {files[0]}, {files[1]} have {what}") and "learns from rankings" in text
 
 
-def test_what_the_journal_says_of_several(data: Path, made: Made) -> None:
-    files = made("BPR", data)[1], made("LightGCN", data)[1]
-    identity = together(data, *files).identity
-    config = student_config(data, Path(",".join(map(str, files))))
+def test_what_the_journal_says_of_several(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    files = checkpoint_of("BPR", timed_data)[1], checkpoint_of("LightGCN", timed_data)[1]
+    identity = together(timed_data, *files).identity
+    config = student_config(timed_data, Path(",".join(map(str, files))))
     assert [member["sha256"] for member in identity["members"]] == config.teacher_digests
     assert identity["kind"] == "ensemble" and identity["path"] == f"{files[0]}, {files[1]}"
     assert identity["parameters"] == sum(member["parameters"] for member in identity["members"])
-    turned = student_config(data, Path(f"{files[1]},{files[0]}"))
-    assert len({config.run_hash, turned.run_hash, student_config(data, files[0]).run_hash}) == 3
+    turned = student_config(timed_data, Path(f"{files[1]},{files[0]}"))
+    assert len({config.run_hash, turned.run_hash, student_config(timed_data, files[0]).run_hash}) == 3
     assert config.run_hash_of(config.teacher_digests[::-1]) == turned.run_hash
 
 
 @pytest.mark.slow
-def test_each_of_several_teachers_must_fit(data: Path, made: Made, tmp_path: Path) -> None:
-    good = made("BPR", data)[1]
+def test_each_of_several_teachers_must_fit(timed_data: Path, checkpoint_of: Checkpoints, tmp_path: Path) -> None:
+    good = checkpoint_of("BPR", timed_data)[1]
     args = {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"}
-    other = made("BPR", data, eval_args=args)[1]
-    text = refusal(lambda: together(data, good, other))
+    other = checkpoint_of("BPR", timed_data, eval_args=args)[1]
+    text = refusal(lambda: together(timed_data, good, other))
     assert text.startswith(f"distill_teacher={other}: it was trained on other data, another split")
     copy = tmp_path / "copy.pth"
     copy.write_bytes(good.read_bytes())
-    text = refusal(lambda: together(data, good, copy))
+    text = refusal(lambda: together(timed_data, good, copy))
     assert text == f"distill_teacher={copy} is the teacher that distill_teacher={good} is: several teachers must differ"
-    text = refusal(lambda: student_config(data, Path(f"{good},{tmp_path / 'gone.pth'}")))
+    text = refusal(lambda: student_config(timed_data, Path(f"{good},{tmp_path / 'gone.pth'}")))
     assert text.startswith(f"distill_teacher={tmp_path / 'gone.pth'}: there is no such file")

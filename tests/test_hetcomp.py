@@ -1,40 +1,30 @@
-"""HetComp: its losses, whole rows of a student's logits, its phases, and a training that is killed in any of them."""
+"""HetComp: its losses, whole rows of a student's logits, and what the method makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from distilling import Classroom, require_equal
+from hetcomp_lab import METHOD, Lab
 from marks import slow_but
-from recbole.data.dataloader.user_dataloader import UserDataLoader
-from recbole.trainer import trainer as recbole_trainer
 from teachers import refusal
 from torch.nn.functional import logsigmoid
-from training_bench import Bench, MemoryFiles, scramble_random_streams
-from zoo import DATASET, config_for
+from training_bench import Bench
 
 from recbole_prune.anatomy import whole_rows
 from recbole_prune.anatomy.logits import row_logits
-from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers import get_distiller
-from recbole_prune.distillers.base import Distiller
-from recbole_prune.distillers.ensemble import Ensemble, consensus
 from recbole_prune.distillers.heterogeneous import fine_order, overall_relations
-from recbole_prune.distillers.list_store import ListStore
 from recbole_prune.distillers.listwise import plackett_luce
-from recbole_prune.distillers.pupils import Pupils
-from recbole_prune.distillers.teacher import Basics, Teacher
 from recbole_prune.errors import TrainingError
-from recbole_prune.training import codec
 
-METHOD = "hetcomp"
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
+
 SCORES = torch.tensor([0.5, -0.2, 1.0, 0.3, 0.0, -0.5])
 OBSERVED, UNOBSERVED, REST = SCORES[None, :2], SCORES[None, 2:4], SCORES[None, 4:]
 EMPTY = torch.tensor([whole_rows.NOTHING])
@@ -81,11 +71,6 @@ def test_large_scores_are_finite() -> None:
 # ---- whole rows ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
-
-
 ROWS = [(name, "masked") for name in ("BPR", "LightGCN", "NeuMF", "MultiVAE", "FISM", "MacridVAE", "MKR")]
 ROWS += [("BPR", "compact"), ("LightGCN", "compact"), ("NeuMF", "compact")]
 
@@ -130,71 +115,6 @@ def test_listed_and_rest_are_of_the_whole_row(
 
 
 # ---- the method ------------------------------------------------------------------------------------------------------
-
-
-class Told(Teacher):
-    """A teacher that has nothing but lists: random ones of every user's unseen items.
-
-    Args:
-        basics: as for any teacher.
-        count: of its states.
-        random: random numbers.
-    """
-
-    def __init__(self, basics: Basics, count: int, random: np.random.Generator) -> None:
-        super().__init__(basics)
-        self.told = [self._lists(random) for _ in range(count)]
-
-    def _lists(self, random: np.random.Generator) -> np.ndarray:
-        pupils, items = self.pupils, np.arange(1, self.pupils.item_count)
-        found = np.full((pupils.user_count, self.length), -1, np.int32)
-        for user in range(1, pupils.user_count):
-            ranked = random.permutation(np.setdiff1d(items, pupils.consumed.values_of(user)))[: self.length]
-            found[user, : len(ranked)] = ranked
-        return found
-
-    @property
-    def states(self) -> Sequence[np.ndarray]:
-        return self.told
-
-    def rank_items(self) -> Any:
-        raise AssertionError("nobody asks")
-
-    rank_users = rank_items
-
-    def rank_observed(self, length: int) -> np.ndarray:
-        """By id."""
-        found = np.full((self.pupils.user_count, length), -1, np.int32)
-        for user in range(1, len(found)):
-            items = self.pupils.consumed.values_of(user)[:length]
-            found[user, : len(items)] = items
-        return found
-
-
-class Lab:
-    """A student that three teachers without models teach."""
-
-    def __init__(self, data: Path, model: str = "BPR", states: tuple[int, ...] = (3, 1, 2), **changes: Any) -> None:
-        lesson = {"distiller": METHOD, "distill_teacher_models": ["BPR", "LightGCN"], "distill_refresh": 1, **changes}
-        lesson.setdefault("distill_threshold", 1.015)  # below 1 from the third comparison on
-        self.bench = Bench(model, data, epochs=8, train_batch_size=1024, learning_rate=0.02, stopping_step=20)
-        self.settings = PruneConfig(model, DATASET, config_dict={**config_for(model, data), **lesson}).settings
-        whole_rows = isinstance(self.bench.train, UserDataLoader)
-        self.pupils = Pupils(self.bench.train._dataset, of_rows=False, whole_rows=whole_rows)
-        random, length = np.random.default_rng(1), self.settings.distill_list_length
-        basics = Basics({"path": "somewhere"}, self.pupils, length, ListStore(None, [], length))
-        self.members = [Told(basics, count, random) for count in states]
-        self.ensemble = Ensemble(self.members, basics.store)
-
-    def part(self) -> Any:
-        """A new part, as every ticket gets one."""
-        return get_distiller(METHOD)(self.settings, self.ensemble, self.pupils)
-
-    def trainer(self, files: MemoryFiles | None = None, **session: Any) -> Any:
-        """Of a new student."""
-        model, part = self.bench.model(), self.part()
-        part.attach(model)
-        return self.bench.trainer(model, files, parts=(part,), **session)
 
 
 def begun(lab: Lab) -> tuple[Any, Any]:
@@ -289,9 +209,9 @@ def test_the_students_ranking_is_that_of_its_evaluation(tiny_data: Path) -> None
     student.full_sort_predict({"user_id": torch.tensor([1])})  # leaves its tables behind
     with torch.no_grad():
         student.item_embedding.weight.mul_(torch.randn(len(student.item_embedding.weight), 1))
-    before = torch.get_rng_state()
+    before = random_state()
     found = part._ranked_by_student()
-    assert torch.equal(torch.get_rng_state(), before) and student.training
+    assert not have_moved(before) and student.training
     student.restore_user_e = None
     with torch.no_grad():
         scores = student.eval().full_sort_predict({"user_id": torch.tensor([7])}).view(-1)
@@ -305,47 +225,6 @@ def test_a_student_that_diverged_is_named_before_it_is_compared(tiny_data: Path)
         student.item_embedding.weight[3] = torch.nan
     message = refusal(part._ranked_by_student, TrainingError)
     assert "the student" in message and "learning_rate" in message
-
-
-KILLED: list[tuple[str, dict[str, Any]]] = [
-    ("BPR", {"distill_parity": "official", "distill_own_loss": 0.5}),
-    ("MultiVAE", {"embedding_size": 8}),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "changes"), KILLED)
-def test_a_training_that_is_killed_in_any_phase_ends_equal(
-    model: str, changes: dict[str, Any], tiny_data: Path
-) -> None:
-    lab = Lab(tiny_data, model, **changes)
-    whole = lab.trainer()
-    lab.bench.fit(whole)
-    part = whole.session.parts[0]
-    report = part.report(None)[METHOD]
-    assert report["mean_states"] == [2, 0, 1] and 2 <= report["order_from_epoch"] <= 6
-    teachers = [member.states[-1] for member in lab.members]
-    assert changes or np.array_equal(part._lists, consensus(teachers, 100)[0])
-    states = [codec.decode(whole.files.states[epoch][0]) for epoch in sorted(whole.files.states)]
-    levels = [state["parts"]["distiller"]["state"][METHOD]["levels"].sum() for state in states]
-    assert levels[0] == 0 < levels[1] < levels[-1] and levels == sorted(levels)
-    for epoch, (state, checkpoint) in whole.files.states.items():
-        if epoch not in (1, 2, report["order_from_epoch"], 7):
-            continue
-        lab = Lab(tiny_data, model, **changes)
-        scramble_random_streams()
-        resumed = lab.trainer(MemoryFiles(checkpoint), start=codec.decode(state))
-        resumed.start_epoch = epoch
-        lab.bench.fit(resumed)
-        assert codec.encode(without_clocks(resumed)) == codec.encode(without_clocks(whole)), f"from epoch {epoch}"
-
-
-def without_clocks(trainer: Any) -> Any:
-    """A resume state without clocks."""
-    state = trainer.resume_state()
-    state["trainer"] = {name: value for name, value in state["trainer"].items() if not name.endswith("seconds")}
-    del state["parts"]["distiller"]["state"]["seconds"]
-    return state
 
 
 def test_the_students_own_loss_counts_as_often_as_it_is_told(tiny_data: Path) -> None:
@@ -371,50 +250,3 @@ def test_lists_that_leave_nothing_below_them_are_refused(tiny_data: Path) -> Non
             assert f"take less than {most}" in refusal(lambda settings=settings: check(settings, lab.pupils, student))
         else:
             check(settings, lab.pupils, student)
-
-
-# ---- with models as teachers ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_run_with_recorded_states_is_killed_and_ends_equal(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the course of its levels, and when order is learned; what teachers rank is computed once."""
-    room = Classroom("BPR", tiny_data, tmp_path)
-    lesson = {**room.lesson(METHOD), "epochs": 7, "distill_refresh": 1, "distill_threshold": 1.0, "learning_rate": 0.01}
-    lesson["distill_teacher_settings"] = {
-        name: {**settings, "epochs": 8} for name, settings in lesson["distill_teacher_settings"].items()
-    }
-    whole = room.run(**lesson).read()
-    members = whole.spy.taught[0].part.teacher.members
-    final = [len(member.states) - 1 for member in members]
-    assert sum(final) >= 2, "states were recorded"
-    assert all(np.array_equal(member.states[-1], member.items_of_users) for member in members)
-    [record] = whole.records
-    assert record[METHOD]["mean_states"] == final and 2 <= record[METHOD]["order_from_epoch"] <= 5
-    lists = consensus([member.items_of_users for member in members], 100)[0]
-    assert np.array_equal(whole.spy.taught[0].part._lists, lists), "in the end what the teachers rank together"
-    losses = Distiller.losses
-    for epoch in (record[METHOD]["order_from_epoch"] - 1, 6):
-
-        def killing(part: Any, *arguments: Any, epoch: int = epoch) -> Any:
-            if part.epoch == epoch:
-                raise KeyboardInterrupt
-            return losses(part, *arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Distiller, "losses", killing)
-            with pytest.raises(KeyboardInterrupt):
-                room.run(**lesson, fresh=True)
-        again = room.run(**lesson)
-        assert f"continues after epoch {epoch}" in again.log
-        require_equal(whole, again)
-
-
-@pytest.mark.slow
-def test_one_teacher_is_refused_before_it_is_trained(tiny_data: Path, tmp_path: Path) -> None:
-    room = Classroom("BPR", tiny_data, tmp_path)
-    one = {**room.lesson(METHOD), "distill_teacher_models": ["BPR"], "distill_teacher_settings": {}}
-    assert "--distiller=rrd" in refusal(lambda: room.run(**one))
-    assert not list(tmp_path.rglob("tickets.jsonl"))

@@ -29,9 +29,11 @@ from recbole_prune.training.state import optimizers_of
 TRAINERS = slow_but(["BPR", "RecVAE"], OF_EVERY_TRAINER)
 
 
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
+
+
 @pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
+def _forgiving_log(monkeypatch: pytest.MonkeyPatch) -> None:
     # RaCT's log call has an argument without a placeholder, which pytest's log capture does not forgive
     monkeypatch.setattr(logging.root.manager, "disable", logging.DEBUG)
 

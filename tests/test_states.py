@@ -16,7 +16,7 @@ import torch
 from marks import slow_but
 from recbole.utils import ModelType
 from teachers import Trained, pupils_of, refusal
-from training_bench import Killed
+from training_bench import Killed, before_training
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
@@ -33,13 +33,10 @@ from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teacher_training import teacher_configs
 from recbole_prune.distillers.teaching import require_teachers
 from recbole_prune.errors import StoreError
-from recbole_prune.run import provenance, siblings
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
-from recbole_prune.run.opening import run_path
 from recbole_prune.run.states import StateRecorder, fractions
 from recbole_prune.run.store import STATES, RunFolder
-from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 SCORES = [0.1, 0.45, 0.44, 0.8, 0.95, 1.0]
@@ -251,14 +248,7 @@ def test_a_run_keeps_states_and_a_killed_one_the_same(
 
 def adopting(data: Path, **changes: Any) -> Experiment:
     """A run of another pruner beside those below the working directory, as it is before its first training."""
-    config = config_of(data, pruner="omp", **changes)
-    folder = RunFolder(run_path(config))
-    folder.open()
-    provenance.record(config, folder, provenance.require_same_data(config, folder))
-    experiment = Experiment(Workshop(config), folder)
-    siblings.adopt_dense(experiment)
-    folder.close()
-    return experiment
+    return before_training(config_of(data, pruner="omp", **changes))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from teachers import Beginner, checkpoint, refusal, student_config
 
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers.listwise import draw_weighted
 from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items
 from recbole_prune.distillers.soft_labels import soft_list_cross_entropy
@@ -137,12 +138,11 @@ def test_lists_and_labels_of_users(tiny_data: Path, tmp_path: Path, model: str, 
     lesson = Beginner("rce_kd", tiny_data, file, tmp_path, model, **COUNTS, distill_mask_observed=masked)
     batch, part = lesson.batch(), lesson.part
     torch.manual_seed(2)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    before = random_state()
     with shared_propagation(lesson.student):
         loss = part.losses(lesson.student, batch)["rce"]
     loss.backward()
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == np.random.get_state()[1].tolist()  # type: ignore[index]
+    assert not have_moved(before)
     assert all(module.training for module in lesson.student.modules())
     assert getattr(lesson.student, "restore_user_e", None) is None
 

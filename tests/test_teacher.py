@@ -1,196 +1,25 @@
-"""Teachers: what they are found in, what they say, in the student's ids, and what is refused before any training."""
+"""Models as teachers: what they say, in the student's ids."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_models
-import pandas as pd
 import pytest
 import torch
-from teachers import Trained, first_rows, no_gradient, open_for, pupils_of, refusal, settings_of, student_config
+from teachers import Checkpoints, Trained, first_rows, no_gradient, open_for, refusal, student_config
 from test_popularity import heard, require_equal, slowly
-from zoo import DATASET
-from zoo_data import make_dataset
 
-from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers import ranked_lists
 from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.popularity import recall_of_teacher
 from recbole_prune.distillers.teacher import Teacher
-from recbole_prune.distillers.teacher_sources import open_teacher
-from recbole_prune.distillers.teacher_training import teacher_configs
 from recbole_prune.distillers.teaching import Teaching
-from recbole_prune.errors import StoreError
-from recbole_prune.quick_start import run
-from recbole_prune.run.files import write_atomic
-from recbole_prune.run.store import RunFolder
 from recbole_prune.run.workshop import Workshop
 
 LENGTH = 25
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated data with a time of its own for each interaction, so that no split depends on the order of rows."""
-    folder = tmp_path_factory.mktemp("data")
-    make_dataset(folder)
-    file = folder / DATASET / f"{DATASET}.inter"
-    frame = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
-    frame["timestamp:float"] = np.random.default_rng(1).permutation(len(frame)).astype(str)
-    frame.to_csv(file, sep="\t", index=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reordered(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same data with the rows of every file the other way round: RecBole gives other ids."""
-    folder = tmp_path_factory.mktemp("reordered")
-    shutil.copytree(data, folder, dirs_exist_ok=True)
-    for file in (folder / DATASET).iterdir():
-        head, *rows = file.read_text(encoding="utf-8").splitlines()
-        file.write_text("\n".join([head, *reversed(rows)]) + "\n", encoding="utf-8")
-    return folder
-
-
-class Made:
-    """Checkpoints that are made once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.known: dict[tuple[str, Path], tuple[Trained, Path]] = {}
-
-    def __call__(self, model: str, data: Path, **changes: Any) -> tuple[Trained, Path]:
-        if (model, data) not in self.known or changes:
-            trained = Trained(model, settings_of(model, data, **changes), self.folder, model == "Pop")
-            file = trained.save(self.folder / f"{model}-{len(self.known)}{'-'.join(changes)}.pth")
-            if changes:
-                return trained, file
-            self.known[model, data] = trained, file
-        return self.known[model, data]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("checkpoints"))
-
-
-# ---- settings --------------------------------------------------------------------------------------------------------
-
-
-def test_a_distiller_has_one_teacher(data: Path, tmp_path: Path) -> None:
-    file = tmp_path / "lists.tsv"
-    file.write_text("1\t2\n")
-    neither = refusal(lambda: student_config(data, None))
-    assert "distill_teacher" in neither and "distill_teacher_model" in neither
-    both = refusal(lambda: student_config(data, file, distill_teacher_model="BPR"))
-    assert f"distill_teacher={file}" in both and "distill_teacher_model=BPR" in both
-    assert "cannot go together" in refusal(lambda: student_config(data, file, distill_teacher_settings={"seed": 1}))
-    assert "did you mean LightGCN" in refusal(lambda: student_config(data, None, distill_teacher_model="LightGCM"))
-    for name in ("pruner", "model", "distill_teacher", "output_dir"):
-        call = {"distill_teacher_model": "BPR", "distill_teacher_settings": {name: "x"}}
-        assert f"{name} is none of" in refusal(lambda call=call: student_config(data, None, **call))
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"distill_teacher_models": ["BPR", "BPR"]}, ["distill_teacher_models=BPR,BPR", "names BPR twice"]),
-        ({"distill_teacher_models": ["BPR", "LightGCM"]}, ["distill_teacher_models=LightGCM", "did you mean LightGCN"]),
-        ({"distill_teacher_models": ["BPR"], "distill_teacher_model": "BPR"}, ["cannot go together"]),
-        (
-            {"distill_teacher_models": ["BPR"], "distill_teacher": "a.pth"},
-            ["distill_teacher=a.pth", "cannot go together"],
-        ),
-        (
-            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"embedding_size": 8}},
-            ["embedding_size is none of distill_teacher_models=BPR,NeuMF", "go by their names"],
-        ),
-        (
-            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"BPR": 8}},
-            ["that of BPR must be a dict"],
-        ),
-        (
-            {"distill_teacher_models": ["BPR", "NeuMF"], "distill_teacher_settings": {"BPR": {"pruner": "imp"}}},
-            ["pruner is none of the teacher's own settings"],
-        ),
-        ({"distill_teacher_models": "[1]"}, ["distill_teacher_models=[1] is not allowed", "a list of words"]),
-    ],
-)
-def test_settings_of_several_teachers(data: Path, given: dict[str, Any], said: list[str]) -> None:
-    text = refusal(lambda: student_config(data, None, **given))
-    assert all(part in text for part in said), text
-
-
-def test_paths_that_are_no_teacher(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "teacher.pth").write_bytes(b"")
-    (tmp_path / "teacher.txt").write_bytes(b"")
-    (tmp_path / "run").mkdir()
-    near = refusal(lambda: student_config(data, tmp_path / "teachr.pth"))
-    assert "no such file" in near and f"did you mean {tmp_path / 'teacher.pth'}" in near
-    for name in ("teacher.txt", "run"):
-        assert "is no teacher: it must be" in refusal(lambda name=name: student_config(data, tmp_path / name))
-    (tmp_path / "run" / "tickets.jsonl").write_text("")
-    assert "exported no ticket yet" in refusal(lambda: student_config(data, tmp_path / "run"))
-    assert "is no teacher" in refusal(lambda: student_config(data, tmp_path / "run" / "tickets.jsonl"))
-
-
-def test_a_run_is_known_by_what_its_teacher_holds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two, other = (tmp_path / name for name in ("one.tsv", "two.tsv", "other.tsv"))
-    for file, text in ((one, "1\t2\n"), (two, "1\t2\n"), (other, "1\t3\n")):
-        file.write_text(text)
-    first, second, third = (student_config(data, file) for file in (one, two, other))
-    assert first.run_hash == second.run_hash != third.run_hash
-    assert first.base_hash == second.base_hash != third.base_hash, "no dense model is shared between them"
-    plain = student_config(data, None, distill_teacher_model="BPR")
-    wider = {"distill_teacher_model": "BPR", "distill_teacher_settings": {"embedding_size": 200}}
-    assert len({plain.run_hash, student_config(data, None, **wider).run_hash, first.run_hash}) == 3
-    monkeypatch.chdir(tmp_path)
-    relative = student_config(data, Path("one.tsv"))
-    assert relative.plain_settings()["distill_teacher"] == [str(one)] and relative.run_hash == first.run_hash
-    one.write_text("1\t4\n")
-    assert student_config(data, one).run_hash != first.run_hash
-    one.unlink()
-    assert PruneConfig.from_plain_settings(first.plain_settings()).settings.distill_teacher == [str(one)]
-
-
-def teacher_config(student: PruneConfig) -> PruneConfig:
-    [found] = teacher_configs(student)
-    return found
-
-
-def test_the_settings_of_a_teacher_that_is_trained_first(data: Path) -> None:
-    given = {"distill_teacher_model": "LightGCN", "distill_teacher_settings": {"n_layers": 1}}
-    student = student_config(data, None, embedding_size=4, learning_rate=0.5, seed=7, prune_select="test", **given)
-    teacher = teacher_config(student)
-    assert (teacher["model"], teacher.settings.pruner, teacher.settings.distiller) == ("LightGCN", "none", None)
-    assert (teacher["embedding_size"], teacher["learning_rate"], teacher["n_layers"]) == (64, 0.001, 1)
-    assert teacher.settings.prune_select == "test" and teacher.settings.output_dir == student.settings.output_dir
-    for name in ("seed", "eval_args", "load_col", "user_inter_num_interval", "data_path", "topk", "metrics", "dataset"):
-        assert teacher[name] == student[name], name
-    twin = teacher_config(student_config(data, None, embedding_size=8, seed=7, prune_select="test", **given))
-    assert twin.run_hash == teacher.run_hash, "students of one teacher share it"
-    own = {**settings_of("BPR", data), "seed": 7, "prune_select": "test", "n_layers": 1}
-    alone = {name: value for name, value in own.items() if name not in ("embedding_size", "epochs", "train_batch_size")}
-    assert PruneConfig("LightGCN", DATASET, config_dict=alone).run_hash == teacher.run_hash, "as does a run of its own"
-    wrong = {**given, "distill_teacher_settings": {"n_layer": 1}}
-    text = refusal(lambda: teacher_config(student_config(data, None, **wrong)))
-    assert "distill_teacher_settings={'n_layer': 1}" in text and "did you mean --n_layers" in text
-    sequential = student_config(data, None, "SASRec", **given)
-    assert teacher_config(sequential)["eval_args"] == sequential["eval_args"]
-    ce = {"distill_teacher_model": "SASRec", "distill_teacher_settings": {"n_layers": 1}}
-    assert teacher_config(student_config(data, None, **ce))["train_neg_sample_args"]["distribution"] == "none"
-    graph = teacher_config(student_config(data, None, distill_teacher_model="KGAT"))["load_col"]
-    assert set(graph) == {"inter", "kg", "link"} and graph["inter"] == student["load_col"]["inter"]
-    fitted = refusal(lambda: teacher_config(student_config(data, None, distill_teacher_model="EASE")))
-    assert "not trained by gradient" in fitted
-
-
-# ---- what a teacher says ---------------------------------------------------------------------------------------------
 
 
 def token_of(dataset: Any, field: str, number: int) -> str:
@@ -198,9 +27,11 @@ def token_of(dataset: Any, field: str, number: int) -> str:
 
 
 @pytest.mark.parametrize("same_order", [True, False])
-def test_vectors_are_those_of_the_tokens(data: Path, reordered: Path, made: Made, same_order: bool) -> None:
-    trained, file = made("BPR", data if same_order else reordered)
-    teacher = open_for(data, file, embedding_size=4)
+def test_vectors_are_those_of_the_tokens(
+    timed_data: Path, reordered_data: Path, checkpoint_of: Checkpoints, same_order: bool
+) -> None:
+    trained, file = checkpoint_of("BPR", timed_data if same_order else reordered_data)
+    teacher = open_for(timed_data, file, embedding_size=4)
     assert isinstance(teacher, ModelTeacher) and (teacher.matching.items is None) == same_order
     users, items = teacher.tables or ()
     student = teacher.pupils.dataset
@@ -218,8 +49,8 @@ def test_vectors_are_those_of_the_tokens(data: Path, reordered: Path, made: Made
 
 
 @pytest.mark.slow
-def test_a_teacher_is_in_no_module_and_stays_as_it_is(data: Path, made: Made) -> None:
-    teacher = open_for(data, made("NeuMF", data)[1])
+def test_a_teacher_is_in_no_module_and_stays_as_it_is(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    teacher = open_for(timed_data, checkpoint_of("NeuMF", timed_data)[1])
     holder = torch.nn.Module()
     holder.teacher = teacher
     assert not list(holder.modules())[1:] and not holder.state_dict()
@@ -249,12 +80,17 @@ def obvious_lists(teacher: Teacher, score: Any) -> list[list[int]]:
     ],
 )
 def test_rankings_are_those_of_the_obvious_way(
-    data: Path, reordered: Path, made: Made, model: str, same_order: bool, monkeypatch: pytest.MonkeyPatch
+    timed_data: Path,
+    reordered_data: Path,
+    checkpoint_of: Checkpoints,
+    model: str,
+    same_order: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trained, file = made(model, data if same_order else reordered)
+    trained, file = checkpoint_of(model, timed_data if same_order else reordered_data)
     monkeypatch.setattr(ranked_lists, "_SCORES_AT_ONCE", 1)
     monkeypatch.setattr(ranked_lists, "_FEWEST_ROWS", 7)
-    teacher = open_for(data, file, distill_list_length=LENGTH)
+    teacher = open_for(timed_data, file, distill_list_length=LENGTH)
     all_scores = own_scores(trained)
     maps = [
         [
@@ -314,8 +150,8 @@ def check_list(listed: np.ndarray, best_first: list[float], scores: np.ndarray, 
 
 
 @pytest.mark.slow
-def test_equal_scores_are_ranked_by_id(data: Path, made: Made) -> None:
-    teacher = open_for(data, made("Pop", data)[1], distill_list_length=300)
+def test_equal_scores_are_ranked_by_id(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    teacher = open_for(timed_data, checkpoint_of("Pop", timed_data)[1], distill_list_length=300)
     lists, scores = teacher.items_of_users, teacher.scores
     for row, values in zip(lists[1:], scores[1:]):
         count = int((row >= 0).sum())
@@ -324,9 +160,11 @@ def test_equal_scores_are_ranked_by_id(data: Path, made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made: Made) -> None:
-    trained, file = made("BPR", reordered, topk=[5])
-    workshop = Workshop(student_config(data, file, topk=[5]))
+def test_recall_of_popular_items_goes_by_token(
+    timed_data: Path, reordered_data: Path, checkpoint_of: Checkpoints
+) -> None:
+    trained, file = checkpoint_of("BPR", reordered_data, topk=[5])
+    workshop = Workshop(student_config(timed_data, file, topk=[5]))
     teacher = Teaching(workshop).teacher
     student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
     popular = {theirs[token_of(student, "item_id", item)] for item in torch.nonzero(teacher.pupils.popular)[:, 0]}
@@ -338,18 +176,22 @@ def test_recall_of_popular_items_goes_by_token(data: Path, reordered: Path, made
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "student"), [("BPR", "GRU4Rec"), ("SASRec", "BPR")])
-def test_recall_of_a_teacher_that_is_asked_in_another_way(name: str, student: str, data: Path, made: Made) -> None:
-    _, file = made(name, data)
-    workshop = Workshop(student_config(data, file, student))
+def test_recall_of_a_teacher_that_is_asked_in_another_way(
+    name: str, student: str, timed_data: Path, checkpoint_of: Checkpoints
+) -> None:
+    _, file = checkpoint_of(name, timed_data)
+    workshop = Workshop(student_config(timed_data, file, student))
     found = recall_of_teacher(workshop, Teaching(workshop).teacher)
     assert found is not None and found["popular_users"] + found["unpopular_users"] == len(workshop.test_data._dataset)
 
 
 @pytest.mark.parametrize("same_order", [True, False])
 @pytest.mark.slow
-def test_rows_of_a_sequential_teacher(data: Path, reordered: Path, made: Made, same_order: bool) -> None:
-    trained, file = made("SASRec", data if same_order else reordered)
-    teacher = open_for(data, file, "GRU4Rec", of_rows=True)
+def test_rows_of_a_sequential_teacher(
+    timed_data: Path, reordered_data: Path, checkpoint_of: Checkpoints, same_order: bool
+) -> None:
+    trained, file = checkpoint_of("SASRec", timed_data if same_order else reordered_data)
+    teacher = open_for(timed_data, file, "GRU4Rec", of_rows=True)
     assert teacher.tables is None and teacher.widths == (16, 16)
     batch = first_rows(teacher.pupils)
     student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
@@ -364,9 +206,9 @@ def test_rows_of_a_sequential_teacher(data: Path, reordered: Path, made: Made, s
 
 
 @pytest.mark.slow
-def test_histories_are_as_wide_as_the_teachers(data: Path, made: Made) -> None:
-    trained, file = made("SASRec", data, MAX_ITEM_LIST_LENGTH=4)
-    teacher = open_for(data, file, "GRU4Rec", of_rows=True)
+def test_histories_are_as_wide_as_the_teachers(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    trained, file = checkpoint_of("SASRec", timed_data, MAX_ITEM_LIST_LENGTH=4)
+    teacher = open_for(timed_data, file, "GRU4Rec", of_rows=True)
     batch = first_rows(teacher.pupils)
     rows = [row[:length][-4:] for row, length in zip(batch["item_id_list"].tolist(), batch["item_length"].tolist())]
     found = teacher.matching.rows(batch)["item_id_list"]
@@ -374,9 +216,9 @@ def test_histories_are_as_wide_as_the_teachers(data: Path, made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_a_teacher_with_features_of_items_that_nobody_has(data: Path, made: Made) -> None:
-    trained, file = made("FDSA", data)
-    teacher = open_for(data, file)
+def test_a_teacher_with_features_of_items_that_nobody_has(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    trained, file = checkpoint_of("FDSA", timed_data)
+    teacher = open_for(timed_data, file)
     assert trained.dataset.item_num > teacher.pupils.item_count
     assert len(teacher.tables[1]) == teacher.pupils.item_count
 
@@ -388,9 +230,9 @@ def click_settings() -> dict[str, Any]:
 
 @pytest.mark.parametrize("same_order", [True, False])
 @pytest.mark.slow
-def test_logits_of_clicks(data: Path, reordered: Path, made: Made, same_order: bool) -> None:
-    trained, file = made("DeepFM", data if same_order else reordered, **click_settings())
-    teacher = open_for(data, file, "FM", **click_settings())
+def test_logits_of_clicks(timed_data: Path, reordered_data: Path, checkpoint_of: Checkpoints, same_order: bool) -> None:
+    trained, file = checkpoint_of("DeepFM", timed_data if same_order else reordered_data, **click_settings())
+    teacher = open_for(timed_data, file, "FM", **click_settings())
     batch = teacher.pupils.dataset.inter_feat[np.arange(8)]
     batch = teacher.pupils.dataset.join(batch)
     theirs = trained.dataset
@@ -412,9 +254,9 @@ def test_logits_of_clicks(data: Path, reordered: Path, made: Made, same_order: b
 
 
 @pytest.mark.slow
-def test_models_without_gradients_teach_rankings_only(data: Path, made: Made) -> None:
-    _, file = made("ItemKNN", data)
-    teacher = open_for(data, file)
+def test_models_without_gradients_teach_rankings_only(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    _, file = checkpoint_of("ItemKNN", timed_data)
+    teacher = open_for(timed_data, file)
     assert (teacher.items_of_users[1:, 0] > 0).all()
     for ask in (lambda: teacher.widths, teacher.require_logits):
         text = refusal(ask)
@@ -422,246 +264,22 @@ def test_models_without_gradients_teach_rankings_only(data: Path, made: Made) ->
 
 
 @pytest.mark.slow
-def test_a_teacher_that_draws_when_it_scores(data: Path, made: Made) -> None:
-    _, file = made("DiffRec", data)
-    first, second = open_for(data, file), open_for(data, file)
-    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+def test_a_teacher_that_draws_when_it_scores(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    _, file = checkpoint_of("DiffRec", timed_data)
+    first, second = open_for(timed_data, file), open_for(timed_data, file)
+    before = random_state()
     lists = first.items_of_users
     torch.rand(5)
     assert np.array_equal(lists, second.items_of_users)
-    torch.set_rng_state(state[0])
-    assert first.users_of_items.any() and torch.equal(torch.get_rng_state(), state[0])
-    assert np.array_equal(np.random.get_state()[1], state[1])
+    torch.set_rng_state(before["torch"])
+    assert first.users_of_items.any() and not have_moved(before)
 
 
 @pytest.mark.slow
-def test_a_teacher_of_users_for_a_student_of_rows(data: Path, made: Made) -> None:
-    trained, file = made("BPR", data)
-    teacher = open_for(data, file, "GRU4Rec", of_rows=True)
+def test_a_teacher_of_users_for_a_student_of_rows(timed_data: Path, checkpoint_of: Checkpoints) -> None:
+    trained, file = checkpoint_of("BPR", timed_data)
+    teacher = open_for(timed_data, file, "GRU4Rec", of_rows=True)
     batch = first_rows(teacher.pupils)
     assert torch.equal(teacher.user_vectors(batch), trained.model.user_embedding.weight[batch["user_id"]])
     expected = trained.model.predict(batch)
     assert torch.allclose(teacher.batch_logits(batch), expected, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_a_large_model_of_the_users_own_class(data: Path, made: Made) -> None:
-    settings = settings_of("BPR", data, embedding_size=24)
-    file = Trained(own_models.Biased, settings, made.folder).save(made.folder / "own.pth")
-    distilled = {**settings, "embedding_size": 4, "distiller": "rrd", "distill_teacher": str(file)}
-    config = PruneConfig(own_models.Biased, DATASET, config_dict=distilled)
-    teacher = open_teacher(config, pupils_of(config))
-    assert (teacher.items_of_users[1:, 0] > 0).all()
-    assert "model Biased is unknown" in refusal(lambda: open_for(data, file))
-
-
-# ---- where a teacher comes from --------------------------------------------------------------------------------------
-
-
-def test_what_the_journal_says_of_a_checkpoint(data: Path, made: Made) -> None:
-    trained, file = made("BPR", data)
-    trained.trainer.best_valid_score = 0.25
-    again = trained.save(file.with_name("scored.pth"))
-    identity = open_for(data, again).identity
-    assert [identity.pop("sha256")] == student_config(data, again).teacher_digests
-    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-    assert identity == {
-        "kind": "checkpoint", "path": str(again), "model": "BPR", "parameters": parameters,
-        "metrics": {"valid": {"ndcg@10": 0.25}},
-    }  # fmt: skip
-
-
-def test_nothing_in_a_checkpoint_is_run(data: Path, tmp_path: Path, made: Made) -> None:
-    class Harmful:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "run"),)
-
-    class Later(Harmful):
-        def __reduce__(self) -> Any:
-            return print, (Harmful(),)
-
-    trained, _ = made("BPR", data)
-    state = {"config": Harmful(), "state_dict": {}, "more": Later()}
-    torch.save(state, tmp_path / "harmful.pth")
-    assert "is no checkpoint of RecBole" in refusal(lambda: open_for(data, tmp_path / "harmful.pth"))
-    whole = {"config": trained.config, "state_dict": trained.model.state_dict(), "more": Later()}
-    torch.save({**whole, "other_parameter": {"kept": Harmful()}}, tmp_path / "more.pth", pickle_protocol=4)
-    assert open_for(data, tmp_path / "more.pth").widths == (16, 16)
-    assert not (tmp_path / "run").exists()
-    for content in (b"", b"text", (tmp_path / "more.pth").read_bytes()[:-2000]):
-        (tmp_path / "broken.pth").write_bytes(content)
-        assert "is no checkpoint of RecBole" in refusal(lambda: open_for(data, tmp_path / "broken.pth"))
-
-
-@pytest.mark.slow
-def test_a_moved_data_folder_and_an_unknown_model(data: Path, tmp_path: Path, made: Made) -> None:
-    trained, _ = made("BPR", data)
-    trained.config.external_config_dict["data_path"] = str(tmp_path / "gone")
-    try:
-        assert open_for(data, trained.save(tmp_path / "moved.pth")).widths == (16, 16)
-    finally:
-        trained.config.external_config_dict["data_path"] = str(data)
-    name, trained.config.model = trained.config.model, "Elsewhere"
-    try:
-        file = trained.save(tmp_path / "elsewhere.pth")
-    finally:
-        trained.config.model = name
-    assert "model Elsewhere is unknown" in refusal(lambda: open_for(data, file))
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run of one epoch."""
-    folder = tmp_path_factory.mktemp("runs")
-    here = os.getcwd()
-    os.chdir(folder)
-    try:
-        config = PruneConfig("BPR", DATASET, config_dict={**settings_of("BPR", data), "output_dir": str(folder)})
-        return run(config)
-    finally:
-        os.chdir(here)
-
-
-@pytest.mark.slow
-def test_runs_their_checkpoints_and_artifacts(data: Path, finished: Any) -> None:
-    folder, ticket = finished.experiment.folder.path, finished.tickets[0]
-    weights = finished.experiment.weights_of(ticket)
-    paths = {"run": folder, "artifact": folder / "artifact"}
-    found = {kind: open_for(data, path) for kind, path in paths.items()}
-    found["ticket"] = open_for(data, folder / ticket.checkpoint_file)
-    for name, teacher in found.items():
-        assert torch.equal(teacher.tables[1], weights["item_embedding.weight"]), name
-        identity = teacher.identity
-        assert identity["kind"] == {"ticket": "run"}.get(name, name) and identity["ticket"] == 0
-        assert identity["model"] == "BPR" and identity["metrics"] == {"valid": ticket.valid, "test": ticket.test}
-    assert student_config(data, folder).run_hash == student_config(data, folder / "artifact").run_hash
-    changed = folder.with_name("changed")
-    shutil.copytree(folder, changed)
-    with open(changed / ticket.checkpoint_file, "ab") as file:
-        file.write(b"\0")
-    assert "not the checkpoint of which the journal" in refusal(
-        lambda: open_for(data, changed / ticket.checkpoint_file)
-    )
-    shutil.copy(folder / ticket.checkpoint_file, changed / "checkpoints" / "ticket-009.pth")
-    assert "no such ticket" in refusal(lambda: open_for(data, changed / "checkpoints" / "ticket-009.pth"))
-    with open(changed / "artifact" / "ticket.safetensors", "ab") as file:
-        file.write(b"\0")
-    assert "is too long" in refusal(lambda: open_for(data, changed))
-
-
-@pytest.mark.slow
-def test_a_teacher_that_was_trained_first(data: Path, finished: Any) -> None:
-    config = student_config(data, None, distill_teacher_model="BPR")
-    teacher = open_teacher(config, pupils_of(config), trained=[finished.experiment.folder.path])
-    assert teacher.identity["kind"] == "run" and teacher.tables is not None
-
-
-# ---- other data, broken numbers --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({"user_inter_num_interval": "[0,30]"}, ["only the student has", "users, first"]),
-        ({"eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"}}, ["only the teacher trains on"]),
-        ({"eval_args": {"split": {"LS": "valid_and_test"}, "order": "RO", "mode": "full"}},
-         ["only the student trains on", "only the teacher trains on"]),
-    ],
-)  # fmt: skip
-@pytest.mark.slow
-def test_other_data_are_refused_in_one_message(
-    data: Path, made: Made, changes: dict[str, Any], parts: list[str]
-) -> None:
-    _, file = made("BPR", data, **changes)
-    text = refusal(lambda: open_for(data, file))
-    assert text.startswith(f"distill_teacher={file}: it was trained on other data")
-    assert all(part in text for part in parts), text
-
-
-@pytest.mark.slow
-def test_interactions_that_differ_are_counted(data: Path, made: Made) -> None:
-    args = {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"}
-    trained, file = made("BPR", data, eval_args=args)
-    users = trained.dataset.user_num - 1
-    assert f"only the teacher trains on {users} interactions" in refusal(lambda: open_for(data, file))
-
-
-def broken(trained: Trained, name: str, value: float, file: Path) -> Path:
-    weight = getattr(trained.model, name).weight
-    kept = weight[3, 2].item()
-    with torch.no_grad():
-        weight[3, 2] = value
-        trained.save(file)
-        weight[3, 2] = kept
-    return file
-
-
-@pytest.mark.slow
-def test_numbers_that_are_none(data: Path, tmp_path: Path, made: Made) -> None:
-    trained, _ = made("BPR", data)
-    nan = broken(trained, "item_embedding", float("nan"), tmp_path / "nan.pth")
-    assert "1 of the 3568 weights in item_embedding.weight are NaN" in refusal(lambda: open_for(data, nan))
-    infinite = broken(trained, "user_embedding", float("inf"), tmp_path / "inf.pth")
-    teacher = open_for(data, infinite)
-    assert "NaN or infinite numbers in 1 of its user vectors" in refusal(lambda: teacher.tables)
-    trained, _ = made("NeuMF", data)
-    infinite = broken(trained, "user_mf_embedding", float("inf"), tmp_path / "inf2.pth")
-    teacher = open_for(data, infinite)
-    assert "scores are NaN or infinite, the first of internal id 3" in refusal(lambda: teacher.items_of_users)
-    batch = teacher.pupils.dataset.inter_feat
-    mine = batch[batch["user_id"] == 3]
-    assert "logits that are NaN" in refusal(lambda: teacher.batch_logits(mine))
-
-
-# ---- rankings on disk ------------------------------------------------------------------------------------------------
-
-
-def folder_at(path: Path) -> RunFolder:
-    folder = RunFolder(path)
-    folder.open()
-    return folder
-
-
-def test_rankings_are_computed_once(data: Path, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, file = made("BPR", data)
-    folder = folder_at(tmp_path / "run")
-    first = open_for(data, file, folder=folder)
-    expected = [first.items_of_users, first.scores, first.users_of_items]
-    content = {path.name: path.read_bytes() for path in (folder.path / "distillation").iterdir()}
-    assert set(content) == {"teacher.json", "items_of_users.safetensors", "users_of_items.safetensors"}
-    assert len(content["users_of_items.safetensors"]) < 4 * expected[2].size + 200
-    monkeypatch.setattr(ModelTeacher, "rank_items", lambda self: pytest.fail("ranked again"))
-    monkeypatch.setattr(ModelTeacher, "rank_users", lambda self: pytest.fail("ranked again"))
-    second = open_for(data, file, folder=folder)
-    for one, other in zip(expected, [second.items_of_users, second.scores, second.users_of_items]):
-        assert np.array_equal(one, other) and one.dtype == other.dtype
-    monkeypatch.undo()
-    again = folder_at(tmp_path / "again")
-    third = open_for(data, file, folder=again)
-    assert third.items_of_users is not None and third.users_of_items is not None
-    assert {path.name: path.read_bytes() for path in (again.path / "distillation").iterdir()} == content
-    write_atomic(folder.path / "distillation" / "items_of_users.safetensors", b"other")
-    assert "is corrupt" in refusal(lambda: open_for(data, file, folder=folder).items_of_users, StoreError)
-    folder.close()
-    again.close()
-
-
-@pytest.mark.slow
-def test_a_teacher_that_changed_since_the_run_began(
-    data: Path, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, file = made("BPR", data)
-    copy = tmp_path / "copy.pth"
-    shutil.copy(file, copy)
-    folder = folder_at(tmp_path / "run")
-    config = student_config(data, copy)
-    open_teacher(config, pupils_of(config), folder)
-    other = shutil.copy(made("BPR", data, embedding_size=8)[1], copy)
-    assert "it changed while this run began" in refusal(
-        lambda: open_teacher(config, pupils_of(config), folder), StoreError
-    )
-    open_for(data, other, folder=folder)  # nothing is trained yet
-    monkeypatch.setattr(RunFolder, "is_trained", lambda self: True)
-    text = refusal(lambda: open_for(data, file, folder=folder), StoreError)
-    assert "the teacher changed since" in text and "--fresh=True" in text
-    folder.close()

@@ -7,7 +7,6 @@ import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -29,9 +28,7 @@ from recbole_prune.training.trainer import mask_aware_trainer
 LEARNERS = {"adam": 0.01, "adamw": 0.01, "sgd": 0.5, "adagrad": 0.05, "rmsprop": 0.01}
 
 
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
 
 
 @pytest.fixture(scope="module")

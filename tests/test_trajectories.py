@@ -5,12 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from marks import slow_but
-from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import get_trainer
 from training_bench import Bench
 
@@ -46,9 +44,7 @@ class EnoughStepsError(Exception):
     """Raised after the last step."""
 
 
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recbole_trainer, "get_tensorboard", lambda logger: MagicMock())
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
 
 
 @pytest.fixture(scope="module", params=slow_but(["BPR", "LightGCN", "DeepFM"], MODELS))

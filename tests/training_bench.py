@@ -19,7 +19,9 @@ from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.padding import padding_rule
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.run import provenance, siblings
 from recbole_prune.run.experiment import Experiment
+from recbole_prune.run.opening import run_path
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
@@ -103,6 +105,17 @@ def experiment_of(result: dict[str, Any], model: str, settings: dict[str, Any]) 
     """The finished run that :func:`recbole_prune.run_recbole_prune` returned, for those who ask on."""
     config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
     return Experiment(Workshop(config), RunFolder(Path(result["folder"])))
+
+
+def before_training(config: PruneConfig) -> Experiment:
+    """A run as it is before its first training, with the dense model of a run beside it if that one has it."""
+    folder = RunFolder(run_path(config))
+    folder.open()
+    provenance.record(config, folder, provenance.require_same_data(config, folder))
+    experiment = Experiment(Workshop(config), folder)
+    siblings.adopt_dense(experiment)
+    folder.close()
+    return experiment
 
 
 def scramble_random_streams() -> None:
