@@ -12,8 +12,7 @@ from pathlib import Path
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers.base import said_of_loss
-from recbole_prune.distillers.teacher_training import teacher_configs
-from recbole_prune.distillers.teaching import Teaching, untaught
+from recbole_prune.distillers.teaching import Teaching, teacher_configs, untaught
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.log_file import LogFile

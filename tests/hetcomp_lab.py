@@ -13,10 +13,10 @@ from zoo import DATASET, config_for
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import get_distiller
-from recbole_prune.distillers.ensemble import Ensemble
-from recbole_prune.distillers.list_store import ListStore
-from recbole_prune.distillers.pupils import Pupils
-from recbole_prune.distillers.teacher import Basics, Teacher
+from recbole_prune.teachers.base import Basics, Teacher
+from recbole_prune.teachers.ensemble import Ensemble
+from recbole_prune.teachers.pupils import Pupils
+from recbole_prune.teachers.store import ListStore
 
 METHOD = "hetcomp"
 

@@ -16,11 +16,11 @@ from zoo import DATASET, config_for
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import get_distiller
-from recbole_prune.distillers.pupils import Pupils
-from recbole_prune.distillers.teacher import Teacher
-from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.run.store import RunFolder
+from recbole_prune.teachers.base import Teacher
+from recbole_prune.teachers.pupils import Pupils
+from recbole_prune.teachers.sources import open_teacher
 
 
 class Trained:

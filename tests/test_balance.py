@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_prune.distillers.balance import FLOOR, Balance, Pull, pull_of
+from recbole_prune.distillers.losses.balance import FLOOR, Balance, Pull, pull_of
 
 HEADS, POWER, RATE = 6, 0.15, 0.01
 FACTORS = [(1.0, 0.5)] * 4 + [(1.0, 0.0), (0.0, 0.5)]

@@ -25,7 +25,7 @@ needs_numba = pytest.mark.skipif(not available(), reason="numba is not installed
 CALLS = """
 import json, os, sys
 import numpy as np, torch
-from recbole_prune.distillers import listwise
+from recbole_prune.distillers.losses import listwise
 from recbole_prune.sparse import compiling, dense_top_k, pair_kernels, pair_scores, row_kernels, scan_kernel
 from recbole_prune.sparse.compact import compact
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows

@@ -21,7 +21,7 @@ from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.heads import HEADS
-from recbole_prune.distillers.listwise import plackett_luce
+from recbole_prune.distillers.losses.listwise import plackett_luce
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import TrainingError
 from recbole_prune.run.workshop import Workshop

@@ -13,7 +13,7 @@ from marks import slow_but
 from teachers import Beginner, checkpoint
 
 from recbole_prune.distillers.debiased import draw_pairs, geometric_ranks, popularity_groups, preference_loss
-from recbole_prune.distillers.ranked_lists import split_by_groups
+from recbole_prune.teachers.ranked_lists import split_by_groups
 
 COUNTS = [10, 8, 6, 4, 3, 3, 2, 2, 1, 1]
 

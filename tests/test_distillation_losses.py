@@ -11,19 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers import listwise
+from recbole_prune.data.unused_ids import draw_outside, draw_unused
+from recbole_prune.distillers import draws
+from recbole_prune.distillers.draws import draw_ranks
 from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature
 from recbole_prune.distillers.latent import enriched
-from recbole_prune.distillers.listwise import (
-    draw_outside,
-    draw_ranks,
-    draw_unused,
+from recbole_prune.distillers.losses.listwise import (
     plackett_luce,
     plackett_luce_by_torch,
     plackett_luce_of,
     sum_of_lists,
 )
-from recbole_prune.distillers.soft_labels import (
+from recbole_prune.distillers.losses.soft_labels import (
     best_tries,
     discrepancy_weights,
     position_weights,
@@ -31,7 +30,7 @@ from recbole_prune.distillers.soft_labels import (
     tries_of_draws,
     weighted_positives,
 )
-from recbole_prune.distillers.topology import Topology, cosines, full_topology
+from recbole_prune.distillers.losses.topology import Topology, cosines, full_topology
 
 NAN = math.nan
 
@@ -181,7 +180,7 @@ def test_ranks_are_drawn_as_the_paper_counts_them() -> None:
 @pytest.mark.parametrize("few_win", [0, 1, 6])
 def test_chances_of_sets_of_ranks(few_win: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the chances of drawing one after the other, however many ranks are drawn at once."""
-    monkeypatch.setattr(listwise, "_FEW_WIN", few_win)
+    monkeypatch.setattr(draws, "_FEW_WIN", few_win)
     lengths = np.repeat([5, 2, 4], 20_000)
     drawn = draw_ranks(lengths, 2, 1.5, 7, np.random.default_rng(4))
     assert (drawn[lengths == 2] == [0, 1]).all()

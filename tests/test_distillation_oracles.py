@@ -15,14 +15,14 @@ from teachers import Beginner, checkpoint, student_config
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.experts import Experts, Personalisation
 from recbole_prune.distillers.latent import PersonalisedHints
-from recbole_prune.distillers.listwise import plackett_luce
-from recbole_prune.distillers.soft_labels import (
+from recbole_prune.distillers.losses.listwise import plackett_luce
+from recbole_prune.distillers.losses.soft_labels import (
     discrepancy_weights,
     position_weights,
     soft_cross_entropy,
     weighted_positives,
 )
-from recbole_prune.distillers.topology import Topology, cosines, full_topology
+from recbole_prune.distillers.losses.topology import Topology, cosines, full_topology
 
 
 def row(*values: float) -> torch.Tensor:

@@ -16,10 +16,10 @@ from zoo import DATASET, config_for
 import recbole_prune.run.rebuild
 import recbole_prune.run.workshop
 from recbole_prune import run_recbole_prune
-from recbole_prune.distillers import teacher_sources
 from recbole_prune.errors import BusyError, StoreError
 from recbole_prune.run import opening
 from recbole_prune.run.store import RunFolder
+from recbole_prune.teachers import sources as teacher_sources
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 EPOCHS = 2

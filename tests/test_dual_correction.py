@@ -12,7 +12,7 @@ from teachers import Beginner, checkpoint, refusal, student_config
 
 from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.dual_correction import draw_corrections, error_weights, ranks_among, ranks_within
-from recbole_prune.distillers.listwise import plackett_luce
+from recbole_prune.distillers.losses.listwise import plackett_luce
 
 A, B, C, D = 0.5, 1.0, -0.2, 0.6  # the student's scores of the teacher's list
 TEN, FLOOR = 10.0, 1e-5

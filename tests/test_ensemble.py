@@ -13,10 +13,10 @@ from marks import slow_but
 from teachers import Beginner, Checkpoints, open_for, refusal, student_config
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers.ensemble import Ensemble, consensus
-from recbole_prune.distillers.list_store import ListStore
-from recbole_prune.distillers.teacher import Basics, Teacher
 from recbole_prune.run.store import RunFolder
+from recbole_prune.teachers.base import Basics, Teacher
+from recbole_prune.teachers.ensemble import Ensemble, consensus
+from recbole_prune.teachers.store import ListStore
 
 LENGTH = 25
 
@@ -52,7 +52,7 @@ def test_the_consensus_is_that_of_a_loop_in_any_order(monkeypatch: pytest.Monkey
         assert ids[row].tolist() == best and scores[row] == pytest.approx([sums[item] for item in best], rel=1e-6)
     again = consensus(lists[::-1], 12)
     assert np.array_equal(again[0], ids) and np.array_equal(again[1], scores)
-    monkeypatch.setattr("recbole_prune.distillers.ensemble._ENTRIES_AT_ONCE", 1000)
+    monkeypatch.setattr("recbole_prune.teachers.ensemble._ENTRIES_AT_ONCE", 1000)
     assert np.array_equal(consensus(lists, 12)[0], ids)
 
 

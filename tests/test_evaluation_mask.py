@@ -11,7 +11,7 @@ from teachers import refusal
 from zoo import DATASET, config_for
 
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.distillers.teacher_training import teacher_configs
+from recbole_prune.distillers.teaching import teacher_configs
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training.session import Session
 

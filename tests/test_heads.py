@@ -12,9 +12,9 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers import multinomial
 from recbole_prune.distillers.heads import HEADS, Head, Sharing, in_unit_ball
-from recbole_prune.distillers.multinomial import multinomial_loss
+from recbole_prune.distillers.losses import multinomial
+from recbole_prune.distillers.losses.multinomial import multinomial_loss
 from recbole_prune.distillers.pairs import draw_others, pairs_of
 
 USERS, ITEMS, WIDTH = 9, 14, 8

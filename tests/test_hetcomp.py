@@ -20,7 +20,7 @@ from recbole_prune.anatomy.logits import row_logits
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.heterogeneous import fine_order, overall_relations
-from recbole_prune.distillers.listwise import plackett_luce
+from recbole_prune.distillers.losses.listwise import plackett_luce
 from recbole_prune.errors import TrainingError
 
 pytestmark = pytest.mark.usefixtures("no_tensorboard")

@@ -12,7 +12,7 @@ from hetcomp_lab import METHOD, Lab
 from teachers import refusal
 from training_bench import MemoryFiles, scramble_random_streams
 
-from recbole_prune.distillers.ensemble import consensus
+from recbole_prune.teachers.ensemble import consensus
 from recbole_prune.training import codec
 
 pytestmark = pytest.mark.usefixtures("no_tensorboard")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_prune.distillers.ensemble import consensus
 from recbole_prune.distillers.levels import Levels, Pace, discrepancies
+from recbole_prune.teachers.ensemble import consensus
 
 A, B, C, D = 1, 2, 3, 4
 

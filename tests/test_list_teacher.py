@@ -10,8 +10,8 @@ import pytest
 import torch
 from teachers import first_rows, open_for, pupils_of, refusal, student_config
 
-from recbole_prune.distillers.list_teacher import ListTeacher
-from recbole_prune.distillers.teacher_sources import open_teacher
+from recbole_prune.teachers.list_file import ListTeacher
+from recbole_prune.teachers.sources import open_teacher
 
 LENGTH = 25
 

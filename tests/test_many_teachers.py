@@ -14,12 +14,12 @@ from training_bench import Killed, without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune, tuition
-from recbole_prune.distillers.ensemble import consensus
-from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.workshop import Workshop
+from recbole_prune.teachers.ensemble import consensus
+from recbole_prune.teachers.sources import open_teacher
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 SETTINGS = {"BPR": {"epochs": 1, "embedding_size": 32}, "LightGCN": {"epochs": 1, "n_layers": 1}}

@@ -20,13 +20,13 @@ from teachers import Trained, settings_of, student_config
 from training_bench import Bench
 from zoo_plain import reload
 
-from recbole_prune.distillers.popularity import recall_of_teacher
-from recbole_prune.distillers.pupils import Pupils
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.report.popularity import popularity_lesson
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.scoring.popularity import popular_items, recall_by_popularity
+from recbole_prune.teachers.popularity import recall_of_teacher
+from recbole_prune.teachers.pupils import Pupils
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 FIELD = "recall_by_popularity"

@@ -21,16 +21,16 @@ from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
+from recbole_prune.distillers.batch_lists import Drawn, list_source, take_ranks
 from recbole_prune.distillers.latent import FieldHints
-from recbole_prune.distillers.list_sources import Drawn, list_source, take_ranks
-from recbole_prune.distillers.model_teacher import ModelTeacher
-from recbole_prune.distillers.pupils import Pupils
+from recbole_prune.distillers.losses.soft_labels import soft_row_cross_entropy
 from recbole_prune.distillers.ranking import draw_lists, outside_of
-from recbole_prune.distillers.soft_labels import soft_row_cross_entropy
-from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.distillers.teaching import Teaching, require_student
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
+from recbole_prune.teachers.model import ModelTeacher
+from recbole_prune.teachers.pupils import Pupils
+from recbole_prune.teachers.sources import open_teacher
 
 NAN = float("nan")
 ITEMS = 40

@@ -24,19 +24,18 @@ from recbole_prune.cli import main
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.teachers import Named
 from recbole_prune.distillers.base import Promises
-from recbole_prune.distillers.list_store import ListStore
-from recbole_prune.distillers.model_teacher import ModelTeacher
 from recbole_prune.distillers.ranking import RelaxedRanking
-from recbole_prune.distillers.recorded_states import require_states
-from recbole_prune.distillers.teacher import Teacher
-from recbole_prune.distillers.teacher_sources import open_teacher
-from recbole_prune.distillers.teacher_training import teacher_configs
-from recbole_prune.distillers.teaching import require_teachers
+from recbole_prune.distillers.teaching import require_teachers, teacher_configs
 from recbole_prune.errors import StoreError
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.states import StateRecorder, fractions
 from recbole_prune.run.store import STATES, RunFolder
+from recbole_prune.teachers.base import Teacher
+from recbole_prune.teachers.model import ModelTeacher
+from recbole_prune.teachers.recorded_states import require_states
+from recbole_prune.teachers.sources import open_teacher
+from recbole_prune.teachers.store import ListStore
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 SCORES = [0.1, 0.45, 0.44, 0.8, 0.95, 1.0]
@@ -315,7 +314,7 @@ def student_of(data: Path, *teachers: Path, **changes: Any) -> PruneConfig:
 
 def opened(data: Path, *teachers: Path, folder: RunFolder | None = None) -> Teacher:
     config = student_of(data, *teachers)
-    return open_teacher(config, pupils_of(config), folder)
+    return open_teacher(config, pupils_of(config), folder, with_states=RelaxedRanking.promises.states)
 
 
 @pytest.mark.slow

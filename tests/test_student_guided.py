@@ -16,9 +16,9 @@ from teachers import Beginner, checkpoint, refusal, student_config
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.random_streams import have_moved, random_state
-from recbole_prune.distillers.listwise import draw_weighted
+from recbole_prune.distillers.draws import draw_weighted
+from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy
 from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items
-from recbole_prune.distillers.soft_labels import soft_list_cross_entropy
 from recbole_prune.distillers.student_lists import rank_by_student
 from recbole_prune.errors import TrainingError
 

@@ -12,12 +12,12 @@ from teachers import Checkpoints, Trained, first_rows, no_gradient, open_for, re
 from test_popularity import heard, require_equal, slowly
 
 from recbole_prune.data.random_streams import have_moved, random_state
-from recbole_prune.distillers import ranked_lists
-from recbole_prune.distillers.model_teacher import ModelTeacher
-from recbole_prune.distillers.popularity import recall_of_teacher
-from recbole_prune.distillers.teacher import Teacher
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.run.workshop import Workshop
+from recbole_prune.teachers import ranked_lists
+from recbole_prune.teachers.base import Teacher
+from recbole_prune.teachers.model import ModelTeacher
+from recbole_prune.teachers.popularity import recall_of_teacher
 
 LENGTH = 25
 

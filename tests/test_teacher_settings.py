@@ -10,7 +10,7 @@ from teachers import refusal, settings_of, student_config
 from zoo import DATASET
 
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.distillers.teacher_training import teacher_configs
+from recbole_prune.distillers.teaching import teacher_configs
 
 
 def test_a_distiller_has_one_teacher(timed_data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """The table of distillers. Adding a method: one file here, one property file, one line in this table.
 
 A distiller adds what a teacher knows to the losses of a training. It never touches masks.
+
+The table names the files of methods. The others are what these have in common: ``base.py``, what every distiller is;
+``teaching.py``, what a run asks of it; ``losses/``, formulas; the rest: lists, draws and networks to learn with.
+Where teachers come from and what they say is the room ``teachers``.
 """
 
 from __future__ import annotations

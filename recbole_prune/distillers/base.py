@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from recbole_prune.config.settings import idle_with, is_used
-from recbole_prune.distillers.teacher import same_draws
+from recbole_prune.teachers.base import same_draws
 from recbole_prune.training.parts import Part, State, Training
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
     from recbole_prune.config.settings import Settings
-    from recbole_prune.distillers.pupils import Pupils
-    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.teachers.base import Teacher
+    from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from recbole_prune.anatomy.shared_calls import evaluating
-from recbole_prune.distillers.list_sources import listed_logits
-from recbole_prune.distillers.soft_labels import best_tries, soft_cross_entropy, tries_of_draws
+from recbole_prune.distillers.batch_lists import listed_logits
+from recbole_prune.distillers.losses.soft_labels import best_tries, soft_cross_entropy, tries_of_draws
 from recbole_prune.distillers.student_lists import Labelled, StudentGuided
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Rows, Teacher
+    from recbole_prune.teachers.base import Rows, Teacher
     from recbole_prune.training.model import MaskAware
 
 

@@ -16,17 +16,17 @@ from recbole_prune.anatomy.logits import row_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.anatomy.shared_parts import own_objective, shared_parts, sources_of
 from recbole_prune.anatomy.vectors import Vectors, shared_propagation
-from recbole_prune.distillers.balance import Balance, pull_of
 from recbole_prune.distillers.base import Distiller, Promises, Terms
+from recbole_prune.distillers.batch_lists import listed_logits
 from recbole_prune.distillers.consensus_lists import Consensus, Decay, Lists
 from recbole_prune.distillers.heads import HEADS, ITEM_MULTINOMIAL, Head, Scores, Sharing, clamped
-from recbole_prune.distillers.list_sources import listed_logits
-from recbole_prune.distillers.listwise import plackett_luce
+from recbole_prune.distillers.losses.balance import Balance, pull_of
+from recbole_prune.distillers.losses.listwise import plackett_luce
 from recbole_prune.distillers.pairs import pairs_of
-from recbole_prune.distillers.ranked_lists import Score
 from recbole_prune.distillers.student_lists import best_in_training
 from recbole_prune.errors import ConfigError
 from recbole_prune.sparse.distinct import distinct
+from recbole_prune.teachers.ranked_lists import Score
 from recbole_prune.training.parts import State, Training
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
     from recbole_prune.config.settings import Settings
-    from recbole_prune.distillers.pupils import Pupils
-    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.masking.masks import MaskSet
+    from recbole_prune.teachers.base import Teacher
+    from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware
 
 _USERS_AT_ONCE = 1 << 12

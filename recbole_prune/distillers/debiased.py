@@ -11,14 +11,14 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from recbole_prune.distillers.base import Distiller
-from recbole_prune.distillers.list_sources import listed_logits
+from recbole_prune.distillers.batch_lists import listed_logits
 from recbole_prune.distillers.ranking import ListDistiller
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Rows, Teacher
+    from recbole_prune.teachers.base import Rows, Teacher
     from recbole_prune.training.model import MaskAware
 
 

@@ -11,8 +11,9 @@ import torch
 from recbole_prune.anatomy.logits import row_logits, user_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.list_sources import listed_logits, where_listed
-from recbole_prune.distillers.listwise import draw_weighted, plackett_luce
+from recbole_prune.distillers.batch_lists import listed_logits, where_listed
+from recbole_prune.distillers.draws import draw_weighted
+from recbole_prune.distillers.losses.listwise import plackett_luce
 from recbole_prune.distillers.ranking import ItemSideRanking
 from recbole_prune.training.parts import State
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.teachers.base import Teacher
     from recbole_prune.training.model import MaskAware
 
 _PAIRS_AT_ONCE = 1 << 18

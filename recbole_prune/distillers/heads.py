@@ -16,9 +16,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from recbole_prune.anatomy.shared_parts import BCE, BPR, CML, MSE, MULTINOMIAL
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers.multinomial import multinomial_loss
-from recbole_prune.distillers.pupils import some_keys
+from recbole_prune.distillers.losses.multinomial import multinomial_loss
 from recbole_prune.sparse.pair_scores import pair_scores
+from recbole_prune.teachers.pupils import some_keys
 
 _DROPOUT = 0.1
 _BOUND = 40.0  # of the authors' clamps

@@ -12,12 +12,12 @@ from torch.nn.functional import softplus
 
 from recbole_prune.anatomy.whole_rows import listed_and_rest
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.ensemble import Ensemble, consensus
 from recbole_prune.distillers.levels import Levels, Pace
-from recbole_prune.distillers.listwise import plackett_luce
+from recbole_prune.distillers.losses.listwise import plackett_luce
 from recbole_prune.distillers.ranking import ItemSideRanking, outside_of
 from recbole_prune.distillers.student_lists import rank_by_student
 from recbole_prune.errors import ConfigError
+from recbole_prune.teachers.ensemble import Ensemble, consensus
 from recbole_prune.training.parts import State, Training
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
     from recbole_prune.config.settings import Settings
-    from recbole_prune.distillers.pupils import Pupils
-    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.masking.masks import MaskSet
+    from recbole_prune.teachers.base import Teacher
+    from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware
 
 _PLACES = 50  # of the student's list that is compared with the teachers'

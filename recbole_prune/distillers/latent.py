@@ -20,13 +20,13 @@ from recbole_prune.distillers.experts import (
     squared_error,
     temperature,
 )
-from recbole_prune.distillers.topology import Topology, full_topology
+from recbole_prune.distillers.losses.topology import Topology, full_topology
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.teachers.base import Teacher
     from recbole_prune.training.model import MaskAware
 
 Pair = tuple[torch.Tensor, torch.Tensor]

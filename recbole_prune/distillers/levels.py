@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_prune.distillers.ensemble import DECAY
+from recbole_prune.teachers.ensemble import DECAY
 from recbole_prune.training.parts import State
 
 # earliest state first, the last one is the teacher itself; each int32 [U, length], best first, -1 behind the end

@@ -9,13 +9,13 @@ import torch
 
 from recbole_prune.anatomy.logits import batch_logits, row_logits
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.soft_labels import soft_cross_entropy, soft_row_cross_entropy
+from recbole_prune.distillers.losses.soft_labels import soft_cross_entropy, soft_row_cross_entropy
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.teachers.base import Teacher
     from recbole_prune.training.model import MaskAware
 
 

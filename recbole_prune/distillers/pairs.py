@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers.pupils import some_keys
+from recbole_prune.teachers.pupils import some_keys
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.distillers.pupils import Pupils
+    from recbole_prune.teachers.pupils import Pupils
 
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -12,23 +12,25 @@ import torch
 
 from recbole_prune.anatomy.logits import product_tables, user_logits
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.unused_ids import draw_outside
 from recbole_prune.distillers.base import Distiller, Promises
+from recbole_prune.distillers.batch_lists import Drawn, Listed, list_source, listed_logits, take_ranks, where_listed
+from recbole_prune.distillers.draws import draw_ranks
 from recbole_prune.distillers.latent import DistillationExperts
-from recbole_prune.distillers.list_sources import Drawn, Listed, list_source, listed_logits, take_ranks, where_listed
-from recbole_prune.distillers.listwise import draw_outside, draw_ranks, plackett_luce_of, sum_of_lists
-from recbole_prune.distillers.ranked_lists import Ranked
-from recbole_prune.distillers.soft_labels import (
+from recbole_prune.distillers.losses.listwise import plackett_luce_of, sum_of_lists
+from recbole_prune.distillers.losses.soft_labels import (
     discrepancy_weights,
     position_weights,
     weighted_positives,
 )
 from recbole_prune.sparse.distinct import distinct
+from recbole_prune.teachers.ranked_lists import Ranked
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Teacher
+    from recbole_prune.teachers.base import Teacher
     from recbole_prune.training.model import MaskAware
 
 Terms = Mapping[str, tuple[float, torch.Tensor]]

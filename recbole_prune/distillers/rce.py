@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recbole_prune.distillers.list_sources import listed_logits
-from recbole_prune.distillers.listwise import draw_weighted
+from recbole_prune.distillers.batch_lists import listed_logits
+from recbole_prune.distillers.draws import draw_weighted
+from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy
 from recbole_prune.distillers.ranking import ListDistiller
-from recbole_prune.distillers.soft_labels import soft_list_cross_entropy
 from recbole_prune.distillers.student_lists import Labelled, StudentGuided, rank_by_student
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Rows, Teacher
+    from recbole_prune.teachers.base import Rows, Teacher
     from recbole_prune.training.model import MaskAware
 
 _MOST_COUNTED = 50  # of the teacher's items further down, in the weight of a draw

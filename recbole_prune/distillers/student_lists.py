@@ -12,15 +12,15 @@ from recbole_prune.anatomy.logits import row_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.distillers.base import Distiller
-from recbole_prune.distillers.ranked_lists import Score, best_of_rows
 from recbole_prune.distillers.ranking import ListDistiller
 from recbole_prune.errors import ConfigError, TrainingError
+from recbole_prune.teachers.ranked_lists import Score, best_of_rows
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
     from recbole_prune.data.membership import UsedIds
-    from recbole_prune.distillers.teacher import Rows
+    from recbole_prune.teachers.base import Rows
     from recbole_prune.training.model import MaskAware
 
 # items that are labelled at once: without compiled loops their vectors are gathered

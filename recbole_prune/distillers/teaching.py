@@ -17,20 +17,21 @@ from recbole_prune.config.schema import known_keys
 from recbole_prune.config.teachers import trained_first
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
-from recbole_prune.distillers.list_store import ListStore
-from recbole_prune.distillers.popularity import recall_of_teacher, with_recall
-from recbole_prune.distillers.pupils import Pupils
-from recbole_prune.distillers.teacher_sources import open_teacher
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
+from recbole_prune.teachers.popularity import recall_of_teacher, with_recall
+from recbole_prune.teachers.pupils import Pupils
+from recbole_prune.teachers.sources import open_teacher
+from recbole_prune.teachers.store import ListStore
+from recbole_prune.teachers.training import teacher_config
 
 if TYPE_CHECKING:
-    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.summary import RunResult
     from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
+    from recbole_prune.teachers.base import Teacher
 
 
 class Teaching:
@@ -71,7 +72,7 @@ class Teaching:
             raise _cannot(workshop.config, changed)
         self.teacher: Teacher | None = None
         if self._class.promises.teacher:
-            self.teacher = open_teacher(workshop.config, self._pupils, folder, trained)
+            self.teacher = open_teacher(workshop.config, self._pupils, folder, trained, self._class.promises.states)
             self._class.ask(student, self.teacher)
         self._note = ListStore(folder, (), 0).note if self.teacher is None else self.teacher.noted
 
@@ -141,6 +142,19 @@ def require_teachers(distiller: type[Distiller], config: PruneConfig) -> None:
 
 def _cannot(config: PruneConfig, reason: str) -> ConfigError:
     return ConfigError(f"distiller={config.settings.distiller} cannot teach {config['model']}: {reason}")
+
+
+def teacher_configs(config: PruneConfig) -> list[PruneConfig]:
+    """The runs that train the teachers of a student; none where it has none or they are there already.
+
+    Args:
+        config: the student's settings.
+
+    Raises:
+        ConfigError: the settings do not fit a model, or it is not trained by gradient.
+    """
+    with_states = get_distiller(config.settings.distiller).promises.states
+    return [teacher_config(config, first, with_states) for first in trained_first(config.settings)]
 
 
 def untaught(config: PruneConfig) -> PruneConfig:

@@ -21,16 +21,16 @@ from recbole_prune.anatomy.vectors import (
     shared_propagation,
     vectors_of,
 )
-from recbole_prune.distillers.matching import LastStates, Matching
-from recbole_prune.distillers.ranked_lists import (
+from recbole_prune.sparse.pair_scores import pair_scores
+from recbole_prune.teachers.base import Basics, Rows, Tables, Teacher, same_draws
+from recbole_prune.teachers.matching import LastStates, Matching
+from recbole_prune.teachers.ranked_lists import (
     Ranked,
     best_of_columns,
     best_of_groups,
     best_of_listed,
     best_of_rows,
 )
-from recbole_prune.distillers.teacher import Basics, Rows, Tables, Teacher, same_draws
-from recbole_prune.sparse.pair_scores import pair_scores
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_prune.distillers.ranked_lists import Ranked
-from recbole_prune.distillers.teacher import Basics, Rows, Teacher, same_draws
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.seals import digest_of
+from recbole_prune.teachers.base import Basics, Rows, Teacher, same_draws
+from recbole_prune.teachers.ranked_lists import Ranked
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.distillers.list_store import ListStore
+    from recbole_prune.teachers.store import ListStore
 
 # a rank counts exp(-rank / 10), which is below 5e-5 behind the first 100
 DECAY, CUT = 10.0, 100

@@ -10,13 +10,13 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers.pupils import training_pairs
 from recbole_prune.errors import ConfigError
+from recbole_prune.teachers.pupils import training_pairs
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
 
-    from recbole_prune.distillers.pupils import Pupils
+    from recbole_prune.teachers.pupils import Pupils
 
 Ids = Optional[torch.Tensor]
 

@@ -10,13 +10,13 @@ import torch
 
 from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.distillers.ranked_lists import Ranked
+from recbole_prune.teachers.ranked_lists import Ranked
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.distillers.teacher import Rows, Teacher
+    from recbole_prune.teachers.base import Rows, Teacher
 
 
 class Drawn(NamedTuple):

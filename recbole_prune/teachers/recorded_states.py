@@ -12,11 +12,11 @@ from recbole.utils import ModelType
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.teachers import Named
-from recbole_prune.distillers.teacher_training import USUAL_STATES
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild_state
 from recbole_prune.run.store import RunFolder, recorded_states
+from recbole_prune.teachers.training import USUAL_STATES
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

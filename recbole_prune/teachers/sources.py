@@ -14,16 +14,6 @@ import torch
 from recbole_prune.artifact import read_artifact
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.teachers import First, Named, find_teacher, trained_first
-from recbole_prune.distillers import get_distiller
-from recbole_prune.distillers.ensemble import Ensemble
-from recbole_prune.distillers.list_store import TEACHER, ListStore, require_unchanged
-from recbole_prune.distillers.list_teacher import ListTeacher, read_lists
-from recbole_prune.distillers.matching import Matching, require_same_data
-from recbole_prune.distillers.model_teacher import ModelTeacher, UntrainedTeacher
-from recbole_prune.distillers.pupils import first_rows
-from recbole_prune.distillers.recorded_states import build_state, check_weights, require_states, run_of
-from recbole_prune.distillers.teacher import Basics, Teacher
-from recbole_prune.distillers.teacher_training import teacher_config
 from recbole_prune.errors import ConfigError, PruneError, StoreError, in_one_line
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint
@@ -31,11 +21,20 @@ from recbole_prune.run.seals import sha256
 from recbole_prune.run.store import RunFolder, recorded_states
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
+from recbole_prune.teachers.base import Basics, Teacher
+from recbole_prune.teachers.ensemble import Ensemble
+from recbole_prune.teachers.list_file import ListTeacher, read_lists
+from recbole_prune.teachers.matching import Matching, require_same_data
+from recbole_prune.teachers.model import ModelTeacher, UntrainedTeacher
+from recbole_prune.teachers.pupils import first_rows
+from recbole_prune.teachers.recorded_states import build_state, check_weights, require_states, run_of
+from recbole_prune.teachers.store import TEACHER, ListStore, require_unchanged
+from recbole_prune.teachers.training import teacher_config
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
 
-    from recbole_prune.distillers.pupils import Pupils
+    from recbole_prune.teachers.pupils import Pupils
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,11 @@ class _Source:
 
 
 def open_teacher(
-    config: PruneConfig, pupils: Pupils, folder: RunFolder | None = None, trained: Sequence[Path | None] = ()
+    config: PruneConfig,
+    pupils: Pupils,
+    folder: RunFolder | None = None,
+    trained: Sequence[Path | None] = (),
+    with_states: bool = False,
 ) -> Teacher:
     """The teacher of a run, or its teachers as an :class:`Ensemble`, checked against the student's data.
 
@@ -76,10 +79,11 @@ def open_teacher(
         folder: of the student's run, which keeps the rankings; None keeps none.
         trained: the run folders of the teachers that are trained first; None stands for one before that, which opens as
             an untrained teacher and refuses already what it will never be able to say.
+        with_states: whether the distiller reads the states of their trainings.
 
     Raises:
-        ConfigError: one cannot be read, was trained on other data, holds NaN, lacks the states that the distiller
-            reads, or is named twice.
+        ConfigError: one cannot be read, was trained on other data, holds NaN, lacks the states that are
+            to be read, or is named twice.
         StoreError: one changed since the run began.
     """
     sources = _sources(config, trained)
@@ -87,7 +91,7 @@ def open_teacher(
     if on_disk and folder is not None and not folder.is_trained() and not config.settings.fresh:
         with _naming(f"distill_teacher={','.join(config.settings.distill_teacher)}"):
             require_unchanged(config, folder)
-    opening = _Opening(config, pupils, folder)
+    opening = _Opening(config, pupils, folder, with_states)
     if len(sources) == 1:
         return opening.open(sources[0], TEACHER)
     members = [opening.open(source, f"{TEACHER}-{number}") for number, source in enumerate(sources, 1)]
@@ -119,6 +123,7 @@ class _Opening:
     config: PruneConfig
     pupils: Pupils
     folder: RunFolder | None
+    with_states: bool
 
     def open(self, source: _Source, name: str) -> Teacher:
         """One of them, whose rankings get a name."""
@@ -145,8 +150,8 @@ class _Opening:
     def _open_model(self, named: Named, data: bytes, identity: dict[str, Any], name: str) -> Teacher:
         opened = _open_model(named, data, self.config)
         rebuilt = opened.rebuilt
-        states = recorded_states(opened.line or {}) if self._reads_states else []
-        if self._reads_states:
+        states = recorded_states(opened.line or {}) if self.with_states else []
+        if self.with_states:
             require_states(named, rebuilt.config, opened.line)
         basics = self._basics(identity, name, [state["sha256"] for state in states])
         matching = _matched(self.pupils, rebuilt.training, rebuilt.dataset, torch.device(self.config["device"]))
@@ -162,15 +167,11 @@ class _Opening:
         builds = [partial(build_state, rebuilt, named, state, matching.device) for state in states]
         return ModelTeacher(model, rebuilt.training, matching, basics, builds)
 
-    @property
-    def _reads_states(self) -> bool:
-        return get_distiller(self.config.settings.distiller).promises.states
-
     def _open_untrained(self, source: _Source) -> Teacher:
         """A teacher before its training, on its own data."""
         assert source.first is not None
         name, length = source.first.model, self.config.settings.distill_list_length
-        workshop = Workshop(teacher_config(self.config, source.first))
+        workshop = Workshop(teacher_config(self.config, source.first, self.with_states))
         training = workshop.train_data._dataset
         matching = _matched(self.pupils, training, workshop.dataset, torch.device(self.config["device"]))
         with in_one_line(f"build {name}"):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from recbole_prune.distillers.ranked_lists import Ranked
-from recbole_prune.distillers.teacher import Basics, Rows, Teacher
 from recbole_prune.errors import ConfigError
+from recbole_prune.teachers.base import Basics, Rows, Teacher
+from recbole_prune.teachers.ranked_lists import Ranked
 
 _MOST_UNKNOWN = 0.1
 _LARGEST = float(np.finfo(np.float32).max)

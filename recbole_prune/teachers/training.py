@@ -10,8 +10,7 @@ from recbole_prune.config import host
 from recbole_prune.config.files import read_settings
 from recbole_prune.config.fingerprint import to_json
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.config.teachers import First, trained_first
-from recbole_prune.distillers import get_distiller
+from recbole_prune.config.teachers import First
 from recbole_prune.errors import ConfigError
 
 # groups of RecBole's settings that say how data are read, split and evaluated, and where a process runs
@@ -24,39 +23,26 @@ USUAL_STATES = 4
 _OURS = ("output_dir", "prune_select", "prune_eval_mask", "recipe_notice")
 
 
-def teacher_configs(config: PruneConfig) -> list[PruneConfig]:
-    """The runs that train the teachers of a student; none where it has none or they are there already.
-
-    Args:
-        config: the student's settings.
-
-    Raises:
-        ConfigError: the settings do not fit a model, or it is not trained by gradient.
-    """
-    return [teacher_config(config, first) for first in trained_first(config.settings)]
-
-
-def teacher_config(config: PruneConfig, first: First) -> PruneConfig:
+def teacher_config(config: PruneConfig, first: First, with_states: bool) -> PruneConfig:
     """The run that trains a teacher of a student; any student of it finds its folder.
 
     Data, split, evaluation, seed and output folder are the student's. The model and its training have RecBole's
-    defaults, and ``distill_teacher_settings``, which go before everything. Its states are recorded where the student's
-    distiller reads them.
+    defaults, and ``distill_teacher_settings``, which go before everything.
 
     Args:
         config: the student's settings.
         first: the teacher.
+        with_states: whether states of its training are recorded, because the student's distiller reads them.
 
     Raises:
-        ConfigError: as for :func:`teacher_configs`.
+        ConfigError: the settings do not fit the model, or it is not trained by gradient.
     """
     name, given = first.model, first.settings
     shared = {key for group in _SHARED for key in config.parameters[group] if key not in _NOT_SHARED}
     plain = config.plain_settings()
     kept: dict[str, Any] = {key: value for key, value in plain.items() if key in shared or key in _OURS}
     kept.update({key: to_json(config[key]) for key in _DATA}, output_dir=config.settings.output_dir)
-    reads_states = get_distiller(config.settings.distiller).promises.states
-    if reads_states:
+    if with_states:
         kept["distill_record_states"] = USUAL_STATES
     file = host.model_properties(name)
     usual = read_settings(str(file)) if file else {}
@@ -75,7 +61,7 @@ def teacher_config(config: PruneConfig, first: First) -> PruneConfig:
             f"{first.key}={name} is not trained by gradient: save a checkpoint of it with RecBole and name "
             "that with distill_teacher"
         )
-    if reads_states and not made.settings.distill_record_states:
+    if with_states and not made.settings.distill_record_states:
         raise ConfigError(
             f"{first.key}={name}, distill_teacher_settings={given}: --distiller={config.settings.distiller} learns "
             f"from states of the training, so distill_record_states must be 2 or more ({USUAL_STATES} is usual)"

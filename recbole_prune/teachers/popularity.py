@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from recbole_prune.distillers.model_teacher import ModelTeacher
-from recbole_prune.distillers.teacher import same_draws
 from recbole_prune.errors import ConfigError, StoreError
+from recbole_prune.teachers.base import same_draws
+from recbole_prune.teachers.model import ModelTeacher
 from recbole_prune.training.session import Session
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.distillers.pupils import Pupils
-    from recbole_prune.distillers.teacher import Teacher
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
     from recbole_prune.scoring.popularity import RecallByPopularity
+    from recbole_prune.teachers.base import Teacher
+    from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware
 
 

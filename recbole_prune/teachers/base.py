@@ -1,4 +1,4 @@
-"""What a distiller asks a teacher; ``teacher_sources.py`` finds and opens them, two files have the kinds of them."""
+"""What a distiller asks a teacher; ``sources.py`` finds and opens them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_prune.data.random_streams import preserved_random_streams
-from recbole_prune.distillers.listwise import draw_unused
-from recbole_prune.distillers.ranked_lists import Ranked, split_by_groups
+from recbole_prune.data.unused_ids import draw_unused
 from recbole_prune.errors import ConfigError
+from recbole_prune.teachers.ranked_lists import Ranked, split_by_groups
 
 if TYPE_CHECKING:
-    from recbole_prune.distillers.list_store import ListStore
-    from recbole_prune.distillers.pupils import Pupils
+    from recbole_prune.teachers.pupils import Pupils
+    from recbole_prune.teachers.store import ListStore
 
 Rows = Union[torch.Tensor, Interaction]
 Tables = Optional[tuple[torch.Tensor, torch.Tensor]]

@@ -1,0 +1,152 @@
+"""The listwise loss of RRD, IR-RRD and those after them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.contexts import SavingContext
+from recbole_prune.sparse.pair_scores import pair_scores
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+# below any score that matters; e to this power is 0 and, unlike that of -inf, has the gradient 0
+_NOWHERE = -1e9
+
+
+def plackett_luce(ranked: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of a ranked list above a set, one value per row.
+
+    For scores ``s_1..s_K`` of a list, best first, and ``r_1..r_L`` of a set without order:
+    ``sum_k [log(sum_{i >= k} exp s_i + sum_j exp r_j) - s_k]``, the ListMLE probability cut off after ``K`` choices
+    (Kang et al., CIKM 2020, RRD; methods/distillation_ranking.md 1.2), without clamps.
+
+    Args:
+        ranked: logits ``[rows, K]``; NaN where a list is shorter.
+        below: logits ``[rows, L]``, likewise.
+
+    Returns:
+        losses ``[rows]``; they can be differentiated once.
+    """
+    return plackett_luce_of(torch.cat([ranked, below], 1), ranked.shape[1])
+
+
+def plackett_luce_of(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """:func:`plackett_luce` of logits side by side, ``[rows, K + L]``, of which the first ``count`` are the list."""
+    # half precision has no number below any score that matters
+    losses: torch.Tensor = _PlackettLuce.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), count)
+    return losses
+
+
+def sum_of_lists(
+    vectors: torch.Tensor, rows: torch.Tensor, table: torch.Tensor, lists: torch.Tensor, count: int
+) -> torch.Tensor:
+    """The sum of :func:`plackett_luce` over some rows whose logits are products, ``vectors[row] . table[id]``.
+
+    Args:
+        vectors: of all rows, ``[R, width]``.
+        rows: those to add up, without repetition, ``[n]``.
+        table: what the lists are of, ``[C, width]``.
+        lists: ids of every row, ``[R, K + L]``, the list and then the set; -1 where there are fewer.
+        count: the ``K`` of a list.
+    """
+    if _loops_take(vectors) and _loops_take(table):
+        total: torch.Tensor = _SumOfLists.apply(vectors, rows, table, lists, count)
+        return total
+    return _sum_of_logits(vectors, rows, table, lists, count)
+
+
+def _sum_of_logits(
+    vectors: torch.Tensor, rows: torch.Tensor, table: torch.Tensor, lists: torch.Tensor, count: int
+) -> torch.Tensor:
+    ids = lists.index_select(0, rows).long()
+    logits = pair_scores(vectors.index_select(0, rows), table, ids.clamp(min=0))
+    return plackett_luce_of(logits.masked_fill(ids < 0, torch.nan), count).sum()
+
+
+class _SumOfLists(torch.autograd.Function):
+    """From vectors to the loss and back in one loop, row by row; no logit is ever written."""
+
+    @staticmethod
+    def forward(
+        ctx: SavingContext,
+        vectors: torch.Tensor,
+        rows: torch.Tensor,
+        table: torch.Tensor,
+        lists: torch.Tensor,
+        count: int,
+    ) -> torch.Tensor:
+        from recbole_prune.sparse.pair_kernels import sum_of_lists as by_loop
+
+        mine, theirs = vectors.detach().contiguous(), table.detach().contiguous()
+        of_mine, of_theirs = torch.zeros_like(mine), torch.zeros_like(theirs)
+        ids = rows.numpy(), lists.contiguous().numpy()
+        total = by_loop(mine.numpy(), ids[0], theirs.numpy(), ids[1], count, of_mine.numpy(), of_theirs.numpy())
+        if not math.isfinite(total):  # scores too far apart for it
+            with torch.enable_grad():
+                sides = mine.requires_grad_(), theirs.requires_grad_()
+                exact = _sum_of_logits(sides[0], rows, sides[1], lists, count)
+                of_mine, of_theirs = torch.autograd.grad(exact, sides)
+            total = float(exact)
+        ctx.save_for_backward(of_mine, of_theirs)
+        return vectors.new_tensor(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_vectors, of_table = ctx.saved_tensors
+        return of_vectors * gradient, None, of_table * gradient, None, None
+
+
+class _PlackettLuce(torch.autograd.Function):
+    """The gradient shares all powers of e with the losses, so one pass over the lists gives both."""
+
+    @staticmethod
+    def forward(ctx: SavingContext, logits: torch.Tensor, count: int) -> torch.Tensor:
+        losses, gradients = _by_loop(logits, count) or plackett_luce_by_torch(logits, count)
+        ctx.save_for_backward(gradients)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * gradient[:, None], None
+
+
+def plackett_luce_by_torch(logits: torch.Tensor, count: int) -> Pair:
+    """Losses ``[rows]`` and their gradients ``[rows, K + L]`` by logarithms of sums, for scores of any size.
+
+    With ``D_k`` the k-th sum, the gradients are ``-1 + exp(s_k) sum_{q <= k} 1 / D_q`` and ``exp(r_j) sum_k 1 / D_k``.
+    Adding up column after column is ten times faster on a CPU than ``logcumsumexp``.
+    """
+    columns = torch.where(logits.isnan(), _NOWHERE, logits).t().contiguous()
+    ranked, rest = columns[:count], columns[count:]
+    listed, tails = ~logits[:, :count].isnan().t(), torch.empty_like(ranked)
+    tail = rest.logsumexp(0) if len(rest) else rest.new_full(rest.shape[1:], _NOWHERE)
+    for place in reversed(range(count)):
+        tail = torch.logaddexp(tail, ranked[place], out=tails[place])
+    heads = torch.where(listed, -tails, _NOWHERE)
+    for place in range(1, count):
+        torch.logaddexp(heads[place - 1], heads[place], out=heads[place])
+    of_ranked = torch.where(listed, torch.expm1(ranked + heads), 0.0)
+    of_rest = (rest + heads[-1]).exp() if count else torch.zeros_like(rest)
+    return torch.where(listed, tails - ranked, 0.0).sum(0), torch.cat([of_ranked, of_rest]).t()
+
+
+def _loops_take(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and available()
+
+
+def _by_loop(logits: torch.Tensor, count: int) -> Pair | None:
+    """The same from one compiled loop; None where it cannot: no numba, no CPU, or scores too far apart."""
+    if not _loops_take(logits):
+        return None
+    losses, gradients = logits.new_empty(len(logits)), torch.empty_like(logits, memory_format=torch.contiguous_format)
+    arrays = [tensor.detach().numpy() for tensor in (logits.contiguous(), losses, gradients)]
+    from recbole_prune.sparse.pair_kernels import plackett_luce_rows
+
+    return (losses, gradients) if plackett_luce_rows(arrays[0], arrays[1], arrays[2], count) else None
