@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from teachers import Checkpoints
 
 torch.set_num_threads(1)
+torch.cuda.is_available()  # looks for devices before a Config of RecBole hides them by CUDA_VISIBLE_DEVICES
 _load_yaml = yaml.load
 
 

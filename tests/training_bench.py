@@ -140,7 +140,7 @@ def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
 def scores(model: Any, test_data: Any, dataset: Any) -> torch.Tensor:
     """Scores of the first test batch, with every random stream at the same place."""
     init_seed(7, True)
-    batch = next(iter(test_data))[0]
+    batch = next(iter(test_data))[0].to(next(model.parameters()).device)
     try:
         return model.full_sort_predict(batch)
     except NotImplementedError:

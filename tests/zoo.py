@@ -219,7 +219,7 @@ def config_for(model: str, data_path: Path, stage: str | None = None, stage_chec
     settings: Settings = {
         "data_path": str(data_path),
         "epochs": 1,
-        "gpu_id": "",
+        "gpu_id": os.environ.get("TESTS_GPU_ID", ""),
         "show_progress": False,
         # plain RecBole does not know the property file of a model of ours
         **(_property_file(model) if _own_property_file(model).is_file() else {}),

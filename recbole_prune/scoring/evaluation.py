@@ -177,8 +177,9 @@ class BlockEvaluation:
         """
         model = self._trainer.model
         rows = _rows_of.get(loader)
-        if rows is None or rows.positive_codes.device != self._trainer.device:
-            rows = _rows_of[loader] = EvaluationRows.of(loader, self._trainer.device)
+        device = torch.empty(0, device=self._trainer.device).device  # with its number, as tensors say it: cuda:0
+        if rows is None or rows.positive_codes.device != device:
+            rows = _rows_of[loader] = EvaluationRows.of(loader, device)
         probe = torch.unique(torch.linspace(0, len(rows) - 1, _PROBE_USERS).long())
         streams, attributes = random_state(), attributes_of(model)
         ranker, reason = self._match(loader, rows, probe)

@@ -145,7 +145,7 @@ def expand(values: torch.Tensor, rows: CompressedRows, record: Recording = None)
 
 @cache
 def _scatters_by_int32() -> bool:
-    """Whether this torch takes 32-bit positions in ``scatter_`` (1.13 does not)."""
+    """Whether this torch takes 32-bit positions in ``scatter_`` on a CPU (1.13 does not)."""
     try:
         torch.zeros(1).scatter_(0, torch.zeros(1, dtype=torch.int32), torch.ones(1))
     except RuntimeError:
@@ -154,7 +154,7 @@ def _scatters_by_int32() -> bool:
 
 
 def _for_scatter(positions: torch.Tensor) -> torch.Tensor:
-    return positions if _scatters_by_int32() else positions.long()
+    return positions if positions.device.type == "cpu" and _scatters_by_int32() else positions.long()
 
 
 class _LookUpContext(SavingContext, Protocol):
