@@ -115,6 +115,20 @@ def test_the_recipe_of_concf_is_the_guides(build):
     assert config["eval_args"]["split"] == {"RS": [0.6, 0.2, 0.2]} and config["valid_metric"] == "Recall@50"
 
 
+def test_the_recipe_of_the_chain_is_that_of_its_distiller_with_a_pruner(build):
+    """Split, batches, teacher and weights of ir_rrd_citeulike; half of the entries go, and int8 is stored."""
+    chain, taught = build("--recipe=hybrid_citeulike"), build("--recipe=ir_rrd_citeulike")
+    assert chain.warnings == () and (chain.settings.pruner, chain.settings.distiller) == ("imp", "ir_rrd")
+    assert (chain.settings.prune_target_sparsity, chain.settings.prune_rounds) == (0.5, 1)
+    assert chain.settings.export_values == "int8"
+    differing = ("pruner", "epochs", "eval_step", "export_values", "distill_item_batch")
+    files = (property_file("recipe", f"{name}_citeulike") for name in ("hybrid", "ir_rrd"))
+    own, parts = (yaml.safe_load(file.read_text()) for file in files)
+    same = [name for name in parts if name not in differing]
+    assert [own[name] for name in same] == [parts[name] for name in same]
+    assert chain.settings.distill_teacher_settings == taught.settings.distill_teacher_settings
+
+
 @pytest.mark.parametrize("model", ["cdae", "convncf", "lightgcn", "multivae", "neumf", "ultragcn"])
 def test_a_recipe_of_dsl_states_the_masks_and_the_growth_of_the_paper(model):
     """Whatever the defaults of dsl are: random masks, and the gradients of the batch just trained on."""
