@@ -175,7 +175,7 @@ class AffineOfTeacher(nn.Module):
 
     def __init__(self, teacher: torch.Tensor) -> None:
         super().__init__()
-        ones = torch.ones(len(teacher), 1, dtype=teacher.dtype)
+        ones = teacher.new_ones(len(teacher), 1)
         self.register_buffer("teacher", torch.cat([teacher, ones], dim=1), persistent=False)
 
     def forward(self, affine: torch.Tensor) -> torch.Tensor:
