@@ -209,6 +209,14 @@ def test_training_is_timed_with_a_teacher_and_without(taught: list[str], tmp_pat
     assert document["settings"]["distiller"] == "rrd"
 
 
+def test_every_benchmark_names_a_candidate_alike(taught: list[str]) -> None:
+    with scratch_folder() as scratch:
+        config = our_config([*taught, "--pruner=dsl"], scratch, teaches=True)
+    options = {"sparsities": [0, 0.5], "skip_plain": True}
+    names = [job[0] for job in memory._jobs(config, options, Results("memory", {}, []))]
+    assert names == ["ours", "ours, rrd", "ours, dsl", "ours, dsl, rrd"]
+
+
 def test_bytes_of_what_teaches_are_counted(taught: list[str]) -> None:
     with scratch_folder() as scratch:
         ours = OurRun(our_config(taught, scratch, teaches=True), scratch)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_prune.distillers import consensus_lists
 from recbole_prune.distillers.consensus_lists import (
     Consensus,
     Decay,
@@ -17,6 +16,7 @@ from recbole_prune.distillers.consensus_lists import (
     ranks_in,
     spread_of,
 )
+from recbole_prune.teachers import ranked_lists
 
 USUAL = Decay(10.0, 100.0)
 USERS, ITEMS, LENGTH, HEADS = 6, 40, 12, 3
@@ -87,7 +87,7 @@ def test_short_lists_say_what_whole_matrices_say(steps: int, monkeypatch: pytest
     expected = by_matrices(heads, history, decay)
     found = consensus_of(heads, history, decay)
     assert found.dtype == np.uint16 and np.array_equal(found, expected) and not found[0].any()
-    monkeypatch.setattr(consensus_lists, "_ENTRIES_AT_ONCE", 1)
+    monkeypatch.setattr(ranked_lists, "_ENTRIES_AT_ONCE", 1)
     assert np.array_equal(consensus_of(heads, history, decay), expected), "a user at a time"
 
 

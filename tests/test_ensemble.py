@@ -52,7 +52,7 @@ def test_the_consensus_is_that_of_a_loop_in_any_order(monkeypatch: pytest.Monkey
         assert ids[row].tolist() == best and scores[row] == pytest.approx([sums[item] for item in best], rel=1e-6)
     again = consensus(lists[::-1], 12)
     assert np.array_equal(again[0], ids) and np.array_equal(again[1], scores)
-    monkeypatch.setattr("recbole_prune.teachers.ensemble._ENTRIES_AT_ONCE", 1000)
+    monkeypatch.setattr("recbole_prune.teachers.ranked_lists._ENTRIES_AT_ONCE", 1000)
     assert np.array_equal(consensus(lists, 12)[0], ids)
 
 

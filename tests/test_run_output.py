@@ -270,7 +270,7 @@ def test_a_distilled_run_compares_teacher_student_alone_and_taught(
 
     named = {"distill_teacher_model": None, "distill_teacher_settings": None, "distill_alone": False}
     plan = run(tiny_data, **{**changes, **named}, distill_teacher=summary["teacher"]["path"], dry_run=True)["plan"]
-    assert f"teacher: BPR, ticket 0 of {Path(summary['teacher']['path']).name}, {weights:,} weights" in plan
+    assert f"teacher: ticket 0 of BPR/{Path(summary['teacher']['path']).name}, {weights:,} weights" in plan
     assert "trained alone" not in plan
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_verdict import ticket
 
-from recbole_prune.report.table import format_rows, legend, ticket_table
+from recbole_prune.report.table import format_rows, legend, teacher_name, ticket_table
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 
@@ -137,7 +137,7 @@ def test_recall_by_popularity_stands_where_it_was_measured() -> None:
 
 def test_the_legend_names_the_teacher() -> None:
     first, *rest = legend(tickets(), "NDCG@10", teacher=TEACHER)
-    assert first.startswith("teacher: BPR, ticket 0 of none-0123456789;")
+    assert first.startswith("teacher: ticket 0 of BPR/none-0123456789;")
     assert any("as good as the dense taught student" in line for line in rest)
     lists = {"kind": "lists", "path": "/elsewhere/best.tsv", "model": None, "parameters": None, "metrics": {}}
     assert legend(tickets(), "NDCG@10", teacher=lists)[0].startswith("teacher: ranked lists in best.tsv;")
@@ -149,10 +149,20 @@ def test_several_teachers_have_a_row_each() -> None:
     lists = {"kind": "lists", "path": "/elsewhere/best.tsv", "model": None, "parameters": None, "metrics": {}}
     together = {"kind": "ensemble", "path": "", "parameters": None, "metrics": {}, "members": [TEACHER, lists]}
     first, *_ = legend(tickets(), "NDCG@10", teacher=together)
-    assert first.startswith("teacher 1: BPR, ticket 0 of none-0123456789; teacher 2: ranked lists in best.tsv; alone:")
+    assert first.startswith("teacher 1: ticket 0 of BPR/none-0123456789; teacher 2: ranked lists in best.tsv; alone:")
     table = table_of(teacher=together)
     assert [line[:9].strip() for line in table.splitlines()[2:4]] == ["teacher 1", "teacher 2"]
     assert "123456" in table.splitlines()[2] and max(map(len, table.splitlines())) <= 100
+
+
+def test_runs_of_two_models_are_told_apart() -> None:
+    """Their folders have the same name where their settings are the same, and so have checkpoints and artifacts."""
+    run = TEACHER["path"]
+    for path in (run, f"{run}/checkpoints/ticket-000.pth", f"{run}/artifact"):
+        found = [teacher_name({**TEACHER, "model": model, "path": path}) for model in ("BPR", "LightGCN")]
+        assert found == ["ticket 0 of BPR/none-0123456789", "ticket 0 of LightGCN/none-0123456789"]
+    saved = {**TEACHER, "kind": "checkpoint", "path": "/elsewhere/BPR-today.pth", "ticket": None}
+    assert teacher_name(saved) == "BPR, BPR-today.pth"
 
 
 def test_columns_are_aligned_within_100() -> None:

@@ -15,7 +15,7 @@ from recbole.utils import KGDataLoaderState, get_model
 from training_bench import Bench
 from zoo import NEW_IN_1_2_1, gradient_models, kind_of, missing_package, not_prunable_models
 
-from recbole_prune.anatomy import scorers, shared_calls
+from recbole_prune.anatomy import shared_calls, vector_scorers
 from recbole_prune.anatomy import vectors as table
 from recbole_prune.anatomy.caches import CACHES
 from recbole_prune.anatomy.logits import batch_logits, pair_logits, product_tables, row_logits, score_rows, user_logits
@@ -165,7 +165,7 @@ def check_user_logits(name: str, model: Any, users: torch.Tensor, items: torch.T
     with torch.no_grad():
         found = user_logits(model, items, among)
         expected = pair_logits(model, among.reshape(-1), items.repeat_interleave(len(users)).unsqueeze(1))
-        with mock.patch.object(scorers, "_DRAWS_OF_USER", 0):  # nearly all users may occur
+        with mock.patch.object(vector_scorers, "_DRAWS_OF_USER", 0):  # nearly all users may occur
             of_all = user_logits(model, items, among)
             tables = product_tables(model, among.numel())
     assert found.shape == among.shape

@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from recbole_prune.anatomy.scorers import (
-    Decoded,
-    LookedUp,
-    OfPairs,
-    Propagated,
-    Rows,
-    Scorer,
-    Vectors,
-    WholeRows,
-    last_linear,
-    user_ids,
-)
+from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer, WholeRows, user_ids
 from recbole_prune.anatomy.shared_calls import call, watched
+from recbole_prune.anatomy.vector_scorers import Decoded, LookedUp, Propagated, Vectors, last_linear
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from recbole_prune.anatomy.scorers import Rows, Scorer, Vectors, user_ids
+from recbole_prune.anatomy.scorers import Rows, Scorer, user_ids
 from recbole_prune.anatomy.shared_calls import evaluating
+from recbole_prune.anatomy.vector_scorers import Vectors
 from recbole_prune.anatomy.vectors import reason_unknown, reason_without_lists, scorer_of, shared_propagation
 from recbole_prune.errors import ConfigError
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer, Vectors, WholeRows
+from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer, WholeRows
 from recbole_prune.anatomy.shared_calls import call
+from recbole_prune.anatomy.vector_scorers import Vectors
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Callable
 
 import torch
 
-from recbole_prune.anatomy.scorers import Decoded, LookedUp, Propagated, Rows, Vectors, user_ids
+from recbole_prune.anatomy.scorers import Rows, user_ids
 from recbole_prune.anatomy.shared_calls import call
+from recbole_prune.anatomy.vector_scorers import Decoded, LookedUp, Propagated, Vectors
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
 from recbole_prune.sparse.compact import CompactEmbedding
 

@@ -10,9 +10,10 @@ import torch
 
 from recbole_prune.anatomy.context_scorers import CONTEXT
 from recbole_prune.anatomy.general_scorers import GENERAL
-from recbole_prune.anatomy.scorers import Scorer, Vectors
+from recbole_prune.anatomy.scorers import Scorer
 from recbole_prune.anatomy.sequential_scorers import SEQUENTIAL
 from recbole_prune.anatomy.shared_calls import call, sharing
+from recbole_prune.anatomy.vector_scorers import Vectors
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction

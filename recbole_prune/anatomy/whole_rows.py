@@ -9,7 +9,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from recbole_prune.anatomy.logits import scorer_with_lists
-from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer, Vectors
+from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer
+from recbole_prune.anatomy.vector_scorers import Vectors
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.sparse.contexts import SavingContext
 from recbole_prune.sparse.pair_scores import pair_scores

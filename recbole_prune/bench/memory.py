@@ -23,7 +23,7 @@ from tqdm import tqdm
 from recbole_prune.bench.measuring import first_batches
 from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results, quantity
-from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of, ways_to_train
+from recbole_prune.bench.runs import OurRun, name_of_candidate, our_config, scratch_folder, settings_of, ways_to_train
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.signals import on_abort
@@ -63,7 +63,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
 def _jobs(config: PruneConfig, options: dict[str, Any], results: Results) -> list[tuple[str, float | None, bool]]:
     """Name, sparsity, and whether a distiller teaches, of every process."""
     pairs = product(options["sparsities"], ways_to_train(config))
-    ours = [(f"ours, {config.settings.distiller}" if taught else "ours", one, taught) for one, taught in pairs]
+    ours = [(name_of_candidate(config.settings, one, taught), one, taught) for one, taught in pairs]
     if options["skip_plain"]:
         results.candidate("plain", failed="left out (--skip_plain)")
         return [*ours]

@@ -17,6 +17,7 @@ from recbole_prune.bench.plain import begin, reseed
 from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.config.fingerprint import PATHS
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.config.settings import Settings
 from recbole_prune.config.words import launch
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.teaching import Teaching
@@ -89,13 +90,13 @@ class OurRun:
             sparsity: of the targets.
             taught: with the distiller of the settings; else without.
         """
-        settings = self.config.settings
-        moving = sparsity > 0 and issubclass(get_pruner(settings.pruner), StaticSparseTraining)
-        name = ", ".join(["ours", *([settings.pruner] if moving else []), *([settings.distiller] if taught else [])])
-        workshop, plan = self._moving(sparsity) if moving else (self.workshop, _of_masks(self.random_masks(sparsity)))
+        if _moves(self.config.settings, sparsity):
+            workshop, plan = self._moving(sparsity)
+        else:
+            workshop, plan = self.workshop, _of_masks(self.random_masks(sparsity))
         if taught:
             plan = replace(plan, parts=(*plan.parts, self._teaching.distiller()))
-        return name, self._begun(workshop, plan)
+        return name_of_candidate(self.config.settings, sparsity, taught), self._begun(workshop, plan)
 
     @cached_property
     def _teaching(self) -> Teaching:
@@ -155,6 +156,17 @@ def _of_masks(masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) ->
 def _masks(scores: Mapping[str, torch.Tensor], scope: Scope, sparsity: float) -> MaskSet:
     dense = MaskSet.dense(scope)
     return select(scores, dense, scope.prunable - removed_exact(sparsity, scope.prunable)) if sparsity else dense
+
+
+def name_of_candidate(settings: Settings, sparsity: float, taught: bool) -> str:
+    """What results call our side at a sparsity, with or without the distiller of the settings."""
+    pruner = [settings.pruner] if _moves(settings, sparsity) else []
+    return ", ".join(["ours", *pruner, *([settings.distiller] if taught else [])])
+
+
+def _moves(settings: Settings, sparsity: float) -> bool:
+    """Whether a sparse-from-scratch pruner decides the masks."""
+    return sparsity > 0 and issubclass(get_pruner(settings.pruner), StaticSparseTraining)
 
 
 def ways_to_train(config: PruneConfig) -> tuple[bool, ...]:

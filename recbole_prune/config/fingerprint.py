@@ -16,8 +16,9 @@ import numpy as np
 
 from recbole_prune.anatomy.outside import CHECKPOINTS
 from recbole_prune.config import schema
-from recbole_prune.config.settings import Settings, defaults, is_used
+from recbole_prune.config.settings import Settings, defaults
 from recbole_prune.config.teachers import content_digest
+from recbole_prune.config.usage import is_used
 from recbole_prune.errors import ConfigError
 
 # settings of RecBole that say where a process runs; they do not belong to what is trained

@@ -4,53 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from recbole_prune.config import schema
 from recbole_prune.config.near import did_you_mean
 from recbole_prune.config.teachers import check_teachers
+from recbole_prune.config.usage import COUNTS_WITH, idle_with, is_used
 from recbole_prune.errors import ConfigError
 
-
-class _Condition(NamedTuple):
-    """With which values of a second key a key of a method counts.
-
-    Attributes:
-        key: the second one.
-        allowed: values; empty for all but 0.
-        method: the only distiller that this is said of; empty for all methods that use both keys.
-    """
-
-    key: str
-    allowed: tuple[Any, ...] = ()
-    method: str = ""
-
-    def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether nothing is against the key; so it is where the method does not use the second one."""
-        if self.method not in ("", values["distiller"]) or not is_used(self.key, values):
-            return True
-        return values[self.key] in self.allowed if self.allowed else values[self.key] != 0
-
-
-_NOT_KDS = _Condition("distill_parity", ("corrected", "official"))
-_CONSENSUS = _Condition("distill_weight", method="concf")
-_BALANCE = _Condition("distill_head_weight", method="concf")
-_COUNTS_WITH: Mapping[str, tuple[_Condition, ...]] = {
-    "distill_sharpness": (
-        _Condition("distill_sample_interesting", (True,)),
-        _Condition("distill_rule", ("exponential",)),
-        _CONSENSUS,
-    ),
-    "distill_record_states": (_Condition("prune_dense", (True,)),),
-    "distill_refresh": (_NOT_KDS, _CONSENSUS),
-    "distill_item_weight": (_NOT_KDS,),
-    "distill_item_interesting": (_NOT_KDS,),
-    **dict.fromkeys(("distill_balance_power", "distill_reference_epoch"), (_BALANCE,)),
-    **dict.fromkeys(
-        ("distill_window", "distill_steadiness", "distill_interesting", "distill_list_length", "distill_parity"),
-        (_CONSENSUS,),
-    ),
-}
 # methods that have other values of distill_parity than most
 _PARITIES = {"dcd": ("corrected", "kds")}
 # a key that must not be above another one, where both are used
@@ -170,12 +131,6 @@ def defaults(pruner: str | None = None, distiller: str | None = None) -> dict[st
     return {**found, **names}
 
 
-def is_used(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether the selected pruner or distiller has a use for the key."""
-    key = schema.known_keys()[name]
-    return any(key.used_by(kind, values[kind]) for kind in schema.METHOD_KINDS)
-
-
 def rounds_planned(values: Mapping[str, Any]) -> int | None:
     """Prunes, or None where it follows from the entries of the model (a target reached in steps of a rate)."""
     if is_used("prune_rounds", values):
@@ -190,17 +145,10 @@ def _settle_unused(values: dict[str, Any], base: Mapping[str, Any], said: Mappin
     return [f"{name} has no effect {_with_methods(name, values)}" for name in unused if name in said]
 
 
-def idle_with(name: str, values: Mapping[str, Any]) -> str | None:
-    """The second key with whose value the method has no use for a key of its own; None where it has one."""
-    if not is_used(name, values):
-        return None
-    return next((needed.key for needed in _COUNTS_WITH.get(name, ()) if not needed.holds(values)), None)
-
-
 def _settle_idle(values: dict[str, Any], base: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
     """The same of keys that the method uses with another value of a second key only."""
     warnings = []
-    for name in _COUNTS_WITH:
+    for name in COUNTS_WITH:
         other = idle_with(name, values)
         if other is not None:
             values[name] = base[name]

@@ -9,34 +9,31 @@ Where teachers come from and what they say is the room ``teachers``.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from recbole_prune.distillers.base import Distiller
+from recbole_prune.methods import MethodTable
 
-# where each class stands: a module of this package begins with a dot, one from elsewhere has its full name
-DISTILLERS = {
-    "hint": ".latent:Hints",
-    "de": ".latent:DistillationExperts",
-    "phr": ".latent:PersonalisedHints",
-    "ftd": ".latent:FullTopology",
-    "htd": ".latent:HierarchicalTopology",
-    "rd": ".ranking:RankingDistillation",
-    "cd": ".collaborative:CollaborativeDistillation",
-    "rrd": ".ranking:RelaxedRanking",
-    "ir_rrd": ".ranking:ItemSideRanking",
-    "de_rrd": ".ranking:ExpertsAndRanking",
-    "hetcomp": ".heterogeneous:HeterogeneousCompression",
-    "kd": ".logits:SoftTargets",
-    "dcd": ".dual_correction:DualCorrection",
-    "unkd": ".debiased:UnbiasedDistillation",
-    "freqd": ".graph_hints:GraphHints",
-    "rce_kd": ".rce:RejuvenatedCrossEntropy",
-    "concf": ".consensus:ConsensusLearning",
-}
+DISTILLERS: MethodTable[Distiller] = MethodTable(
+    __name__,
+    {
+        "hint": ".latent:Hints",
+        "de": ".latent:DistillationExperts",
+        "phr": ".latent:PersonalisedHints",
+        "ftd": ".latent:FullTopology",
+        "htd": ".latent:HierarchicalTopology",
+        "rd": ".ranking:RankingDistillation",
+        "cd": ".collaborative:CollaborativeDistillation",
+        "rrd": ".ranking:RelaxedRanking",
+        "ir_rrd": ".ranking:ItemSideRanking",
+        "de_rrd": ".ranking:ExpertsAndRanking",
+        "hetcomp": ".heterogeneous:HeterogeneousCompression",
+        "kd": ".logits:SoftTargets",
+        "dcd": ".dual_correction:DualCorrection",
+        "unkd": ".debiased:UnbiasedDistillation",
+        "freqd": ".graph_hints:GraphHints",
+        "rce_kd": ".rce:RejuvenatedCrossEntropy",
+        "concf": ".consensus:ConsensusLearning",
+    },
+)
 
-
-def get_distiller(name: str) -> type[Distiller]:
-    """The class of a distiller by its name in ``--distiller=``."""
-    module, _, attribute = DISTILLERS[name].partition(":")
-    distiller: type[Distiller] = getattr(import_module(module, __name__), attribute)
-    return distiller
+# the class of a distiller by its name in ``--distiller=``
+get_distiller = DISTILLERS.class_of

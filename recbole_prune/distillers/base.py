@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_prune.config.settings import idle_with, is_used
+from recbole_prune.config.usage import idle_with, is_used
 from recbole_prune.teachers.base import same_draws
 from recbole_prune.training.parts import Part, State, Training
 

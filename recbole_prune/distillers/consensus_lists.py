@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-_ENTRIES_AT_ONCE = 1 << 21
+from recbole_prune.teachers.ranked_lists import best_of_sums
 
 # one ranking: ids of items best first, int32 or uint16 [users, length], 0 behind the end of a list
 Lists = np.ndarray
@@ -64,14 +64,15 @@ def consensus_of(heads: Sequence[Lists], history: Sequence[Sequence[Lists]], dec
     Returns:
         lists of the same shape; lower ids first among equals.
     """
-    found = np.zeros_like(heads[0])
-    step = max(1, _ENTRIES_AT_ONCE // (len(heads) * found.shape[1]))
-    for start in range(0, len(found), step):
-        some = slice(start, start + step)
+    rows, length = heads[0].shape
+
+    def entries(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
         spoken = [_spoken(lists[some], [past[x][some] for past in history], decay) for x, lists in enumerate(heads)]
         ids, values = (torch.cat(parts, dim=1) for parts in zip(*spoken))
-        found[some] = _best(ids, values, found.shape[1]).numpy()
-    return found
+        return ids, values
+
+    ids, _ = best_of_sums(entries, rows, len(heads) * length, length, nothing=0)
+    return ids.astype(heads[0].dtype)
 
 
 def _spoken(lists: Lists, history: Sequence[Lists], decay: Decay) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,18 +84,6 @@ def _spoken(lists: Lists, history: Sequence[Lists], decay: Decay) -> tuple[torch
 
 def _as_ids(lists: Lists) -> torch.Tensor:
     return torch.from_numpy(lists.astype(np.int64))
-
-
-def _best(ids: torch.Tensor, values: torch.Tensor, length: int) -> torch.Tensor:
-    """The ids of the largest sums of their values, row by row; 0 is no id."""
-    ids, order = ids.sort(dim=1, stable=True)
-    first = torch.ones_like(ids, dtype=torch.bool)
-    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    groups = first.cumsum(1) - 1
-    sums = torch.zeros_like(values).scatter_add_(1, groups, values.gather(1, order))
-    named = torch.zeros_like(ids).scatter_(1, groups, ids)
-    sums, places = sums.masked_fill(named == 0, -torch.inf).sort(dim=1, descending=True, stable=True)
-    return named.gather(1, places)[:, :length]
 
 
 class Consensus:

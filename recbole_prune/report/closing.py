@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_prune.config.settings import is_used
+from recbole_prune.config.usage import is_used
 from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.popularity import popularity_lesson

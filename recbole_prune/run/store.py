@@ -1,4 +1,4 @@
-"""The run folder: atomic writes, the journal of tickets, hashes, the lock, resume points.
+"""The run folder: atomic writes, the journal of tickets, hashes, resume points.
 
 What a run continues from is written only here: beside its place, synced and renamed. All of it is checked when it is
 read back. ``scope.json`` holds the sha256 of ``config.yaml``; every line of the journal, the resume point and the
@@ -10,7 +10,6 @@ by others.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.artifact.replacing import remove_leftovers
-from recbole_prune.errors import BusyError, StoreError
+from recbole_prune.errors import StoreError
 from recbole_prune.run.files import WAY_OUT, explained, read_file, write_atomic
+from recbole_prune.run.lock import LOCK, FolderLock
 from recbole_prune.run.seals import digest_of, seal, sha256, unseal
 
 CONFIG = "config.yaml"
@@ -30,7 +30,7 @@ REWIND = "rewind.safetensors"
 RESUME = "resume"
 ARTIFACT = "artifact"
 SERIES = "tensorboard"
-_FILES = (".lock", CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
+_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
 _SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
 DISTILLATION = "distillation"
 STATES = "states"
@@ -42,7 +42,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: Any = None
+        self._lock = FolderLock(path, marker=JOURNAL)
         self._identity: str | None = None
 
     def open(self) -> None:
@@ -55,12 +55,12 @@ class RunFolder:
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_what_is_in_the_way()
-        self._acquire()
+        self._lock.acquire()
         self._sweep()
 
     def is_empty(self) -> bool:
         """Whether nothing but the lock is in it."""
-        return all(child.name == ".lock" for child in self.path.iterdir())
+        return all(child.name == LOCK for child in self.path.iterdir())
 
     def start_over(self) -> None:
         """Move what is there aside, to ``<name>.old-N``, and lock a new folder in its place.
@@ -77,34 +77,7 @@ class RunFolder:
             os.rename(self.path, aside)
             self.path.mkdir()
         self._identity = None
-        self._acquire()
-
-    def _acquire(self) -> None:
-        handle = self._open_lock()
-        if handle is None:
-            return
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # a system without flock runs without the lock
-            pass
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):  # others mean a file system without locks
-                handle.close()
-                raise BusyError(f"another process is working in {self.path}; wait for it or stop it") from None
-        self._lock = handle
-
-    def _open_lock(self) -> Any:
-        """The lock's file, to be read only on a disk that takes no writes; None where such a folder has none."""
-        path = self.path / ".lock"
-        with explained(path):
-            try:
-                return open(path, "a+")
-            except OSError:
-                if not (self.path / JOURNAL).exists():
-                    raise
-                return open(path) if path.exists() else None
+        self._lock.acquire()
 
     def check_present(self) -> None:
         """Refuse to go on in a folder that is no longer the one that was opened.
@@ -112,23 +85,11 @@ class RunFolder:
         Raises:
             StoreError: it was deleted, moved or replaced.
         """
-        if self._lock is None:
-            return
-        try:
-            present = os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno()))
-        except OSError:
-            present = False
-        if not present:
-            raise StoreError(
-                f"{self.path} was deleted or moved while this run was working in it: put it back to continue there; "
-                "without it the same command starts anew"
-            )
+        self._lock.check_present()
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def _refuse_what_is_in_the_way(self) -> None:
         """Find, before any work, what stands where a file or a folder of the run has to be.

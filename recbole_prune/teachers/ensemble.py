@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from recbole_prune.errors import ConfigError
 from recbole_prune.run.seals import digest_of
 from recbole_prune.teachers.base import Basics, Rows, Teacher, same_draws
-from recbole_prune.teachers.ranked_lists import Ranked
+from recbole_prune.teachers.ranked_lists import Ranked, best_of_sums
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 # a rank counts exp(-rank / 10), which is below 5e-5 behind the first 100
 DECAY, CUT = 10.0, 100
-_ENTRIES_AT_ONCE = 1 << 22
 
 
 def consensus(lists: Sequence[np.ndarray], length: int, cut: int = CUT) -> Ranked:
@@ -38,36 +38,17 @@ def consensus(lists: Sequence[np.ndarray], length: int, cut: int = CUT) -> Ranke
         ValueError: the lists are not of the same keys, having different numbers of rows.
     """
     parts = [part[:, :cut] for part in lists]
-    rows = len(parts[0])
-    if any(len(part) != rows for part in parts):
+    if any(len(part) != len(parts[0]) for part in parts):
         raise ValueError(f"lists of {', '.join(str(len(part)) for part in parts)} rows have no consensus")
-    found = np.full((rows, length), -1, np.int32), np.zeros((rows, length), np.float32)
-    step = max(1, _ENTRIES_AT_ONCE // max(1, sum(part.shape[1] for part in parts)))
-    for start in range(0, rows, step):
-        end = min(start + step, rows)
-        for table, some in zip(found, _consensus_of([part[start:end] for part in parts], length)):
-            table[start:end] = some
-    return found
+    ranks = np.concatenate([np.arange(part.shape[1]) for part in parts])
+    order = ranks.argsort(kind="stable")  # sums of floats depend on their order
+    counts = torch.from_numpy(np.exp(-ranks[order] / DECAY))
 
+    def entries(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.from_numpy(np.concatenate([part[some] for part in parts], axis=1)[:, order].astype(np.int64))
+        return ids, counts.expand(ids.shape)
 
-def _consensus_of(parts: Sequence[np.ndarray], length: int) -> Ranked:
-    places = [np.nonzero(part >= 0) for part in parts]
-    keys, ranks = (np.concatenate([place[axis] for place in places]) for axis in (0, 1))
-    ids = np.concatenate([part[place] for part, place in zip(parts, places)])
-    ids_found, found = np.full((len(parts[0]), length), -1, np.int32), np.zeros((len(parts[0]), length), np.float32)
-    if not len(keys):
-        return ids_found, found
-    order = np.lexsort((ranks, ids, keys))  # by rank too: sums of floats depend on their order
-    keys, ids, ranks = keys[order], ids[order], ranks[order]
-    first = np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]) | (ids[1:] != ids[:-1])))
-    sums = np.add.reduceat(np.exp(-ranks / DECAY), first)
-    keys, ids = keys[first], ids[first]
-    order = np.lexsort((ids, -sums, keys))
-    keys, ids, sums = keys[order], ids[order], sums[order]
-    place = np.arange(len(keys)) - np.searchsorted(keys, keys)
-    kept = place < length
-    ids_found[keys[kept], place[kept]], found[keys[kept], place[kept]] = ids[kept], sums[kept]
-    return ids_found, found
+    return best_of_sums(entries, len(parts[0]), len(ranks), length, nothing=-1)
 
 
 class Ensemble(Teacher):

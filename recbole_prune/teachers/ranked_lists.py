@@ -1,4 +1,7 @@
-"""The best columns of every row of a score matrix that is never there as a whole, and the best rows of every column."""
+"""The best columns of every row of a score matrix that is never there as a whole, and the best rows of every column.
+
+And what several lists rank best together.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ from recbole_prune.errors import ConfigError
 Score = Callable[[torch.Tensor], torch.Tensor]
 Ranked = tuple[np.ndarray, np.ndarray]
 
+# ids [n, width] of some rows, and what each counts
+Entries = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
+
 _SCORES_AT_ONCE = 1 << 23
+_ENTRIES_AT_ONCE = 1 << 21
 _FEWEST_ROWS = 32
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -121,6 +128,41 @@ def best_of_columns(
     best[0] = -torch.inf
     ordered, scores = _in_order(best, places)
     return ordered.cpu().numpy(), scores.cpu().numpy()
+
+
+def best_of_sums(entries: Entries, rows: int, width: int, length: int, nothing: int) -> Ranked:
+    """The ids of the largest sums of what is said of them, row by row.
+
+    Args:
+        entries: gives ids ``[n, width]`` of some rows, and what each counts; sums are taken in their order.
+        rows: how many there are.
+        width: entries of a row.
+        length: how many ids to keep.
+        nothing: an id that stands for none.
+
+    Returns:
+        (ids int32, sums float32), each ``[rows, length]``, best first, lower ids first among equal sums; ``nothing``
+        and 0 behind the end.
+    """
+    found = np.full((rows, length), nothing, np.int32), np.zeros((rows, length), np.float32)
+    step = max(1, _ENTRIES_AT_ONCE // max(1, width))
+    for start in range(0, rows, step):
+        some = slice(start, min(start + step, rows))
+        for table, part in zip(found, _summed(*entries(some), nothing)):
+            table[some, : part.shape[1]] = part[:, :length].numpy()
+    return found
+
+
+def _summed(ids: torch.Tensor, values: torch.Tensor, nothing: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every id of a row once with the sum of its values, largest first; ``nothing`` and 0 behind them."""
+    ids, order = ids.sort(dim=1, stable=True)
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    groups = first.cumsum(1) - 1
+    sums = torch.zeros_like(values).scatter_add_(1, groups, values.gather(1, order))
+    named = torch.full_like(ids, nothing).scatter_(1, groups, ids)
+    sums, places = sums.masked_fill(named == nothing, -torch.inf).sort(dim=1, descending=True, stable=True)
+    return named.gather(1, places), sums.masked_fill(sums == -torch.inf, 0.0)
 
 
 def _chunks(
