@@ -146,7 +146,7 @@ def imported_at_once() -> dict[str, list[str]]:
     known, found = modules(), {}
     for name, file in known.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        tree.body = [node for node in tree.body if not isinstance(node, ast.If) or "TYPE_CHECKING" not in ast.dump(node)]
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 node.body = []
