@@ -87,7 +87,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", slow_but(["@"], WAYS))
-@given(rows=st.integers(1, 7), columns=st.integers(1, 7), symmetric=st.booleans(), seed=st.integers(0, 99))
+@given(rows=st.integers(1, 12), columns=st.integers(1, 12), symmetric=st.booleans(), seed=st.integers(0, 99))
 def test_products_and_gradients_are_those_of_the_dense_matrix(
     way: str, rows: int, columns: int, symmetric: bool, seed: int
 ) -> None:
