@@ -24,12 +24,13 @@ from training_bench import experiment_of, leaks, scores, without_clocks
 from zoo import DATASET, config_for
 from zoo_plain import reload
 
-from recbole_prune import load_ticket, run_recbole_prune
+from recbole_prune import load_ticket, quick_start, run_recbole_prune
 from recbole_prune.config import schema
 from recbole_prune.config.settings import rounds_planned
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.pruners import PRUNERS, get_pruner
+from recbole_prune.run.costs import count_tickets
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Ticket
@@ -203,13 +204,21 @@ class Subject:
         self.method, self.model, self.data, self.folder = method, model, data, folder
         self.promises = get_pruner(method).promises
         self.settings = settings_of(method, model, data, **changes)
+        self.costs: dict[int, Any] = {}
 
     def run(self, output: str, witness: Witness | None = None, **changes: Any) -> Outcome:
         """One run under an output folder of its own."""
         witness = witness or Witness()
         settings = {**self.settings, **changes, "output_dir": str(self.folder / output)}
-        with witness.watching():
+        with pytest.MonkeyPatch.context() as patch, witness.watching():
+            patch.setattr(quick_start, "count_tickets", self.count_once)
             return Outcome(run_recbole_prune(self.model, DATASET, config_dict=settings), witness)
+
+    def count_once(self, experiment: Experiment, tickets: list[Ticket]) -> dict[int, Any]:
+        """What tickets cost, counted in the first run for all: that takes as long as a training, and no check asks."""
+        if not {ticket.ticket for ticket in tickets} <= set(self.costs):
+            self.costs = dict(count_tickets(experiment, tickets))
+        return self.costs
 
     @cached_property
     def refusal(self) -> str | None:

@@ -208,16 +208,22 @@ class TestModelBugs:
         assert int(model.i_neigh.max()) < model.n_users
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("before", [False, True])
-    def test_importing_sine_leaves_anomaly_detection_as_it_is(self, before: bool) -> None:
+    @pytest.mark.multiprocess
+    def test_importing_sine_leaves_anomaly_detection_as_it_is(self) -> None:
         program = (
-            f"import torch; torch.autograd.set_detect_anomaly({before})\n"
+            "import os, torch\n"
             "from recbole_prune import compat; compat.apply()\n"
-            "import recbole.model.sequential_recommender.sine\n"
-            "print(torch.is_anomaly_enabled())"
+            "import recbole.model.abstract_recommender\n"
+            "for before in (False, True):\n"
+            "    if not os.fork():\n"
+            "        torch.autograd.set_detect_anomaly(before)\n"
+            "        import recbole.model.sequential_recommender.sine\n"
+            "        print(before, torch.is_anomaly_enabled(), flush=True)\n"
+            "        os._exit(0)\n"
+            "    os.wait()"
         )
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
-        assert done.stdout.split()[-1:] == [str(before)], done.stderr
+        assert done.stdout.splitlines()[-2:] == ["False False", "True True"], done.stderr
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
     def test_ksr_relations_get_the_type_of_the_weights(self, dtype: torch.dtype, own_hooks: None) -> None:

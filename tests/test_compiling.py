@@ -84,7 +84,7 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 # each process is forked where numba has begun its work, but knows no loop of ours
 MANY = """
-import os, numba
+import os, numba, numpy
 numba.njit(lambda: 1)()
 for number in range(200):
     child = os.fork()

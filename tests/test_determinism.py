@@ -25,6 +25,9 @@ def run(model: str, data: Path, pruner: str = "dsl") -> Path:
     settings = {**config_for(model, data), "epochs": 4, "eval_step": 4, "pruner": pruner}
     if "pretrain_epochs" in settings:
         settings["pretrain_epochs"] = 4
+    if model == "S3Rec":
+        settings["user_inter_num_interval"] = "[0,30]"  # the slowest by far: rows are prefixes of histories
+        settings["train_batch_size"] = 128
     if model == "RaCT":
         settings["train_batch_size"] = 32  # users, of whom there are few
     if pruner == "dsl":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,42 +129,90 @@ def test_importable_without_torch_and_recbole(name: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-# other people's packages come first once, for all children; RecBole, which compat prepares, is imported in each
+def needs(name: str, found: dict[str, list[str]], seen: dict[str, None] | None = None) -> dict[str, None]:
+    """A module and what it imports while it is imported, packages around each included, by full names."""
+    seen = {} if seen is None else seen
+    for module in [name, *found[name]]:
+        parts = module.split(".")
+        for around in [".".join(parts[:number]) for number in range(1, len(parts) + 1)]:
+            if around not in seen:
+                seen[around] = None
+                needs(around, found, seen)
+    return seen
+
+
+def imported_at_once() -> dict[str, list[str]]:
+    """By full name what of the package each module imports outside of functions and not for types only."""
+    known, found = modules(), {}
+    for name, file in known.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                node.body = []
+        found[full(name)] = [full(other) for other in sorted(imports(tree, set(known)) - {name})]
+    return found
+
+
+def full(name: str) -> str:
+    return PACKAGE.name if name == FACADE else f"{PACKAGE.name}.{name}"
+
+
+# other people's packages come first once; RecBole, which compat prepares, is imported where ours do. A module is
+# imported in a process forked from one that has imported a part of what it needs and nothing else of ours: its own
+# code finds what it needs and no more, as where it is imported first, and little is imported more than once
 FIRST = """
-import importlib, os, sys, traceback
+import importlib, json, os, sys, traceback
 for heavy in ("torch", "pandas", "scipy.sparse", "sklearn.metrics", "torch.utils.tensorboard", "numba"):
     try:
         importlib.import_module(heavy)
     except ImportError:
         pass
 assert not [name for name in sys.modules if name.startswith("recbole")]
-for module in sys.argv[1:]:
-    child = os.fork()
-    if not child:
-        try:
-            importlib.import_module(module)
-        except BaseException:
-            print(module, traceback.format_exc(), flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-print("done")
+children, needed = json.load(sys.stdin)
+
+def visit(parent):
+    for module in children.get(parent, ()):
+        child = os.fork()
+        if not child:
+            try:
+                importlib.import_module(module)
+                loaded = {name for name in sys.modules if name.partition(".")[0] == "recbole_prune"}
+                assert loaded == set(needed[module]), loaded ^ set(needed[module])
+                print(module, flush=True)
+            except BaseException:
+                print(module, repr(traceback.format_exc()), flush=True)
+            visit(module)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+visit("")
 """
 
 
-def import_each_first(names: list[str]) -> str:
-    """Import each module in a process that has none of ours; what it printed, "done" where nothing failed."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST, *names], capture_output=True, text=True)
+def import_each_first(needed: dict[str, list[str]]) -> list[str]:
+    """Import each module where what it needs and nothing else of ours is imported; its name if that works, errors."""
+    children: dict[str, list[str]] = {}
+    for name, parts in needed.items():
+        before = [part for part in parts if len(needed[part]) < len(parts)]  # a package may import its own modules
+        children.setdefault(max(before, key=lambda part: len(needed[part]), default=""), []).append(name)
+    command = [sys.executable, "-W", "ignore", "-c", FIRST]
+    done = subprocess.run(command, input=json.dumps([children, needed]), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_every_module_can_be_imported_first() -> None:
     """No order of imports carries meaning."""
-    names = [PACKAGE.name if name == FACADE else f"{PACKAGE.name}.{name}" for name in sorted(modules())]
-    assert import_each_first(names) == "done"
-    assert import_each_first([f"{PACKAGE.name}.attic"]).startswith(f"{PACKAGE.name}.attic Traceback")
+    found = imported_at_once()
+    needed = {name: list(needs(name, found)) for name in found}
+    attic = full("attic")
+    printed = import_each_first({**needed, attic: [attic]})
+    [failed] = set(printed) - set(needed)
+    assert failed.startswith(f"{attic} ") and "ModuleNotFoundError" in failed
+    assert len(printed) == len(needed) + 1
 
 
 def sources() -> dict[str, ast.Module]:

@@ -256,21 +256,21 @@ def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) ->
     model.set_masks(masks)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     trainer = SimpleNamespace(model=model, optimizer=optimizer)
-    dynamics = PruneAndGrow(
-        keys(prune_update_interval=4, prune_growth=growth, prune_gradient_window=window), 4 * 201, seed=5
-    )
+    interval = window + 1
+    words = {"prune_update_interval": interval, "prune_growth": growth, "prune_gradient_window": window}
+    dynamics = PruneAndGrow(keys(**words), interval * 201, seed=5)
     gradients: list[dict[str, torch.Tensor]] = []
     dynamics.begin(trainer)
     rate = dynamics.exploration_rate(model.masks)
     assert rate == pytest.approx(model.masks.kept / model.masks.prunable)
-    for step in range(1, 4 * 200 + 1):
+    for step in range(1, interval * 200 + 1):
         before = {name: value.clone() for name, value in model.state_dict().items()}
         ids = torch.randint(10, (4,))  # rows 10 to 29 are never touched
         optimizer.zero_grad()
         model.loss(ids).backward()
         optimizer.step()
         model.apply_masks()
-        if (step - 1) % 4 >= 4 - window:
+        if (step - 1) % interval >= interval - window:
             gradients.append(dense_gradient(before, ids))
         old, trained = model.masks, {name: value.clone() for name, value in model.state_dict().items()}
         moments = {name: [m.clone() for m in dense_moments(model, optimizer, name)] for name in old}
@@ -281,7 +281,7 @@ def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) ->
             for earlier, later in zip(moments[name], dense_moments(model, optimizer, name)):
                 assert torch.equal(later[mask & old[name]], earlier[mask & old[name]])
                 assert model.dense_moments or not later[grown].any()
-            if step % 4 == 0 and growth != "random":
+            if step % interval == 0 and growth != "random":
                 mean, variance = moments[name]
                 scores = mean.abs() / (variance.sqrt() + 1e-8)
                 if growth == "gradient":
@@ -292,7 +292,7 @@ def test_two_hundred_updates_of_a_toy(storage: str, growth: str, window: int) ->
             stayed = mask & old[name]
             assert torch.equal(after[name][stayed], trained[name][stayed])
             assert not after[name][grown].any()
-        if step % 4 == 0:
+        if step % interval == 0:
             gradients.clear()
         assert before.keys() == after.keys()
     assert dynamics.updates == 200

@@ -24,18 +24,19 @@ KILLS = 20
 
 # the child kills itself at the n-th call of a function that marks a moment, so kills are spread over all of them
 PARENT = """
-import json, os, signal, sys
+import contextlib, copy, json, os, signal, sys, tempfile
 settings = json.loads(sys.argv.pop())
-from contextlib import suppress
-with suppress(ImportError):  # what a training imports late; torch 1.13 has none
-    import torch._dynamo
 import torch
 torch.set_num_threads(1)
 from recbole_prune import run_recbole_prune
-from recbole_prune.run import experiment, store
-from recbole_prune.sparse import compiling
-compiling.available()
 from recbole_prune.training.trainer import MaskAwareTrainer
+def run():
+    words = copy.deepcopy(settings)
+    run_recbole_prune(model=words.pop("model"), dataset=words.pop("dataset"), config_dict=words)
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    os.chdir(folder)
+    run()  # what it imports, parses and loads no child has to again
+    os.chdir("/")
 count = moment = 0
 def tick():
     global count
@@ -62,7 +63,7 @@ for line in sys.stdin:
         for descriptor, file in ((1, "out"), (2, "err")):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         count = 0
-        run_recbole_prune(model=settings.pop("model"), dataset=settings.pop("dataset"), config_dict=settings)
+        run()
         print("moments", count)
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -106,20 +106,25 @@ def test_a_closed_terminal_changes_no_status(tmp_path: Path) -> None:
 
 # ---- every step of a run
 
-# one process imports everything once and forks a child for each moment, in the order in which a run comes to them
+# one process runs once, so that everything is imported and loaded, and forks a child for each moment, in the order in
+# which a run comes to them
 RUNS = """
 import json, os, signal, sys
-from contextlib import suppress
-with suppress(ImportError):  # what a training imports late; torch 1.13 has none
-    import torch._dynamo
+from recbole_prune import cli, run_recbole_prune
+words, here = sys.argv[1:], os.getcwd()
+os.mkdir("warm")
+os.chdir("warm")
+settings = dict(word[2:].split("=") for word in words)
+for name in ("epochs", "prune_rounds", "embedding_size"):
+    settings[name] = int(settings[name])
+sys.argv[1:] = []
+run_recbole_prune(settings.pop("model"), settings.pop("dataset"), config_dict=settings)  # no child loads that again
+sys.argv[1:] = words
+os.chdir(here)
 from recbole.trainer import Trainer
-import recbole_prune.quick_start, recbole_prune.artifact.export, recbole_prune.commands.run
-from recbole_prune import cli
 from recbole_prune.artifact import replacing
 from recbole_prune.run import workshop
 from recbole_prune.run.store import RunFolder
-from recbole_prune.sparse import compiling
-compiling.available()
 
 MOMENTS = [
     ("SIGTERM", workshop, "create_dataset", 1, ""),

@@ -274,6 +274,11 @@ def _parse_section(line: str, place: str) -> dict[str, Any]:
     return {"section": match["title"], "listed": _USED_BY[match["used_by"]], "changes": match["changes"]}
 
 
+def read_yaml(text: str) -> Any:
+    """What a property file of this package says, by the compiled parser where yaml has one: every command waits."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _build_key(raw: dict[str, Any], source: str) -> Key:
     name = raw["name"]
     type_name, optional = raw["type"].replace(" or empty", ""), raw["type"].endswith(" or empty")
@@ -289,4 +294,4 @@ def _build_key(raw: dict[str, Any], source: str) -> Key:
         raise ConfigError(f"{source}: the range [{value_range}] of {name} is outside the grammar")
     key = Key(name, None, type_name, optional, value_range, text["meaning"], raw["section"], raw["listed"],
               raw["changes"])  # fmt: skip
-    return replace(key, default=key.check(yaml.safe_load(raw["default"])))
+    return replace(key, default=key.check(read_yaml(raw["default"])))

@@ -12,9 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recbole_prune.config.grammar import Key, parse
+from recbole_prune.config.grammar import Key, parse, read_yaml
 from recbole_prune.config.near import did_you_mean, near_names, plain
 from recbole_prune.config.paths import properties_dir, property_file, property_names
 from recbole_prune.errors import ConfigError
@@ -43,7 +41,7 @@ def known_keys() -> Mapping[str, Key]:
 
 
 def _read_method(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return read_yaml(path.read_text(encoding="utf-8")) or {}
 
 
 def method_names(kind: str) -> list[str]:
