@@ -35,7 +35,8 @@ def temperature(epoch: int, epochs: int, last: float = 1e-10, floor: float = LOW
 
 def gumbel_like(logits: torch.Tensor) -> torch.Tensor:
     """Independent Gumbel(0, 1) noise from torch's global stream."""
-    return -torch.empty_like(logits).exponential_().log()
+    # a quarter of the time of exponential_
+    return torch.rand_like(logits).log_().neg_().log_().neg_()
 
 
 class Experts(nn.Module):

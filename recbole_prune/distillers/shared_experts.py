@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -13,6 +13,8 @@ Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 # of all shares: from here on the gathering of rows costs more than it saves
 _MOST = 0.6
+# pairs whose hidden layers fit into a processor's cache
+_BLOCK = 1024
 
 
 def mixed(vectors: torch.Tensor, shares: torch.Tensor, weights: Weights, least: float) -> torch.Tensor:
@@ -62,12 +64,18 @@ class _Pairs:
         """The rows of ``[b, d]`` of all pairs."""
         return table if self.rows is None else table[self.rows]
 
-    def by_expert(self, *tables: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """For every expert its share of each pair and its rows of some tables (:meth:`rows_of`)."""
-        parts = [self.shares.split(self.counts)]
-        for table in tables:
-            parts.append((table,) * len(self.counts) if self.rows is None else table.split(self.counts))
-        return zip(*parts)
+    def by_expert(self, table: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Each expert's rows of a table (:meth:`rows_of`)."""
+        return (table,) * len(self.counts) if self.rows is None else table.split(self.counts)
+
+    def blocks(self) -> Iterator[tuple[torch.Tensor, range, list[int]]]:
+        """Shares of the pairs of some experts, these experts, and their numbers of pairs, about ``_BLOCK`` in all."""
+        first, place, size = 0, 0, 0
+        for expert, count in enumerate(self.counts):
+            size += count
+            if expert + 1 == len(self.counts) or size + self.counts[expert + 1] > _BLOCK:
+                yield self.shares[place : place + size], range(first, expert + 1), self.counts[first : expert + 1]
+                first, place, size = expert + 1, place + size, 0
 
     def summed(self, table: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
         """Rows of all pairs added to their entities'."""
@@ -81,7 +89,7 @@ class _Pairs:
 
 
 class _Mixed(torch.autograd.Function):
-    """A block per expert stays in the processor's cache, where ``[b, M x m]`` would go through memory many times."""
+    """Blocks of pairs stay in the processor's cache, where ``[b, M x m]`` would go through memory many times."""
 
     @staticmethod
     def forward(ctx: SavingContext, least: float, *tensors: torch.Tensor) -> torch.Tensor:
@@ -89,10 +97,16 @@ class _Mixed(torch.autograd.Function):
         pairs = _Pairs(shares, least)
         inputs = pairs.rows_of(vectors)
         found = inputs.new_zeros(len(inputs), weight_out.shape[2])
-        weights = zip(weight_in.unbind(), bias_in.unbind(), weight_out.unbind())
-        for (share, rows, to_rows), (first, bias, second) in zip(pairs.by_expert(inputs, found), weights):
-            if len(rows):
-                to_rows.addmm_(torch.addmm(bias, rows, first).relu_().mul_(share), second)
+        rows, to_rows = pairs.by_expert(inputs), pairs.by_expert(found)
+        first, bias, second = weight_in.unbind(), bias_in.unbind(), weight_out.unbind()
+        for share, experts, counts in pairs.blocks():
+            layer = inputs.new_empty(len(share), weight_in.shape[2])
+            layers = layer.split(counts)
+            for expert, part in zip(experts, layers):
+                torch.addmm(bias[expert], rows[expert], first[expert], out=part)
+            layer.relu_().mul_(share)
+            for expert, part in zip(experts, layers):
+                to_rows[expert].addmm_(part, second[expert])
         ctx.save_for_backward(shares.new_tensor(least), *tensors)
         return pairs.summed(found, shares @ bias_out.squeeze(1))
 
@@ -100,21 +114,29 @@ class _Mixed(torch.autograd.Function):
     def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         least, vectors, shares, weight_in, bias_in, weight_out, bias_out = ctx.saved_tensors
         pairs = _Pairs(shares, float(least))
-        inputs, above = pairs.rows_of(vectors), pairs.rows_of(gradient)
-        of_inputs, of_shares = torch.zeros_like(inputs), []
+        inputs, of_shares = pairs.rows_of(vectors), []
+        of_inputs = torch.zeros_like(inputs)
+        rows, above, to_rows = (pairs.by_expert(table) for table in (inputs, pairs.rows_of(gradient), of_inputs))
+        first, bias, second = weight_in.unbind(), bias_in.unbind(), weight_out.unbind()
         gradients = torch.empty_like(weight_in), torch.empty_like(bias_in), torch.empty_like(weight_out)
-        weights = zip(*(weight.unbind() for weight in (weight_in, bias_in, weight_out)))
-        blocks = zip(pairs.by_expert(inputs, above, of_inputs), weights, zip(*(each.unbind() for each in gradients)))
-        for (share, rows, rows_above, to_rows), (first, bias, second), (to_first, to_bias, to_second) in blocks:
-            # without rows all of these are sums over nothing
-            layer = torch.addmm(bias, rows, first).relu_()
-            of_layer = rows_above @ second.t()
+        to_first, to_bias, to_second = (each.unbind() for each in gradients)
+        for share, experts, counts in pairs.blocks():
+            layer, of_layer = (inputs.new_empty(len(share), weight_in.shape[2]) for _ in range(2))
+            parts = list(zip(experts, layer.split(counts), of_layer.split(counts)))
+            for expert, part, of_part in parts:
+                torch.addmm(bias[expert], rows[expert], first[expert], out=part)
+                torch.mm(above[expert], second[expert].t(), out=of_part)
+            layer.relu_()
             of_shares.append((of_layer * layer).sum(1))
-            of_layer.mul_(layer > 0).mul_(share)
-            torch.mm(rows.t(), of_layer, out=to_first)
-            torch.sum(of_layer, 0, keepdim=True, out=to_bias)
-            torch.mm(layer.mul_(share).t(), rows_above, out=to_second)
-            to_rows.addmm_(of_layer, first.t())
+            # the sign of a ReLU is its derivative; a comparison takes several times as long
+            of_layer.mul_(layer.sign().mul_(share))
+            layer.mul_(share)
+            # without rows all of these are sums over nothing
+            for expert, part, of_part in parts:
+                torch.mm(rows[expert].t(), of_part, out=to_first[expert])
+                torch.sum(of_part, 0, keepdim=True, out=to_bias[expert])
+                torch.mm(part.t(), above[expert], out=to_second[expert])
+                to_rows[expert].addmm_(of_part, first[expert].t())
         return (
             None,
             pairs.summed(of_inputs, torch.zeros_like(vectors)),
