@@ -148,7 +148,12 @@ def test_budget_of_every_target_is_kept(pruner: str, tiny_data: Path) -> None:
 @pytest.mark.slow
 def test_the_official_rule_leaks_where_a_batch_touches_few_rows(tiny_data: Path) -> None:
     """Trap 1 of the method file; Bernoulli masks and moments of pruned entries as in that code."""
-    settings = {"prune_parity": "official", "prune_moments": "dense", "prune_init": "bernoulli", "prune_gradient_window": 1}
+    settings = {
+        "prune_parity": "official",
+        "prune_moments": "dense",
+        "prune_init": "bernoulli",
+        "prune_gradient_window": 1,
+    }
     settings.update({"train_batch_size": 8, "prune_update_interval": 20, "prune_end_fraction": 1.0})
     _, experiment = run(tiny_data, pruner="dsl", prune_target_sparsity=0.5, **settings)
     ticket = experiment.tickets[1]
