@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_prune.sparse import row_kernels
 from recbole_prune.sparse.compact import CompactEmbedding, compact, expand_in_place
@@ -102,6 +103,41 @@ def test_gather_undoes_expand(rows: int, width: int, density: float, seed: int, 
     assert torch.equal(values, dense[mask])
     assert torch.equal(positions.expand(values), dense)
     assert torch.equal(positions.flat(), mask.view(-1).nonzero().view(-1))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a GPU must have done all that it was asked before: sizes and numbers of its own.
+
+    On a CPU they cost nothing, and it runs the same ones where there are no compiled loops.
+    """
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        self.count += name in self.NAMES or (name == "repeat_interleave" and kwargs.get("output_size") is None)
+        return func(*args, **kwargs)
+
+
+def test_a_step_waits_for_the_device_once_a_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graph models look up rows of each table and read it as a whole, in every batch."""
+    monkeypatch.setattr(row_kernels, "available", lambda: False)
+    monkeypatch.setattr("recbole_prune.sparse.rows._check", lambda ids, rows: None)  # on a CPU only
+    dense, mask = table(10, 4, 0.5, padding_idx=0)
+    small = compact(dense, mask)
+    ids = torch.tensor([1, 0, 1, 4])
+
+    def step() -> None:
+        (small(ids).sum() + small.weight.pow(2).sum()).backward()
+
+    step()  # the pointers are read once, whenever masks move
+    with Waits() as waits:
+        step()
+    assert waits.count == 1
 
 
 def test_a_table_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_but
+from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.bpr import BPR
 from recbole.trainer import trainer as recbole_trainer
 from torch import nn
@@ -204,6 +205,24 @@ def test_masks_are_worn_again_after_modules_were_replaced(bpr: Bench) -> None:
         assert bool((parameter.grad[~masks[name]] == 0).all())
     model.load_other_parameter(None)
     assert leaks(model, masks) == 0
+
+
+def test_what_checkpoints_hold_beside_weights_goes_to_the_device_of_the_model(bpr: Bench) -> None:
+    """LightGCN holds tables, RippleNet lists of tensors, DIN a layer that knows its device and the items' features."""
+    layer = nn.Sequential(nn.Embedding(3, 2))
+    layer[0].device, layer[0].item_feat = torch.device("cpu"), Interaction({"item_id": torch.arange(3)})
+    held = {
+        "restore_user_e": torch.ones(3, 2),
+        "ripple_set": [(torch.ones(2), None)],
+        "layer": layer,
+        "sizes": {"a": 1},
+    }
+    model = bpr.model(bpr.masks()).to("meta")
+    model.load_other_parameter(held)
+    assert model.restore_user_e.device.type == model.ripple_set[0][0].device.type == "meta"
+    assert model.ripple_set[0][1] is None and model.sizes == {"a": 1}
+    assert model.layer is layer and layer[0].weight.device.type == layer[0].device.type == "meta"
+    assert layer[0].item_feat["item_id"].device.type == "meta"
 
 
 def test_stale_propagated_tables_are_dropped_and_saved_ones_kept(tiny_data: Path) -> None:

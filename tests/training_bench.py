@@ -140,13 +140,14 @@ def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
 def scores(model: Any, test_data: Any, dataset: Any) -> torch.Tensor:
     """Scores of the first test batch, with every random stream at the same place."""
     init_seed(7, True)
-    batch = next(iter(test_data))[0].to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    batch = next(iter(test_data))[0].to(device)
     try:
         return model.full_sort_predict(batch)
     except NotImplementedError:
         if dataset.iid_field in batch.columns:
             return model.predict(batch)
-        items = torch.arange(1, dataset.item_num)[: len(batch)]
+        items = torch.arange(1, dataset.item_num, device=device)[: len(batch)]
         fields = {name: batch[name][: len(items)] for name in batch.columns}
         return model.predict(Interaction({**fields, dataset.iid_field: items}))
 

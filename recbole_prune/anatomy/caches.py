@@ -1,10 +1,11 @@
-"""What RecBole's models compute from their weights and keep: propagated tables, KGAT's attention graph."""
+"""What RecBole's models keep beside their weights: propagated tables, KGAT's attention graph, what they drew."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from recbole.data.interaction import Interaction
 from torch import nn
 
 if TYPE_CHECKING:
@@ -27,3 +28,27 @@ def refresh(model: AbstractRecommender) -> None:
     if hasattr(model, "update_attentive_A"):  # KGAT's graph follows from its weights but is not saved with them
         model.update_attentive_A()
     forget_caches(model)
+
+
+def on_device(value: object, device: torch.device) -> Any:
+    """What a checkpoint holds as ``other_parameter``, on the device of the model that takes it.
+
+    It is what a model computed or drew (LightGCN's propagated tables, RippleNet's sets) and whole modules (DIN's
+    embedding layer), which are moved in place and remember a device of their own: that of the training.
+
+    Args:
+        value: tensors and modules in dicts, lists and tuples; anything else stays as it is.
+        device: where they go.
+    """
+    if isinstance(value, dict):
+        return {name: on_device(part, device) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_device(part, device) for part in value)
+    if isinstance(value, nn.Module):
+        for module in value.to(device).modules():
+            for name, own in list(vars(module).items()):
+                if isinstance(own, (torch.Tensor, Interaction)):
+                    setattr(module, name, own.to(device))
+                elif isinstance(own, torch.device):
+                    setattr(module, name, device)
+    return value.to(device) if isinstance(value, (torch.Tensor, Interaction)) else value

@@ -147,7 +147,7 @@ class UltraGCN(GeneralRecommender):
         for table in (self.user_embedding, self.item_embedding):
             # the parameter rather than the weight: pruned entries are 0, and compact storage has none of them
             rows = getattr(table, "rows", None)
-            padding = table.embedding_dim if rows is None else int(rows.pointers[1])
+            padding = table.embedding_dim if rows is None else rows.span(0, 1).stop
             squares = squares + _HalfSquares.apply(next(table.parameters()), padding)
         return self.reg_weight * squares
 

@@ -13,6 +13,7 @@ import torch
 from recbole.utils import init_seed
 from torch import nn
 
+from recbole_prune.anatomy.caches import on_device
 from recbole_prune.artifact import Artifact, PathLike, read_artifact
 from recbole_prune.artifact.encoding import Array
 from recbole_prune.artifact.fields import Fields
@@ -174,7 +175,7 @@ def _model_with(
         with _constructing_from(state):
             model = config.model_class(config, training).to(config["device"])
         if others:
-            model.load_other_parameter(_on_device(others, config["device"]))
+            model.load_other_parameter(on_device(others, config["device"]))
         load_state(model, state)
     except (RuntimeError, KeyError) as error:
         raise ArtifactError(
@@ -182,14 +183,6 @@ def _model_with(
             f"{config['dataset']} and the settings: {' '.join(str(error).split())}"
         ) from error
     return model.eval()
-
-
-def _on_device(value: object, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {name: _on_device(part, device) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_device(part, device) for part in value)
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _check_model(artifact: Artifact, model: str | type | None) -> None:

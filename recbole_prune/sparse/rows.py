@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Optional, Protocol
+from functools import cache, cached_property
+from typing import Any, Optional, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
 from recbole_prune.sparse.contexts import SavingContext
@@ -58,13 +59,22 @@ class CompressedRows:
             return self
         return CompressedRows(self.shape, self.pointers.to(device), self.columns.to(device))
 
+    @cached_property
+    def _on_host(self) -> NDArray[Any]:
+        """The pointers, copied once: to read a number from a GPU is to wait for all that it was asked to do before."""
+        return self.pointers.cpu().numpy()
+
+    def span(self, start: int, stop: int) -> slice:
+        """Where the live entries of the rows ``start`` to ``stop - 1`` stand among all."""
+        return slice(int(self._on_host[start]), int(self._on_host[stop]))
+
     def flat(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Positions ``row * width + column`` of the live entries of the rows ``start`` to ``stop - 1``, int64."""
         stop = self.shape[0] if stop is None else stop
-        pointers = self.pointers[start : stop + 1].long()
+        columns, pointers = self.columns[self.span(start, stop)], self.pointers[start : stop + 1].long()
         rows = torch.arange(start, stop, device=pointers.device)
-        owner = torch.repeat_interleave(rows, pointers[1:] - pointers[:-1])
-        return owner.mul_(self.shape[1]).add_(self.columns[int(pointers[0]) : int(pointers[-1])])
+        owner = torch.repeat_interleave(rows, pointers[1:] - pointers[:-1], output_size=len(columns))
+        return owner.mul_(self.shape[1]).add_(columns)
 
     def entries_of(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The live entries of some rows, ``ids`` int64 of shape ``[n]``.
@@ -75,7 +85,7 @@ class CompressedRows:
         # not pointers[ids], which takes negative ids for rows from the end
         starts = self.pointers.index_select(0, ids)
         counts = self.pointers.index_select(0, ids + 1) - starts
-        owner = torch.repeat_interleave(counts)
+        owner = torch.repeat_interleave(counts)  # how many there are only the device knows: a lookup waits for it
         position = torch.arange(len(owner), device=owner.device)
         position += (starts - counts.cumsum(0) + counts).index_select(0, owner)
         return owner.mul_(self.shape[1]).add_(self.columns.index_select(0, position)), position
@@ -99,8 +109,7 @@ class CompressedRows:
             loop()
             return table
         for start, stop in self._blocks():
-            first, last = int(self.pointers[start]), int(self.pointers[stop])
-            table.view(-1).scatter_(0, _for_scatter(self.flat(start, stop)), values[first:last])
+            table.view(-1).scatter_(0, _for_scatter(self.flat(start, stop)), values[self.span(start, stop)])
         return table
 
     def _blocks(self) -> list[tuple[int, int]]:
@@ -206,7 +215,7 @@ class _LookUp(torch.autograd.Function):
             flat, position = saved
             live.index_add_(0, position, gradient.reshape(-1).index_select(0, flat))
         if ctx.padding_idx is not None:
-            live[int(rows.pointers[ctx.padding_idx]) : int(rows.pointers[ctx.padding_idx + 1])] = 0
+            live[rows.span(ctx.padding_idx, ctx.padding_idx + 1)] = 0
         if ctx.record is not None and ctx.ids is not None:
             real = slice(None) if ctx.padding_idx is None else ctx.ids != ctx.padding_idx
             ctx.record(ctx.ids[real], gradient[real])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import nn
 
-from recbole_prune.anatomy.caches import forget_caches, refresh
+from recbole_prune.anatomy.caches import forget_caches, on_device, refresh
 from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.propagation import faster_forward
 from recbole_prune.anatomy.vectors import shared_propagation
@@ -154,8 +154,8 @@ class MaskAware(_Model):
             parameter.detach().view(bits.dtype).bitwise_and_(bits)
 
     def load_other_parameter(self, para: Any) -> None:
-        """RecBole's loading; it may replace whole modules, so the masks are put on again."""
-        super().load_other_parameter(para)
+        """RecBole's loading, on the model's device; it may replace whole modules, so the masks are put on again."""
+        super().load_other_parameter(on_device(para, next(self.parameters()).device))
         caches = {name: getattr(self, name, None) for name in para or {} if name.startswith("restore_")}
         self.set_masks(self.masks)
         for name, value in caches.items():
