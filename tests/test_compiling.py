@@ -25,7 +25,7 @@ needs_numba = pytest.mark.skipif(not available(), reason="numba is not installed
 CALLS = """
 import json, os, sys
 import numpy as np, torch
-from recbole_prune.distillers.losses import listwise
+from recbole_prune.distillers.losses import listwise, soft_labels
 from recbole_prune.sparse import compiling, dense_top_k, pair_kernels, pair_scores, row_kernels, scan_kernel
 from recbole_prune.sparse.compact import compact
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows
@@ -45,17 +45,18 @@ def call():
     lists = torch.zeros(5, 6, dtype=torch.int32)
     listwise.sum_of_lists(vectors, torch.arange(5), torch.ones(9, 8), lists, 3).backward()
     listwise.plackett_luce(torch.ones(5, 3), torch.ones(5, 3))
+    soft_labels.soft_list_cross_entropy(torch.ones(5, 3), torch.ones(5, 3), 1.0)
 
 def counts():
     loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest}
     loops.update({name: row_kernels._compiled(name) for name in row_kernels._LOOPS})
-    names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists")
+    names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "soft_list_rows")
     loops.update({name: getattr(pair_kernels, name) for name in names})
     stats = {name: loop.stats for name, loop in loops.items()}
     return {name: [sum(s.cache_hits.values()), sum(s.cache_misses.values())] for name, s in stats.items()}
 """
 ROWS = {"scatter_rows", "add_rows", "expand", "gather"}
-LOOPS = {"scan", "largest", *ROWS, "score", "add_gradients", "plackett_luce_rows", "sum_of_lists"}
+LOOPS = {"scan", "largest", *ROWS, "score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "soft_list_rows"}
 
 
 def run_program(code: str, cache_folder: Path, **environment: str) -> str:

@@ -131,3 +131,17 @@ def test_rows_there_and_back(seed: int) -> None:
     assert np.array_equal(rows.dense(users.shape[1]), users)
     chosen = np.random.default_rng(seed).integers(0, len(users), 5)
     assert np.array_equal(rows.some(chosen).dense(users.shape[1]), users[chosen])
+
+
+@needs_numba
+@pytest.mark.parametrize(("columns", "k"), [(700, 2), (700, 30), (701, 43), (40, 3), (5, 5)])
+def test_the_largest_of_many_are_those_of_a_sort(columns: int, k: int) -> None:
+    """Many are equal, of which the first are taken; where fewer than k are scored the others are none."""
+    scores = np.random.default_rng(0).integers(-3, 4, (30, columns)).astype(np.float32)
+    scores[:5] += np.arange(columns)
+    scores[5, 1:] = -np.inf
+    items, values = inverted_lists.largest(scores, k, 1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(values, np.take_along_axis(scores, order, axis=1))
+    scored = np.isfinite(values)
+    assert np.array_equal(items[scored], order[scored])

@@ -17,7 +17,7 @@ from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers.draws import draw_weighted
-from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy
+from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy, soft_lists_by_torch
 from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items
 from recbole_prune.distillers.student_lists import rank_by_student
 from recbole_prune.errors import TrainingError
@@ -102,6 +102,21 @@ def test_the_loss_is_that_of_the_known_items_alone() -> None:
     assert scores.grad is not None and bool(scores.grad.isfinite().all())
     half = soft_list_cross_entropy(scores.detach().half(), labels.half(), 2.0)
     assert half.tolist() == pytest.approx(loss.tolist(), abs=1e-2)
+
+
+def test_the_loop_gives_what_torch_gives() -> None:
+    """Losses and gradients, also of lists without a known item and of scores far apart."""
+    torch.manual_seed(0)
+    scores, labels = 30 * torch.randn(40, 25), 30 * torch.randn(40, 25)
+    scores[torch.rand(40, 25) < 0.3], labels[torch.rand(40, 25) < 0.3], labels[3] = NAN, NAN, NAN
+    found = []
+    for loss in (soft_list_cross_entropy, soft_lists_by_torch):
+        mine = scores.clone().requires_grad_()
+        losses = loss(mine, labels, 2.0)
+        (losses * torch.arange(40)).sum().backward()
+        found.append((losses.detach(), mine.grad))
+    for one, other in zip(*found):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-5)
 
 
 def test_membership_is_that_of_sets() -> None:

@@ -45,8 +45,8 @@ def score_row(vector: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
 
 
 @partial(compile_loop, alone=False, fastmath=_FREE)
-def add_row(gradient: Floats, vector: Floats, table: Floats, ids: Ids, to_vector: Floats, to_table: Floats) -> None:
-    """Add the gradients of one row's scores to those of its vector and of the table."""
+def add_to_vector(gradient: Floats, table: Floats, ids: Ids, to_vector: Floats) -> None:
+    """Add the gradients of one row's scores to those of its vector, four scores at a time."""
     end = ids.size - ids.size % 4
     for k in range(0, end, 4):
         a, b, c, d = table[ids[k]], table[ids[k + 1]], table[ids[k + 2]], table[ids[k + 3]]
@@ -57,6 +57,12 @@ def add_row(gradient: Floats, vector: Floats, table: Floats, ids: Ids, to_vector
         a, of_a = table[ids[k]], gradient[k]
         for f in range(table.shape[1]):
             to_vector[f] += of_a * a[f]
+
+
+@partial(compile_loop, alone=False, fastmath=_FREE)
+def add_row(gradient: Floats, vector: Floats, table: Floats, ids: Ids, to_vector: Floats, to_table: Floats) -> None:
+    """Add the gradients of one row's scores to those of its vector and of the table."""
+    add_to_vector(gradient, table, ids, to_vector)
     for k in range(ids.size):  # one by one: a row may come twice
         to_row, of_a = to_table[ids[k]], gradient[k]
         for f in range(table.shape[1]):
@@ -74,9 +80,30 @@ def score(vectors: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
 def add_gradients(
     gradient: Floats, vectors: Floats, table: Floats, ids: Ids, to_vectors: Floats, to_table: Floats
 ) -> None:
-    """Add the gradients of :func:`score`'s scores."""
+    """Add the gradients of :func:`score`'s scores.
+
+    The pairs are sorted by rows of the table: each row is then read and written once, and the vectors, which are fewer,
+    stay in the cache.
+    """
+    ends = np.zeros(table.shape[0] + 1, np.int64)
     for i in range(ids.shape[0]):
-        add_row(gradient[i], vectors[i], table, ids[i], to_vectors[i], to_table)
+        add_to_vector(gradient[i], table, ids[i], to_vectors[i])
+        for k in range(ids.shape[1]):
+            ends[ids[i, k] + 1] += 1
+    for row in range(table.shape[0]):
+        ends[row + 1] += ends[row]
+    of_row, owners = np.empty(ids.size, np.float32), np.empty(ids.size, np.int32)
+    for i in range(ids.shape[0]):
+        for k in range(ids.shape[1]):  # each entry of `ends` moves from where its pairs begin to where they end
+            place = ends[ids[i, k]]
+            of_row[place], owners[place] = gradient[i, k], i
+            ends[ids[i, k]] = place + 1
+    begin = 0
+    for row in range(table.shape[0]):
+        end = ends[row]
+        if end > begin:
+            add_to_vector(of_row[begin:end], vectors, owners[begin:end], to_table[row])
+        begin = end
 
 
 @partial(compile_loop, alone=False)
@@ -122,6 +149,40 @@ def plackett_luce_rows(logits: Floats, losses: Floats, gradients: Floats, count:
         if np.isnan(losses[row]):
             return False
     return True
+
+
+@partial(compile_loop, fastmath=_FREE)
+def soft_list_rows(scores: Floats, teacher: Floats, scale: float, losses: Floats, gradients: Floats) -> None:
+    """Cross-entropies ``[rows]`` of the softmax of two lists over what both know, and their gradients.
+
+    Args:
+        scores, teacher: logits ``[rows, items]``, NaN where nothing is known.
+        scale: ``1 / temperature``.
+        losses, gradients: what is written, ``[rows]`` and ``[rows, items]``.
+    """
+    factor, targets = np.float32(scale), np.empty(scores.shape[1], np.float32)
+    for row in range(scores.shape[0]):
+        mine, theirs, gradient = scores[row], teacher[row], gradients[row]
+        top, their_top = np.float32(-np.inf), np.float32(-np.inf)
+        for place in range(mine.size):
+            if not (np.isnan(mine[place]) or np.isnan(theirs[place])):
+                top, their_top = max(top, mine[place]), max(their_top, theirs[place])
+        total, their_total, product = 0.0, 0.0, 0.0
+        for place in range(mine.size):
+            gradient[place], targets[place] = 0, 0
+            if not (np.isnan(mine[place]) or np.isnan(theirs[place])):
+                above = (mine[place] - top) * factor
+                gradient[place] = np.exp(above)
+                targets[place] = np.exp((theirs[place] - their_top) * factor)
+                total += gradient[place]
+                their_total += targets[place]
+                product += targets[place] * above
+        losses[row] = 0
+        if total > 0:
+            losses[row] = np.log(total) - product / their_total
+            own, other = factor / np.float32(total), factor / np.float32(their_total)
+            for place in range(mine.size):
+                gradient[place] = own * gradient[place] - other * targets[place]
 
 
 @compile_loop

@@ -11,6 +11,8 @@ from recbole_prune.sparse.compiling import compile_loop
 
 # accumulators are looked at in groups: how many of a group reach the bound is counted without branches, by vectors
 _GROUP = 64
+# values of which only the largest counts for the bound: as many, or fewer where lists are long
+_LARGE_SHARE, _SMALL_SHARE = 64, 16
 
 Whole = NDArray[np.integer]
 Single = NDArray[np.float32]
@@ -191,17 +193,35 @@ def scan(
                 tied[user] = True
 
 
+@partial(compile_loop, alone=False)
+def _below_the_best(values: Single, k: int, maxima: Single) -> np.float32:
+    """A number that at least k of the values exceed: the k-th largest of the maxima of groups is none too large.
+
+    Hardly more than k do, so that all others are passed over in one comparison.
+    """
+    maxima[:] = values[: maxima.size]
+    for start in range(maxima.size, values.size - maxima.size + 1, maxima.size):
+        for group in range(maxima.size):  # a group is every so-many-th value, so that groups fill vectors
+            value = values[start + group]
+            maxima[group] = value if value > maxima[group] else maxima[group]
+    bound = np.partition(maxima, maxima.size - k)[maxima.size - k]
+    below: np.float32 = np.nextafter(bound, np.float32(-np.inf))
+    return below
+
+
 @compile_loop
 def largest(scores: Single, first: int, last: int, found_items: NDArray[np.int64], found_scores: Single) -> None:
     """The k largest of each row of scores, largest first; among equal ones those first in the row."""
     k, columns = found_items.shape[1], scores.shape[1]
+    maxima = np.empty(columns // (_LARGE_SHARE if columns >= 4 * k * _LARGE_SHARE else _SMALL_SHARE), np.float32)
     for row in range(first, last):
         values, items, best = scores[row], found_items[row], found_scores[row]
         best[:] = -np.inf
         items[:] = 0
+        below = _below_the_best(values, k, maxima) if maxima.size >= k else np.float32(-np.inf)
         for start in range(0, columns, _GROUP):
             group = values[start : start + _GROUP]
-            bound = best[k - 1]
+            bound = max(best[k - 1], below)
             reached = 0
             for member in range(group.size):
                 reached += group[member] > bound
@@ -209,7 +229,7 @@ def largest(scores: Single, first: int, last: int, found_items: NDArray[np.int64
                 continue
             for member in range(group.size):
                 score = group[member]
-                if score > best[k - 1]:
+                if score > bound and score > best[k - 1]:
                     place = k - 1
                     while place > 0 and best[place - 1] < score:
                         best[place], items[place] = best[place - 1], items[place - 1]

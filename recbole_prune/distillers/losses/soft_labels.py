@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.contexts import SavingContext
 
 
 def position_weights(count: int, sharpness: float) -> torch.Tensor:
@@ -67,13 +71,41 @@ def soft_list_cross_entropy(scores: torch.Tensor, teacher: torch.Tensor, tempera
     Returns:
         losses ``[rows]``, 0 where nothing is known.
     """
+    both = scores.float(), teacher.float()
+    if scores.device.type == "cpu" and not teacher.requires_grad and available():
+        losses: torch.Tensor = _SoftLists.apply(*both, temperature)
+        return losses
+    return soft_lists_by_torch(*both, temperature)
+
+
+def soft_lists_by_torch(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """:func:`soft_list_cross_entropy` without compiled loops."""
     listed = ~(scores.isnan() | teacher.isnan())
     lowest = torch.finfo(torch.float32).min  # e to it is 0 and, unlike minus infinity, a row of nothing else has no NaN
     mine, theirs = (
-        (torch.where(listed, logits.float(), 0.0) / temperature).masked_fill(~listed, lowest)
-        for logits in (scores, teacher)
+        (torch.where(listed, logits, 0.0) / temperature).masked_fill(~listed, lowest) for logits in (scores, teacher)
     )
     return -(theirs.softmax(1) * mine.log_softmax(1) * listed).sum(1)
+
+
+class _SoftLists(torch.autograd.Function):
+    """Losses and gradients share all powers of e, so one compiled loop over the lists gives both."""
+
+    @staticmethod
+    def forward(ctx: SavingContext, scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+        from recbole_prune.sparse.pair_kernels import soft_list_rows
+
+        mine, theirs = scores.detach().contiguous(), teacher.detach().contiguous()
+        losses, gradients = mine.new_empty(len(mine)), torch.empty_like(mine)
+        soft_list_rows(mine.numpy(), theirs.numpy(), 1 / temperature, losses.numpy(), gradients.numpy())
+        ctx.save_for_backward(gradients)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * gradient[:, None], None, None
 
 
 def soft_row_cross_entropy(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
