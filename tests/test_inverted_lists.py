@@ -136,11 +136,13 @@ def test_rows_there_and_back(seed: int) -> None:
 @needs_numba
 @pytest.mark.parametrize(("columns", "k"), [(700, 2), (700, 30), (701, 43), (40, 3), (5, 5)])
 def test_the_largest_of_many_are_those_of_a_sort(columns: int, k: int) -> None:
-    """Many are equal, of which the first are taken; where fewer than k are scored the others are none."""
+    """Many are equal, of which the first are taken; where fewer than k are scored the others are none; NaN is none."""
     scores = np.random.default_rng(0).integers(-3, 4, (30, columns)).astype(np.float32)
     scores[:5] += np.arange(columns)
     scores[5, 1:] = -np.inf
+    scores[6, ::3] = np.nan
     items, values = inverted_lists.largest(scores, k, 1)
+    scores[np.isnan(scores)] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     assert np.array_equal(values, np.take_along_axis(scores, order, axis=1))
     scored = np.isfinite(values)

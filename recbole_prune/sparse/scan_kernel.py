@@ -199,8 +199,8 @@ def _below_the_best(values: Single, k: int, maxima: Single) -> np.float32:
 
     Hardly more than k do, so that all others are passed over in one comparison.
     """
-    maxima[:] = values[: maxima.size]
-    for start in range(maxima.size, values.size - maxima.size + 1, maxima.size):
+    maxima[:] = -np.inf  # not the first values: a NaN among them would stay
+    for start in range(0, values.size - maxima.size + 1, maxima.size):
         for group in range(maxima.size):  # a group is every so-many-th value, so that groups fill vectors
             value = values[start + group]
             maxima[group] = value if value > maxima[group] else maxima[group]
