@@ -17,6 +17,7 @@ from recbole_prune.distillers.draws import draw_ranks
 from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature
 from recbole_prune.distillers.latent import enriched
 from recbole_prune.distillers.losses.listwise import (
+    _running_logsumexp,
     plackett_luce,
     plackett_luce_by_torch,
     plackett_luce_of,
@@ -513,3 +514,10 @@ def test_prototypes_without_gradient() -> None:
     official = Topology(False, True, False, between_groups=True).group_level(student, TEACHER, GROUPS)
     assert not official.requires_grad
     assert cosines(STUDENT, STUDENT).tolist()[0] == pytest.approx([1, 1, -1])
+
+
+def test_running_sums_by_one_call_are_those_of_columns() -> None:
+    """What a GPU takes is what a CPU takes."""
+    columns = torch.randn(12, 5) * 20
+    columns[3] = columns[4, 2] = -1e9
+    assert torch.allclose(_running_logsumexp(columns), columns.logcumsumexp(0), atol=1e-5)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from teachers import Beginner, checkpoint
 
+from recbole_prune.distillers.batch_lists import where_listed
+
 EQUAL_20 = 67.985023  # of 20 items above 20 others, all scores equal: log(40! / 20!)
 
 
@@ -82,3 +84,21 @@ def test_shares_of_an_epoch_are_all_items_once(lesson: Any, monkeypatch: pytest.
         assert total == pytest.approx(0.0005 * count * expected, rel=1e-4), "as all items in every batch"
         orders.append(list(shares))
     assert orders[0] != orders[1]
+
+
+def test_what_stands_for_nothing_is_not_one_and_the_same_item() -> None:
+    """A GPU adds up the gradients of an item one after the other, so thousands of the same would be waited for."""
+    ids = torch.full((40, 50), -1)
+    ids[:, :10] = torch.arange(100, 500).view(40, 10)
+    asked: list[torch.Tensor] = []
+
+    def score(found: torch.Tensor) -> torch.Tensor:
+        asked.append(found)
+        return found.float()
+
+    scores = where_listed(score, ids)
+    assert torch.equal(scores.isnan(), ids < 0) and torch.equal(scores[:, :10], ids[:, :10].float())
+    assert asked[0].min() >= 0 and asked[0].max() < 500, "ids that there are"
+    assert asked[0].flatten().bincount().max() <= 1 + 40 * 50 // 500
+    nothing = where_listed(score, torch.full((2, 3), -1))
+    assert nothing.isnan().all() and (asked[1] == 0).all()

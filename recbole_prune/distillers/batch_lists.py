@@ -77,7 +77,10 @@ def where_listed(score: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tenso
     missing = ids < 0
     if not missing.any():
         return score(ids)
-    return score(ids.clamp(min=0)).masked_fill(missing, torch.nan)
+    # something has to be scored there, and a GPU adds up the gradients of one row one after the other: not all the same
+    bound = ids.max().clamp(min=0) + 1
+    others = torch.arange(ids.numel(), device=ids.device).view_as(ids) % bound
+    return score(torch.where(missing, others, ids)).masked_fill(missing, torch.nan)
 
 
 class _OfUsers:

@@ -79,7 +79,8 @@ def pair_scores_by_torch(vectors: torch.Tensor, table: torch.Tensor, ids: torch.
     """:func:`pair_scores` without compiled loops."""
     if len(table) <= _ITEMS_PER_DRAW * ids.shape[1] and not _row_by_row:
         return (vectors @ table.t()).gather(1, ids)
-    return torch.bmm(table[ids], vectors.unsqueeze(2)).squeeze(2)
+    # the backward pass of `table[ids]` adds up the gradients of one row one after the other on a GPU
+    return torch.bmm(torch.nn.functional.embedding(ids, table), vectors.unsqueeze(2)).squeeze(2)
 
 
 _row_by_row = False

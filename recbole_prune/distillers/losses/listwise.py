@@ -121,20 +121,26 @@ def plackett_luce_by_torch(logits: torch.Tensor, count: int) -> Pair:
     """Losses ``[rows]`` and their gradients ``[rows, K + L]`` by logarithms of sums, for scores of any size.
 
     With ``D_k`` the k-th sum, the gradients are ``-1 + exp(s_k) sum_{q <= k} 1 / D_q`` and ``exp(r_j) sum_k 1 / D_k``.
-    Adding up column after column is ten times faster on a CPU than ``logcumsumexp``.
     """
     columns = torch.where(logits.isnan(), _NOWHERE, logits).t().contiguous()
     ranked, rest = columns[:count], columns[count:]
-    listed, tails = ~logits[:, :count].isnan().t(), torch.empty_like(ranked)
+    listed = ~logits[:, :count].isnan().t()
     tail = rest.logsumexp(0) if len(rest) else rest.new_full(rest.shape[1:], _NOWHERE)
-    for place in reversed(range(count)):
-        tail = torch.logaddexp(tail, ranked[place], out=tails[place])
-    heads = torch.where(listed, -tails, _NOWHERE)
-    for place in range(1, count):
-        torch.logaddexp(heads[place - 1], heads[place], out=heads[place])
+    tails = _running_logsumexp(torch.cat([tail[None], ranked.flip(0)]))[1:].flip(0)
+    heads = _running_logsumexp(torch.where(listed, -tails, _NOWHERE))
     of_ranked = torch.where(listed, torch.expm1(ranked + heads), 0.0)
     of_rest = (rest + heads[-1]).exp() if count else torch.zeros_like(rest)
     return torch.where(listed, tails - ranked, 0.0).sum(0), torch.cat([of_ranked, of_rest]).t()
+
+
+def _running_logsumexp(columns: torch.Tensor) -> torch.Tensor:
+    """``logcumsumexp(0)``: one call on a GPU; on a CPU column after column is ten times faster."""
+    if columns.device.type != "cpu":
+        return columns.logcumsumexp(0)
+    sums = columns.clone()
+    for place in range(1, len(sums)):
+        torch.logaddexp(sums[place - 1], sums[place], out=sums[place])
+    return sums
 
 
 def _loops_take(tensor: torch.Tensor) -> bool:
