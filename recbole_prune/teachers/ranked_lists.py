@@ -23,8 +23,8 @@ Ranked = tuple[np.ndarray, np.ndarray]
 # ids [n, width] of some rows, and what each counts
 Entries = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
 
-# a few MB stay in a CPU's last cache, and memory of that size is not asked of the system anew for every block
-_SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+# not much more than a CPU's last cache holds; with fewer rows at once a table of wide vectors is read too often
+_SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 _ENTRIES_AT_ONCE = 1 << 21
 _FEWEST_ROWS = 32
 _SECONDS_BETWEEN_LINES = 20.0
