@@ -362,6 +362,14 @@ def test_a_new_setting_with_a_default_does_not_change_the_hash(build, monkeypatc
     assert build(pruner="imp", prune_rate=0.1, seed=3, prune_new=1).run_hash != before.run_hash
 
 
+def test_a_method_whose_defaults_changed_has_other_runs(build):
+    """Folders of the defaults of before are not found, for their settings differed from theirs by nothing."""
+    now = build(pruner="dsl", seed=3)
+    assert now.run_hash != fingerprint.digest({"seed": 3})
+    assert build(pruner="rigl", seed=3).run_hash == fingerprint.digest({"seed": 3})
+    assert now.base_hash == build(pruner="rigl", seed=3).base_hash, "the dense training is the same"
+
+
 def test_a_setting_without_effect_does_not_change_the_hash(build):
     assert build(pruner="magprune", prune_rewind="lr").run_hash == build(pruner="magprune").run_hash
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from teachers import Beginner, checkpoint
 
-from recbole_prune.distillers.batch_lists import where_listed
+from recbole_prune.distillers.batch_lists import spread_over_ids, where_listed
 
 EQUAL_20 = 67.985023  # of 20 items above 20 others, all scores equal: log(40! / 20!)
 
@@ -90,15 +90,15 @@ def test_what_stands_for_nothing_is_not_one_and_the_same_item() -> None:
     """A GPU adds up the gradients of an item one after the other, so thousands of the same would be waited for."""
     ids = torch.full((40, 50), -1)
     ids[:, :10] = torch.arange(100, 500).view(40, 10)
-    asked: list[torch.Tensor] = []
+    spread = spread_over_ids(ids)
+    assert torch.equal(spread[:, :10], ids[:, :10])
+    assert spread.min() >= 0 and spread.max() < 500, "ids that there are"
+    assert spread.flatten().bincount().max() <= 1 + 40 * 50 // 500
+    assert (spread_over_ids(torch.full((2, 3), -1)) == 0).all()
 
-    def score(found: torch.Tensor) -> torch.Tensor:
-        asked.append(found)
-        return found.float()
 
-    scores = where_listed(score, ids)
-    assert torch.equal(scores.isnan(), ids < 0) and torch.equal(scores[:, :10], ids[:, :10].float())
-    assert asked[0].min() >= 0 and asked[0].max() < 500, "ids that there are"
-    assert asked[0].flatten().bincount().max() <= 1 + 40 * 50 // 500
-    nothing = where_listed(score, torch.full((2, 3), -1))
-    assert nothing.isnan().all() and (asked[1] == 0).all()
+def test_nothing_has_no_score() -> None:
+    ids = torch.tensor([[3, -1], [-1, 0]])
+    scores = where_listed(lambda found: found.float(), ids)
+    assert torch.equal(scores.isnan(), ids < 0) and scores[0, 0] == 3 and scores[1, 1] == 0
+    assert where_listed(lambda found: found.float(), torch.full((2, 3), -1)).isnan().all()

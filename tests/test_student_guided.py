@@ -21,6 +21,7 @@ from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy,
 from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items
 from recbole_prune.distillers.student_lists import rank_by_student
 from recbole_prune.errors import TrainingError
+from recbole_prune.sparse.compiling import available
 
 TEACHER = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0]])
 STUDENT = torch.tensor([[0.2, 1.0, -0.4, 0.8, 0.1, 0.5]])
@@ -104,6 +105,7 @@ def test_the_loss_is_that_of_the_known_items_alone() -> None:
     assert half.tolist() == pytest.approx(loss.tolist(), abs=1e-2)
 
 
+@pytest.mark.skipif(not available(), reason="numba is not installed: there is no loop")
 def test_the_loop_gives_what_torch_gives() -> None:
     """Losses and gradients, also of lists without a known item and of scores far apart."""
     torch.manual_seed(0)

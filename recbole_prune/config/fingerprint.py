@@ -29,6 +29,8 @@ OF_THE_PROCESS = frozenset({
 PATHS = frozenset({"data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", *CHECKPOINTS})
 # packages whose classes are known by their names and versions
 _INSTALLED = {"recbole", "recbole_prune", "torch", "builtins", "typing", "abc"}
+# methods whose defaults changed, and how often: a run of the earlier ones is another run
+_CHANGED_DEFAULTS = {"dsl": 1}
 WITHOUT_EFFECT = OF_THE_PROCESS | {
     "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress",
     "saved", "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path",
@@ -130,6 +132,14 @@ def completed_defaults(config: Any) -> dict[str, Any]:
     probe._set_default_parameters()
     probe._set_train_neg_sample_args()
     return probe.final_config_dict  # type: ignore[no-any-return]
+
+
+def digest_of_run(found: Mapping[str, Any], settings: Settings) -> str:
+    """The :func:`digest` of a run's :func:`differences`, which holds what the defaults were that they differ from."""
+    changes = {
+        name: count for name, count in _CHANGED_DEFAULTS.items() if name in (settings.pruner, settings.distiller)
+    }
+    return digest({**found, **({"changed defaults": changes} if changes else {})})
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -239,7 +239,7 @@ class PruneConfig(Config):
         Not in it: the names of model, dataset and methods, which stand in the run folder's path, and settings that
         change no result.
         """
-        return fingerprint.digest(self._private.differences)
+        return fingerprint.digest_of_run(self._private.differences, self.settings)
 
     @property
     def base_hash(self) -> str:
@@ -258,7 +258,7 @@ class PruneConfig(Config):
     def run_hash_of(self, teacher_digests: Sequence[str]) -> str:
         """The :attr:`run_hash` if ``distill_teacher`` held contents of other sha256."""
         found = fingerprint.one_or_all(teacher_digests)
-        return fingerprint.digest({**self._private.differences, "distill_teacher": found})
+        return fingerprint.digest_of_run({**self._private.differences, "distill_teacher": found}, self.settings)
 
     def plain_settings(self) -> dict[str, Any]:
         """JSON-able settings that rebuild this config through :meth:`from_plain_settings`.

@@ -77,10 +77,15 @@ def where_listed(score: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tenso
     missing = ids < 0
     if not missing.any():
         return score(ids)
-    # something has to be scored there, and a GPU adds up the gradients of one row one after the other: not all the same
-    bound = ids.max().clamp(min=0) + 1
-    others = torch.arange(ids.numel(), device=ids.device).view_as(ids) % bound
-    return score(torch.where(missing, others, ids)).masked_fill(missing, torch.nan)
+    # something has to be scored there: on a CPU, where distinct ids cost, always the same
+    found = ids.clamp(min=0) if ids.device.type == "cpu" else spread_over_ids(ids)
+    return score(found).masked_fill(missing, torch.nan)
+
+
+def spread_over_ids(ids: torch.Tensor) -> torch.Tensor:
+    """Ids ``[n, k]`` with others, evenly taken, where they are -1: a GPU adds the gradients of one row one by one."""
+    others = torch.arange(ids.numel(), device=ids.device).view_as(ids) % (ids.max().clamp(min=0) + 1)
+    return torch.where(ids < 0, others, ids)
 
 
 class _OfUsers:

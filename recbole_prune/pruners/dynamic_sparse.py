@@ -115,6 +115,11 @@ class DynamicSparseTraining(StaticSparseTraining):
                 "prune_parity=official repeats the rule of the DSL code, its leak included: live entries take part in "
                 "the growth, so the sparsity rises during the training; the journal has the sparsity reached"
             )
+            if settings.prune_gradient_window != 1 or settings.prune_init == "aligned":
+                self.experiment.logger.warning(
+                    f"prune_init={settings.prune_init} and prune_gradient_window={settings.prune_gradient_window} are "
+                    "not those of the DSL code: prune_init=bernoulli prune_gradient_window=1 are"
+                )
 
     def parts(self) -> tuple[Part, ...]:
         """The updates over all optimizer steps of the training."""
