@@ -88,7 +88,7 @@ def test_rankings_are_those_of_the_obvious_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained, file = checkpoint_of(model, timed_data if same_order else reordered_data)
-    monkeypatch.setattr(ranked_lists, "_SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(ranked_lists, "scores_at_once", lambda device: 1)
     monkeypatch.setattr(ranked_lists, "_FEWEST_ROWS", 7)
     teacher = open_for(timed_data, file, distill_list_length=LENGTH)
     all_scores = own_scores(trained)

@@ -29,6 +29,11 @@ _LEAST_USERS = 32
 _SCANNED_USERS = 4096
 
 
+def scores_at_once(device: torch.device) -> int:
+    """How many scores a block of users has on a device."""
+    return _BLOCK_SCORES.get(device.type, _BLOCK_SCORES["cuda"])
+
+
 def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of every row: in one pass with numba, else among the k groups with the largest maxima.
 
@@ -150,7 +155,7 @@ class DenseRanker(Ranker):
         # the usual error of a sum of `width` products, not the worst one
         unit = torch.finfo(self._users.dtype).eps * sqrt(self._users.shape[1])
         self.rounding = unit * self._users.norm(dim=1) * self._items.norm(dim=0).max()
-        scores = _BLOCK_SCORES.get(self._users.device.type, _BLOCK_SCORES["cuda"])
+        scores = scores_at_once(self._users.device)
         self.block_users = max(_LEAST_USERS, scores // self._columns)
         self._buffer = self._users.new_empty(self.block_users, self._columns)
 

@@ -14,7 +14,7 @@ import torch
 
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.errors import ConfigError
-from recbole_prune.scoring.ranking import top_k
+from recbole_prune.scoring.ranking import scores_at_once, top_k
 
 # scores of some rows [n, columns], for their ids [n]
 Score = Callable[[torch.Tensor], torch.Tensor]
@@ -23,8 +23,6 @@ Ranked = tuple[np.ndarray, np.ndarray]
 # ids [n, width] of some rows, and what each counts
 Entries = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
 
-# not much more than a CPU's last cache holds; with fewer rows at once a table of wide vectors is read too often
-_SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 _ENTRIES_AT_ONCE = 1 << 21
 _FEWEST_ROWS = 32
 _SECONDS_BETWEEN_LINES = 20.0
@@ -171,8 +169,7 @@ def _chunks(
     score: Score, excluded: UsedIds, what: str, device: torch.device, ids: np.ndarray
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Ids of some rows, and their scores with minus infinity where nothing is ranked."""
-    at_once = _SCORES_AT_ONCE.get(device.type, _SCORES_AT_ONCE["cuda"])
-    step, said = max(_FEWEST_ROWS, at_once // excluded.value_count), monotonic()
+    step, said = max(_FEWEST_ROWS, scores_at_once(device) // excluded.value_count), monotonic()
     for start in range(0, len(ids), step):
         some = ids[start : start + step]
         scores = score(torch.from_numpy(some).to(device)).detach().to(device, torch.float32)
