@@ -10,7 +10,8 @@ import pytest
 import torch
 from teachers import Beginner, checkpoint
 
-from recbole_prune.distillers.batch_lists import spread_over_ids, where_listed
+from recbole_prune.distillers.batch_lists import where_listed
+from recbole_prune.sparse.missing_ids import spread_over_ids
 
 EQUAL_20 = 67.985023  # of 20 items above 20 others, all scores equal: log(40! / 20!)
 

@@ -13,6 +13,7 @@ from recbole_prune.anatomy.scorers import OfPairs, Rows, Scorer
 from recbole_prune.anatomy.vector_scorers import Vectors
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.sparse.contexts import SavingContext
+from recbole_prune.sparse.missing_ids import with_stand_ins
 from recbole_prune.sparse.pair_scores import pair_scores
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def listed_and_rest(
         ConfigError: the model's rows have no lists of items, or its class is unknown.
     """
     with shared_propagation(model):
-        scorer, places = scorer_with_lists(model), listed.clamp(min=0)
+        scorer, places = scorer_with_lists(model), with_stand_ins(listed)
         columns = scorer.item_count(model)
         if isinstance(scorer, Vectors) and _is_of_products(scorer):
             at_once = _LOGITS_AT_ONCE.get(listed.device.type, _LOGITS_AT_ONCE["cuda"])

@@ -10,6 +10,7 @@ import torch
 
 from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.sparse.missing_ids import with_stand_ins
 from recbole_prune.teachers.ranked_lists import Ranked
 
 if TYPE_CHECKING:
@@ -77,15 +78,7 @@ def where_listed(score: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tenso
     missing = ids < 0
     if not missing.any():
         return score(ids)
-    # something has to be scored there: on a CPU, where distinct ids cost, always the same
-    found = ids.clamp(min=0) if ids.device.type == "cpu" else spread_over_ids(ids)
-    return score(found).masked_fill(missing, torch.nan)
-
-
-def spread_over_ids(ids: torch.Tensor) -> torch.Tensor:
-    """Ids ``[n, k]`` with others, evenly taken, where they are -1: a GPU adds the gradients of one row one by one."""
-    others = torch.arange(ids.numel(), device=ids.device).view_as(ids) % (ids.max().clamp(min=0) + 1)
-    return torch.where(ids < 0, others, ids)
+    return score(with_stand_ins(ids)).masked_fill(missing, torch.nan)
 
 
 class _OfUsers:

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.contexts import SavingContext
+from recbole_prune.sparse.missing_ids import with_stand_ins
 from recbole_prune.sparse.pair_scores import pair_scores
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -63,7 +64,7 @@ def _sum_of_logits(
     vectors: torch.Tensor, rows: torch.Tensor, table: torch.Tensor, lists: torch.Tensor, count: int
 ) -> torch.Tensor:
     ids = lists.index_select(0, rows).long()
-    logits = pair_scores(vectors.index_select(0, rows), table, ids.clamp(min=0))
+    logits = pair_scores(vectors.index_select(0, rows), table, with_stand_ins(ids))
     return plackett_luce_of(logits.masked_fill(ids < 0, torch.nan), count).sum()
 
 
@@ -123,6 +124,8 @@ def plackett_luce_by_torch(logits: torch.Tensor, count: int) -> Pair:
     With ``D_k`` the k-th sum, the gradients are ``-1 + exp(s_k) sum_{q <= k} 1 / D_q`` and ``exp(r_j) sum_k 1 / D_k``.
     """
     columns = torch.where(logits.isnan(), _NOWHERE, logits).t().contiguous()
+    # only differences count, and those of large scores lose digits; where nothing is listed, nowhere stays far away
+    columns -= columns.amax(0).clamp(min=_NOWHERE / 2)
     ranked, rest = columns[:count], columns[count:]
     listed = ~logits[:, :count].isnan().t()
     tail = rest.logsumexp(0) if len(rest) else rest.new_full(rest.shape[1:], _NOWHERE)
