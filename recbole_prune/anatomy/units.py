@@ -1,0 +1,127 @@
+"""What disappears together when a dimension, neuron, channel, head or recurrent unit of a model is removed.
+
+Source: methods/attention_distillation_pruning.md, sections 5.2, 5.3 (rules R1 to R8) and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+# what a unit is; ``prune_units`` selects among these
+UNIT_KINDS = ("embedding", "neuron", "channel", "recurrent", "head", "head_dimension", "latent", "layer", "hidden")
+
+# of how many units of each group are left, by the group's name
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Along:
+    """Where the units of a group lie along an axis of a tensor.
+
+    Unit ``j`` of ``count`` is at the positions ``start + r * period + j * block + b`` for every ``r`` below ``repeats``
+    and every ``b`` below ``block``.
+
+    Attributes:
+        tensor: its name in ``state_dict``.
+        axis: of the tensor.
+        start: the position of the first unit.
+        block: positions of a unit side by side (a channel before it is flattened, the rows of a head).
+        repeats: how often all units stand one after another (the gates of a GRU, the fields of an input).
+        period: positions from one repeat to the next; 0: repeats follow each other without a gap.
+    """
+
+    tensor: str
+    axis: int = 0
+    start: int = 0
+    block: int = 1
+    repeats: int = 1
+    period: int = 0
+
+    def positions(self, units: torch.Tensor, count: int) -> torch.Tensor:
+        """The positions of some units of a group of ``count``, int64, ascending, ``[units * block * repeats]``."""
+        repeats = torch.arange(self.repeats) * (self.period or count * self.block)
+        places = repeats[:, None, None] + units[:, None] * self.block + torch.arange(self.block)
+        return self.start + places.flatten().sort().values
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Units of which any can be removed, each with all that belongs to it.
+
+    Attributes:
+        name: unlike that of any other group of the model.
+        kind: one of :data:`UNIT_KINDS`.
+        count: how many units there are.
+        places: every slice of parameters and buffers that goes with a unit, on both sides of it (rule R1).
+        inexact: why the model without the units scores otherwise than with their weights at 0 (rules R3 and R5), a
+            sentence; "" where it scores the same. Such units are masked and never taken out.
+        chunks: the units lie in so many parts of equal size, and every part loses as many (rule R6).
+        alike: groups of the same word lose as many units as each other, though not the same ones (rule R6).
+        scaled: tensors whose kept values are multiplied by a function of the share of units that stays (rule R4).
+        constant: whether removal moves all scores by the same number, which changes no ranking.
+    """
+
+    name: str
+    kind: str
+    count: int
+    places: tuple[Along, ...]
+    inexact: str = ""
+    chunks: int = 1
+    alike: str = ""
+    scaled: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    constant: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The unit groups of a model.
+
+    Attributes:
+        groups: by order of the model's parameters.
+        attributes: plain attributes that hold a size, by dotted path: the value by the units that are left.
+        smaller_class: the settings of RecBole's with which the class builds the shrunk model; None: it cannot.
+        needs: why the class has no groups, a sentence; "" where it has.
+    """
+
+    groups: Sequence[UnitGroup] = ()
+    attributes: Mapping[str, Callable[[Counts], object]] = field(default_factory=dict)
+    smaller_class: Callable[[Counts], dict[str, object] | None] | None = None
+    needs: str = ""
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self.groups)
+
+    def __getitem__(self, name: str) -> UnitGroup:
+        return next(group for group in self.groups if group.name == name)
+
+    def counts(self, kept: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """How many units of each group are left; ``kept`` as in :meth:`positions`."""
+        return {group.name: len(kept[group.name]) if group.name in kept else group.count for group in self}
+
+    def positions(self, kept: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
+        """The positions that stay along the axes of tensors, by tensor and axis.
+
+        Args:
+            kept: units that stay, ascending, by the name of a group; other groups lose none.
+            model: with its tensors as large as the groups say.
+        """
+        sizes = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        stay: dict[str, dict[int, torch.Tensor]] = {}
+        for group in self:
+            if group.name not in kept or len(kept[group.name]) == group.count:
+                continue
+            gone = torch.ones(group.count, dtype=torch.bool)
+            gone[kept[group.name]] = False
+            for place in group.places:
+                axes = stay.setdefault(place.tensor, {})
+                if place.axis not in axes:
+                    axes[place.axis] = torch.ones(sizes[place.tensor].shape[place.axis], dtype=torch.bool)
+                axes[place.axis][place.positions(gone.nonzero()[:, 0], group.count)] = False
+        return {name: {axis: alive.nonzero()[:, 0] for axis, alive in axes.items()} for name, axes in stay.items()}
+
+
+Finder = Callable[[nn.Module], Anatomy]

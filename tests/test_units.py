@@ -1,0 +1,123 @@
+"""Removable units: every model of RecBole, each of its groups shrunk beside the same weights at 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from marks import slow_but
+from test_vectors import STREAMS, widened
+from training_bench import Bench, scores
+from zoo import gradient_models
+
+from recbole_prune.anatomy.removable import UNITS, anatomy_of
+from recbole_prune.anatomy.units import UNIT_KINDS, Along, Anatomy, UnitGroup
+from recbole_prune.data.random_streams import set_random_state
+from recbole_prune.sparse.shrinking import Shrunk
+from recbole_prune.training.state import weights_of
+
+QUICK = ["BPR", "NeuMF", "SASRec", "GRU4Rec", "DeepFM", "MultiVAE"]
+KNOWN = [name for name in gradient_models() if name in UNITS]
+# scores differ by rounding alone
+TOLERANCE = 1e-5
+
+
+def half(group: UnitGroup) -> torch.Tensor:
+    """Half of the units of a group, spread over it; as many from every chunk."""
+    size = group.count // group.chunks
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(group.count))
+    some = order[: max(1, size // 2)].sort().values
+    return torch.cat([some + chunk * size for chunk in range(group.chunks)])
+
+
+def kept_with(anatomy: Anatomy, group: UnitGroup) -> dict[str, torch.Tensor]:
+    """Half of a group, and of the groups that are alike."""
+    alike = [other for other in anatomy if group.alike and other.alike == group.alike]
+    return {each.name: half(each) for each in (group, *alike)}
+
+
+def zeroed(model: Any, anatomy: Anatomy, kept: dict[str, torch.Tensor]) -> None:
+    """Set every slice of the units that go to 0."""
+    tensors = weights_of(model)
+    with torch.no_grad():
+        for name, axes in anatomy.positions(kept, model).items():
+            for axis, stays in axes.items():
+                gone = torch.ones(tensors[name].shape[axis], dtype=torch.bool)
+                gone[stays] = False
+                tensors[name].index_fill_(axis, gone.nonzero()[:, 0], 0)
+
+
+def scores_of(model: Any, bench: Bench) -> torch.Tensor:
+    """Scores of all items, or of pairs, with the same random streams each time."""
+    set_random_state(STREAMS)
+    return scores(model.eval(), bench.test, bench.train._dataset)
+
+
+def shrunk_model(bench: Bench, anatomy: Anatomy, model: Any, kept: dict[str, torch.Tensor]) -> Shrunk:
+    sizes = anatomy.counts(kept)
+    attributes = {path: value(sizes) for path, value in anatomy.attributes.items()}
+    return Shrunk(model, anatomy.positions(kept, model), attributes)
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, KNOWN))
+def test_without_units_a_model_scores_as_with_their_weights_at_zero(name: str, tiny_data: Path) -> None:
+    """Each group alone, then all exact ones together, which also trains and comes back as it was."""
+    bench = Bench(name, tiny_data)
+    anatomy = anatomy_of(bench.plain_model())
+    assert len({group.name for group in anatomy}) == len(anatomy.groups)
+    exact = [group for group in anatomy if not group.inexact]
+    for group in anatomy:
+        assert group.kind in UNIT_KINDS
+        compare(bench, kept_with(anatomy, group), group)
+    if exact:
+        kept = {group.name: half(group) for group in exact}
+        model = compare(bench, kept, exact[0], any(group.constant for group in exact))
+        assert model is not None
+
+
+def compare(bench: Bench, kept: dict[str, torch.Tensor], group: UnitGroup, constant: bool | None = None) -> Any:
+    """Scores with units at 0 and without them; of inexact groups only that they can be set to 0."""
+    masked, small = widened(bench.plain_model()), widened(bench.plain_model())
+    anatomy = anatomy_of(masked)
+    zeroed(masked, anatomy, kept)
+    expected = scores_of(masked, bench)
+    if group.inexact:
+        assert expected.isfinite().any()
+        return None
+    before = {name: tensor.clone() for name, tensor in weights_of(masked).items()}
+    shrunk = shrunk_model(bench, anatomy, small, kept)
+    assert any(small.get_parameter(name).numel() < before[name].numel() for name in dict(small.named_parameters()))
+    found = scores_of(small, bench)
+    finite = expected.isfinite()
+    assert torch.equal(finite, found.isfinite())
+    difference = (found - expected)[finite]
+    if group.constant if constant is None else constant:
+        difference = difference - difference.mean()
+    assert difference.abs().max() <= TOLERANCE * expected[finite].abs().max(), (group.name, difference.abs().max())
+    for name, tensor in weights_of(small).items():
+        torch.testing.assert_close(shrunk.expanded(name, tensor.detach()), before[name], rtol=1e-6, atol=1e-6)
+    trains(small, bench)
+    shrunk.undo()
+    assert {name: tensor.shape for name, tensor in weights_of(small).items()} == {n: t.shape for n, t in before.items()}
+    scores_of(small, bench)
+    return small
+
+
+def trains(model: Any, bench: Bench) -> None:
+    """A loss with finite gradients."""
+    model.train()
+    batch = next(iter(bench.train))
+    losses = model.calculate_loss(batch)
+    sum(losses if isinstance(losses, tuple) else (losses,)).backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    model.zero_grad(set_to_none=True)
+
+
+def test_positions_of_units() -> None:
+    """By hand: gates of a GRU of 3 units, fields of width 2, a flattened channel of 4 positions."""
+    units = torch.tensor([0, 2])
+    assert Along("w", repeats=3).positions(units, 3).tolist() == [0, 2, 3, 5, 6, 8]
+    assert Along("w", start=5, block=4).positions(units, 3).tolist() == [5, 6, 7, 8, 13, 14, 15, 16]
+    assert Along("w", repeats=2, period=4).positions(units, 4).tolist() == [0, 2, 4, 6]
