@@ -116,8 +116,7 @@ def trains(model: Any, bench: Bench) -> None:
 
 
 def test_positions_of_units() -> None:
-    """By hand: gates of a GRU of 3 units, fields of width 2, a flattened channel of 4 positions."""
-    units = torch.tensor([0, 2])
-    assert Along("w", repeats=3).positions(units, 3).tolist() == [0, 2, 3, 5, 6, 8]
-    assert Along("w", start=5, block=4).positions(units, 3).tolist() == [5, 6, 7, 8, 13, 14, 15, 16]
-    assert Along("w", repeats=2, period=4).positions(units, 4).tolist() == [0, 2, 4, 6]
+    """By hand: gates of a GRU of 3 units, a flattened channel of 2 positions, one dimension of two heads."""
+    assert Along("w", repeats=3).owners(9, 3).tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert Along("w", start=1, block=2).owners(8, 3).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1]
+    assert Along("w", repeats=2, period=3).owners(6, 2).tolist() == [0, 1, -1, 0, 1, -1]

@@ -1,4 +1,4 @@
-"""The unit groups of building blocks that RecBole's models share: tables, networks, convolutions, GRUs, transformers."""
+"""The unit groups of what RecBole's models are built of: tables, networks, convolutions, GRUs, transformers."""
 
 from __future__ import annotations
 

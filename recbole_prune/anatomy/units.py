@@ -41,11 +41,13 @@ class Along:
     repeats: int = 1
     period: int = 0
 
-    def positions(self, units: torch.Tensor, count: int) -> torch.Tensor:
-        """The positions of some units of a group of ``count``, int64, ascending, ``[units * block * repeats]``."""
+    def owners(self, size: int, count: int) -> torch.Tensor:
+        """Which unit each position of an axis of ``size`` belongs to, int64, -1 where it is none's."""
         repeats = torch.arange(self.repeats) * (self.period or count * self.block)
-        places = repeats[:, None, None] + units[:, None] * self.block + torch.arange(self.block)
-        return self.start + places.flatten().sort().values
+        places = self.start + repeats[:, None, None] + torch.arange(count * self.block).view(count, self.block)
+        owners = torch.full((size,), -1)
+        owners[places] = torch.arange(count)[:, None].expand(self.repeats, count, self.block)
+        return owners
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,18 @@ class Anatomy:
             kept: units that stay, ascending, by the name of a group; other groups lose none.
             model: with its tensors as large as the groups say.
         """
-        sizes = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         stay: dict[str, dict[int, torch.Tensor]] = {}
         for group in self:
             if group.name not in kept or len(kept[group.name]) == group.count:
                 continue
-            gone = torch.ones(group.count, dtype=torch.bool)
-            gone[kept[group.name]] = False
+            alive = torch.zeros(group.count + 1, dtype=torch.bool)
+            alive[kept[group.name]] = alive[-1] = True  # what is no unit's stays
             for place in group.places:
+                size = tensors[place.tensor].shape[place.axis]
                 axes = stay.setdefault(place.tensor, {})
-                if place.axis not in axes:
-                    axes[place.axis] = torch.ones(sizes[place.tensor].shape[place.axis], dtype=torch.bool)
-                axes[place.axis][place.positions(gone.nonzero()[:, 0], group.count)] = False
+                present = axes.get(place.axis, torch.ones(size, dtype=torch.bool))
+                axes[place.axis] = present & alive[place.owners(size, group.count)]
         return {name: {axis: alive.nonzero()[:, 0] for axis, alive in axes.items()} for name, axes in stay.items()}
 
 

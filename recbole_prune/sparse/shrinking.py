@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import nn
@@ -110,6 +110,6 @@ def _once(tensors: Mapping[str, torch.Tensor], names: Kept) -> Iterator[tuple[st
             yield name, tensors[name]
 
 
-def _resize(tensor: Union[torch.Tensor, nn.Parameter], value: torch.Tensor) -> None:
+def _resize(tensor: torch.Tensor, value: torch.Tensor) -> None:
     tensor.grad = None
     tensor.data = value.contiguous().clone()
