@@ -56,9 +56,7 @@ def scores_of(model: Any, bench: Bench) -> torch.Tensor:
 
 
 def shrunk_model(bench: Bench, anatomy: Anatomy, model: Any, kept: dict[str, torch.Tensor]) -> Shrunk:
-    sizes = anatomy.counts(kept)
-    attributes = {path: value(sizes) for path, value in anatomy.attributes.items()}
-    return Shrunk(model, anatomy.positions(kept, model), attributes)
+    return Shrunk(model, anatomy.positions(kept, model), anatomy.sizes(kept))
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, KNOWN))

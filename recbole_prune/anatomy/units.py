@@ -104,6 +104,11 @@ class Anatomy:
         """How many units of each group are left; ``kept`` as in :meth:`positions`."""
         return {group.name: len(kept[group.name]) if group.name in kept else group.count for group in self}
 
+    def sizes(self, kept: Mapping[str, torch.Tensor]) -> dict[str, object]:
+        """The values of :attr:`attributes` once ``kept`` is left."""
+        left = self.counts(kept)
+        return {path: value(left) for path, value in self.attributes.items()}
+
     def positions(self, kept: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
         """The positions that stay along the axes of tensors, by tensor and axis.
 

@@ -121,7 +121,9 @@ def select_units(
     for number, each in enumerate(_sets(groups)):
         steps = each.steps(scores)
         free = len(steps) - each.least(share)
-        ladders += [(score, number, place, each.step, units) for place, (score, units) in enumerate(steps[: max(0, free)])]
+        ladders += [
+            (score, number, place, each.step, units) for place, (score, units) in enumerate(steps[: max(0, free)])
+        ]
     taken: dict[int, list[list[tuple[str, int]]]] = {}
     blocked: set[int] = set()
     for _, number, _, size, units in sorted(ladders, key=lambda rung: rung[:3]):

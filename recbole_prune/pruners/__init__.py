@@ -18,6 +18,7 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "rigl": ".dynamic_sparse:DynamicSparseTraining",
         "set": ".dynamic_sparse:SparseEvolutionaryTraining",
         "lcm": ".smaller_tables:LinearCompression",
+        "structured": ".structured:StructuredPruning",
         "small_dense": ".smaller_tables:SmallerDenseTables",
     },
 )

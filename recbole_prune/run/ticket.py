@@ -82,6 +82,7 @@ class Plan:
         changes: RecBole settings that differ from the run's (a smaller ``embedding_size``).
         parts: what trains along with this ticket (prune and grow, LCM's affine maps).
         kept: live entries where there are no masks.
+        whole_units: the masks are zero on whole units, which are taken out where that is exact.
         method: fields to add to the journal line.
     """
 
@@ -93,4 +94,5 @@ class Plan:
     changes: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     kept: int | None = None
+    whole_units: bool = False
     method: dict[str, Any] = field(default_factory=dict)

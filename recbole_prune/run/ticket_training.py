@@ -142,6 +142,7 @@ class TicketTraining(Files):
         """A newly built model with the weights and masks of the plan."""
         plan, workshop = self.plan, self.workshop
         model = workshop.build_model(plan.changes)
+        model.whole_units = plan.whole_units
         for part in self.parts:
             part.attach(model)
         if plan.weights is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Shrunk:
 
     def __init__(self, model: nn.Module, kept: Kept, attributes: Attributes) -> None:
         self._model, self._kept = model, kept
+        self.again = partial(Shrunk, model, kept, attributes)
         tensors = _tensors(model)
         self._shapes = {name: tensors[name].shape for name in kept}
         self._replaced: list[tuple[nn.Module, str, object]] = []
@@ -73,6 +75,10 @@ class Shrunk:
 
     def narrowed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What stays of a tensor of the large model; a tensor that is small already, or loses nothing, as it is."""
+        return self.selected(name, tensor)
+
+    def selected(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The entries of what :meth:`narrowed` keeps, of anything of the tensor's shape, such as its mask."""
         if name in self._shapes and tensor.shape == self._shapes[name]:
             for axis, positions in self._kept[name].items():
                 tensor = tensor.index_select(axis, positions.to(tensor.device))
@@ -87,10 +93,6 @@ class Shrunk:
             shape[axis] = self._shapes[name][axis]
             tensor = tensor.new_zeros(shape).index_copy_(axis, positions.to(tensor.device), tensor)
         return tensor
-
-    def name_of(self, parameter: torch.Tensor) -> str | None:
-        """The first name of a parameter of the model; None for others."""
-        return next((name for name, each in self._model.named_parameters() if each is parameter), None)
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
