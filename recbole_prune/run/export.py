@@ -38,10 +38,11 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
     if provenance.artifact_is(folder, wanted):
         return folder
     config = experiment.workshop.config_with(chosen.changes)
+    model = experiment.trained_model(chosen)
     export_ticket(
         folder,
-        model=experiment.trained_model(chosen),
-        masks={} if chosen.mask_file is None else dict(experiment.masks_of(chosen)),
+        model=model,
+        masks=experiment.live_of(chosen, model),
         config=config,
         dataset=experiment.workshop.dataset,
         seen=experiment.workshop.seen,

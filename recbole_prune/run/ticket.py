@@ -57,6 +57,11 @@ class Ticket:
         changes: dict[str, Any] = self.method.get("changes", {})
         return changes
 
+    @property
+    def has_units(self) -> bool:
+        """Whether its masks are zero on whole units; the journal line says how many are left of each group."""
+        return "units" in self.method
+
     def to_record(self) -> dict[str, Any]:
         """A JSON object; the fields of ``method`` stand beside the common ones."""
         record = {name: value for name, value in vars(self).items() if name != "method"}
