@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -67,7 +68,7 @@ def neurons(
     for place, layer in enumerate(layers):
         readers = [inputs(layers[place + 1])] if place + 1 < len(layers) else list(after)
         if readers:
-            count = model.get_submodule(layer).out_features
+            count = int(model.get_submodule(layer).weight.shape[0])
             yield UnitGroup(layer, kind, count, (*outputs(model, layer), *of_layer.get(layer, ()), *readers), **more)
 
 
@@ -77,13 +78,13 @@ def channels(model: nn.Module, path: str, after: Sequence[Along]) -> Iterator[Un
     layers = [f"{path}.{name}" for name, module in root.named_modules() if isinstance(module, (nn.Conv1d, nn.Conv2d))]
     for place, layer in enumerate(layers):
         readers = [inputs(layers[place + 1])] if place + 1 < len(layers) else list(after)
-        count = model.get_submodule(layer).out_channels
+        count = int(model.get_submodule(layer).weight.shape[0])
         yield UnitGroup(layer, "channel", count, (*outputs(model, layer), *readers))
 
 
 def recurrent_units(model: nn.Module, path: str, after: Sequence[Along], **more: Any) -> Iterator[UnitGroup]:
     """The units of every layer of an ``nn.GRU`` (rule R7: three gates); ``after`` reads those of the last."""
-    gru = model.get_submodule(path)
+    gru: Any = model.get_submodule(path)
     gates, size = 3, gru.hidden_size
     for layer in range(gru.num_layers):
         rows = [
@@ -109,10 +110,11 @@ def transformer(model: nn.Module, path: str) -> tuple[list[UnitGroup], dict[str,
     """
     groups: list[UnitGroup] = []
     sizes: dict[str, Setting] = {}
-    for number in range(len(model.get_submodule(f"{path}.layer"))):
+    layers: Any = model.get_submodule(f"{path}.layer")
+    for number in range(len(layers)):
         layer = f"{path}.layer.{number}"
         attention, feed = f"{layer}.multi_head_attention", f"{layer}.feed_forward"
-        module = model.get_submodule(attention)
+        module: Any = model.get_submodule(attention)
         heads, size = module.num_attention_heads, module.attention_head_size
         projections = [place for name in ("query", "key", "value") for place in outputs(model, f"{attention}.{name}")]
         places = [*projections, inputs(f"{attention}.dense")]
@@ -121,12 +123,10 @@ def transformer(model: nn.Module, path: str) -> tuple[list[UnitGroup], dict[str,
         of_heads, of_sizes = f"{attention}.heads", f"{attention}.head_dimensions"
         groups.append(UnitGroup(of_heads, "head", heads, tuple(whole)))
         groups.append(UnitGroup(of_sizes, "head_dimension", size, tuple(single)))
-        sizes[f"{attention}.num_attention_heads"] = lambda left, name=of_heads: left[name]  # type: ignore[misc]
-        sizes[f"{attention}.attention_head_size"] = lambda left, name=of_sizes: left[name]  # type: ignore[misc]
-        sizes[f"{attention}.all_head_size"] = (  # type: ignore[assignment]
-            lambda left, one=of_heads, other=of_sizes: left[one] * left[other]
-        )
-        inner = model.get_submodule(f"{feed}.dense_1").out_features
+        sizes[f"{attention}.num_attention_heads"] = left(of_heads)
+        sizes[f"{attention}.attention_head_size"] = left(of_sizes)
+        sizes[f"{attention}.all_head_size"] = product(of_heads, of_sizes)
+        inner = int(model.get_submodule(f"{feed}.dense_1").weight.shape[0])
         both = (*outputs(model, f"{feed}.dense_1"), inputs(f"{feed}.dense_2"))
         groups.append(UnitGroup(f"{feed}.dense_1", "neuron", inner, both))
     return groups, sizes
@@ -135,6 +135,11 @@ def transformer(model: nn.Module, path: str) -> tuple[list[UnitGroup], dict[str,
 def left(name: str) -> Setting:
     """How many units of a group are left."""
     return lambda counts: counts[name]
+
+
+def product(*names: str) -> Setting:
+    """The units that some groups have left, multiplied."""
+    return lambda counts: prod(counts[name] for name in names)
 
 
 def equal(counts: Counts, names: Iterable[str]) -> int | None:

@@ -109,6 +109,12 @@ class Anatomy:
         left = self.counts(kept)
         return {path: value(left) for path, value in self.attributes.items()}
 
+    def smaller(self, kept: Mapping[str, torch.Tensor]) -> dict[str, object] | None:
+        """The settings with which the class builds the model of the units that are left; None where it cannot."""
+        left = self.counts(kept)
+        masked = any(group.inexact and left[group.name] < group.count for group in self)
+        return None if masked or self.smaller_class is None else self.smaller_class(left)
+
     def positions(self, kept: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
         """The positions that stay along the axes of tensors, by tensor and axis.
 

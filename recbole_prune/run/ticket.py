@@ -62,6 +62,12 @@ class Ticket:
         """Whether its masks are zero on whole units; the journal line says how many are left of each group."""
         return "units" in self.method
 
+    @property
+    def checkpoint_files(self) -> list[str]:
+        """Its checkpoint, and that of the smaller class where there is one."""
+        smaller = self.method.get("smaller")
+        return [self.checkpoint_file, *([smaller["checkpoint_file"]] if smaller else [])]
+
     def to_record(self) -> dict[str, Any]:
         """A JSON object; the fields of ``method`` stand beside the common ones."""
         record = {name: value for name, value in vars(self).items() if name != "method"}
