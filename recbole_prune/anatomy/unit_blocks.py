@@ -68,7 +68,7 @@ def neurons(
     for place, layer in enumerate(layers):
         readers = [inputs(layers[place + 1])] if place + 1 < len(layers) else list(after)
         if readers:
-            count = int(model.get_submodule(layer).weight.shape[0])
+            count = len(model.get_parameter(f"{layer}.weight"))
             yield UnitGroup(layer, kind, count, (*outputs(model, layer), *of_layer.get(layer, ()), *readers), **more)
 
 
@@ -78,7 +78,7 @@ def channels(model: nn.Module, path: str, after: Sequence[Along]) -> Iterator[Un
     layers = [f"{path}.{name}" for name, module in root.named_modules() if isinstance(module, (nn.Conv1d, nn.Conv2d))]
     for place, layer in enumerate(layers):
         readers = [inputs(layers[place + 1])] if place + 1 < len(layers) else list(after)
-        count = int(model.get_submodule(layer).weight.shape[0])
+        count = len(model.get_parameter(f"{layer}.weight"))
         yield UnitGroup(layer, "channel", count, (*outputs(model, layer), *readers))
 
 
@@ -126,7 +126,7 @@ def transformer(model: nn.Module, path: str) -> tuple[list[UnitGroup], dict[str,
         sizes[f"{attention}.num_attention_heads"] = left(of_heads)
         sizes[f"{attention}.attention_head_size"] = left(of_sizes)
         sizes[f"{attention}.all_head_size"] = product(of_heads, of_sizes)
-        inner = int(model.get_submodule(f"{feed}.dense_1").weight.shape[0])
+        inner = len(model.get_parameter(f"{feed}.dense_1.weight"))
         both = (*outputs(model, f"{feed}.dense_1"), inputs(f"{feed}.dense_2"))
         groups.append(UnitGroup(f"{feed}.dense_1", "neuron", inner, both))
     return groups, sizes
