@@ -133,7 +133,11 @@ def leaks(model: Any, masks: MaskSet) -> int:
 
 def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
     """What journal lines of equal trainings have in common; checkpoints hold the settings, output_dir too."""
-    return {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
+    return {
+        key: without_clocks(value) if isinstance(value, dict) else value
+        for key, value in record.items()
+        if not key.endswith("seconds") and key != "checkpoint_sha256"
+    }
 
 
 @torch.no_grad()

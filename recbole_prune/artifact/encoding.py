@@ -182,8 +182,8 @@ class EncodedTensor:
             live[np.repeat(np.arange(self.rows), counts), columns] = True
             return live
         if self.encoding == "grid":
-            rows, columns = (_unpacked(self.parts[name], n) for name, n in zip(_GRID, (self.rows, self.columns)))
-            flat: NDArray[np.bool_] = np.outer(rows, columns).reshape(-1)
+            sides = [_unpacked(self.parts[name], n) for name, n in zip(_GRID, (self.rows, self.columns))]
+            flat = (sides[0][:, None] & sides[1]).reshape(-1)
         elif self.encoding == "bitmap":
             flat = _unpacked(self.parts["bitmap"], self.entries)
         elif self.kept == self.entries:
