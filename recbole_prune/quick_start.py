@@ -94,7 +94,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
     alone = tuition.teach(experiment, trained, log, run)
-    siblings.adopt_dense(experiment)
+    siblings.adopt_dense(experiment, pruner.dense_is_taught)
     count = len(pruner.counts())
     before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""
     experiment.logger.info(

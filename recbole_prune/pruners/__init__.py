@@ -19,6 +19,9 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "set": ".dynamic_sparse:SparseEvolutionaryTraining",
         "lcm": ".smaller_tables:LinearCompression",
         "structured": ".structured:StructuredPruning",
+        "sp_sad": ".attention_guided:PruningUnderDistillation",
+        "lth_sad": ".attention_guided:PruningUnderDistillation",
+        "ss_sad": ".attention_guided:SparseStudent",
         "small_dense": ".smaller_tables:SmallerDenseTables",
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,9 @@ class StructuredPruning(MaskPruner):
         """The share of units that is gone at each ticket, ticket 0 first."""
         settings = self.settings
         target = settings.prune_target_sparsity
-        counts = kept_counts(_PARTS, rate=settings.prune_rate, rounds=self.rounds(), target=target)
+        of_initial = settings.prune_rate_of == "initial"
+        rounds = self.rounds()
+        counts = kept_counts(_PARTS, rate=settings.prune_rate, rounds=rounds, target=target, of_initial=of_initial)
         return [1 - count / _PARTS for count in counts]
 
     def removed(self, number: int) -> dict[str, int]:
@@ -151,7 +154,7 @@ class StructuredPruning(MaskPruner):
         assert plan.masks is not None
         kept = units_of(self.anatomy, plan.masks)
         left = {group.name: [len(kept[group.name]), group.count] for groups in self.groups.values() for group in groups}
-        return Plan(**{**vars(plan), "whole_units": True, "method": {**plan.method, "units": left}})
+        return replace(plan, whole_units=True, method={**plan.method, "units": left})
 
     def entry_scores(self, ticket: Ticket) -> Mapping[str, torch.Tensor]:
         """What every entry adds to the score of its units (``prune_score``)."""

@@ -62,7 +62,7 @@ def ticket_table(
         record = {**alone.to_record(), "bytes": bytes_of.get(0)}
         add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
     for ticket in tickets:
-        label = ("taught " if taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
+        label = ("taught " if taught and ticket.is_taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
         record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}
         add(_row(label, record, names), live_parameters(ticket), record)
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):

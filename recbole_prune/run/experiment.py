@@ -170,11 +170,11 @@ class Experiment:
 
     def _taught(self, plan: Plan) -> Plan:
         """A plan with the distiller among its parts; where nothing is trained its journal line has the teacher too."""
-        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller else plan
+        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller and plan.taught else plan
 
-    def dense(self) -> Ticket:
-        """Ticket 0: the dense model through the same way."""
-        return self.obtain(0, lambda: Plan(0, MaskSet.dense(self.scope)))
+    def dense(self, taught: bool = True) -> Ticket:
+        """Ticket 0: the dense model through the same way, with the run's teacher or without."""
+        return self.obtain(0, lambda: Plan(0, MaskSet.dense(self.scope), taught=taught))
 
     def validate(self, weights: Weights, masks: MaskSet) -> float:
         """Validation score of given weights under masks, without any training."""

@@ -21,6 +21,7 @@ def choose_ticket(experiment: Experiment, tickets: Sequence[Ticket]) -> tuple[Ti
         bigger=experiment.bigger,
         target=settings.get("prune_target_sparsity"),
         number=settings.export_ticket,
+        tolerance=settings.get("prune_tolerance"),
         taught=settings.distiller is not None,
     )
 

@@ -58,6 +58,11 @@ class Ticket:
         return changes
 
     @property
+    def is_taught(self) -> bool:
+        """Whether the teacher of its run, if there is one, taught it."""
+        return bool(self.method.get("taught", True))
+
+    @property
     def has_units(self) -> bool:
         """Whether its masks are zero on whole units; the journal line says how many are left of each group."""
         return "units" in self.method
@@ -93,6 +98,8 @@ class Plan:
         changes: RecBole settings that differ from the run's (a smaller ``embedding_size``).
         parts: what trains along with this ticket (prune and grow, LCM's affine maps).
         kept: live entries where there are no masks.
+        epochs: of the training; None: RecBole's setting.
+        taught: whether the run's teacher, if there is one, teaches.
         whole_units: the masks are zero on whole units, which are taken out where that is exact.
         method: fields to add to the journal line.
     """
@@ -105,5 +112,7 @@ class Plan:
     changes: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     kept: int | None = None
+    epochs: int | None = None
+    taught: bool = True
     whole_units: bool = False
     method: dict[str, Any] = field(default_factory=dict)

@@ -70,7 +70,7 @@ class TicketTraining(Files):
         self.progress = progress or Progress(enabled=False)
         self.meter = meter or Meter()
         self.settings = workshop.config.settings
-        self.method = dict(plan.method)
+        self.method = dict(plan.method) if plan.taught else {**plan.method, "taught": False}
         self.checkpoint_file = f"checkpoints/ticket-{plan.ticket:03d}.pth"
         self.checkpoint_sha256 = ""
         self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
@@ -136,7 +136,8 @@ class TicketTraining(Files):
             watcher=self.progress,
             meter=self.meter,
         )
-        trainer = self.workshop.trainer(model, session, plan.changes)
+        changes = plan.changes if plan.epochs is None else {**plan.changes, "epochs": plan.epochs}
+        trainer = self.workshop.trainer(model, session, changes)
         trainer.saved_model_file = str(self.folder.path / self.checkpoint_file)
         return trainer
 
