@@ -83,7 +83,7 @@ class Pruner(ABC):
             rounds=self.rounds(),
             target=self.settings.prune_target_sparsity,
             official=getattr(self.settings, "prune_parity", "exact") == "official",
-            of_initial=self.settings.prune_rate_of == "initial",
+            of_initial=getattr(self.settings, "prune_rate_of", "live") == "initial",
         )
 
     def rounds(self) -> int | None:
