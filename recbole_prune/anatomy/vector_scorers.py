@@ -90,6 +90,14 @@ class Vectors(Scorer):
         offset = self.offset(model, rows, items)
         return products if offset is None else products + offset
 
+    def factors(
+        self, model: AbstractRecommender, rows: Rows, items: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Queries and the item table, where their products are the logits and the table costs no more than the rows."""
+        if not self.dot or not self._has_table(model, items):
+            return None
+        return self.query(model, rows), self.item_table(model)
+
     def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Products of item vectors and the queries of the users that occur, plus offsets."""
         count, vectors = int(model.n_users), self.item_vectors(model, items)

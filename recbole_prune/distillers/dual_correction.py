@@ -11,9 +11,9 @@ import torch
 from recbole_prune.anatomy.logits import row_logits, user_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.batch_lists import listed_logits, where_listed
+from recbole_prune.distillers.batch_lists import listed_logits, listwise_loss, where_listed
 from recbole_prune.distillers.draws import draw_weighted
-from recbole_prune.distillers.losses.listwise import plackett_luce
+from recbole_prune.distillers.losses.listwise import plackett_luce_of
 from recbole_prune.distillers.ranking import ItemSideRanking
 from recbole_prune.training.parts import State
 
@@ -78,17 +78,15 @@ class DualCorrection(Distiller):
         if not self._errors:
             self._errors = self._errors_of(model)
         settings, users = self.settings, interaction[self.pupils.user_field].unique()
-        found = {"dcd_users": (settings.distill_weight, self._loss(_of_users(model), users, self._of_users(users)))}
+        under, over = self._of_users(users)
+        of_users = listwise_loss(model, users, _beside(under, over, users.device), under.shape[1])
+        found = {"dcd_users": (settings.distill_weight, of_users)}
         if not self._third_party:
             items = self.pupils.entities(interaction).items
-            drawn = self._draw("items", items, settings.distill_item_interesting)
-            found["dcd_items"] = settings.distill_item_weight, self._loss(_of_items(model), items, drawn)
+            under, over = self._draw("items", items, settings.distill_item_interesting)
+            logits = _of_items(model)(items, _beside(under, over, items.device))
+            found["dcd_items"] = settings.distill_item_weight, plackett_luce_of(logits, under.shape[1]).sum()
         return found
-
-    def _loss(self, score: Score, keys: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        ids = torch.from_numpy(np.concatenate(drawn, axis=1)).to(keys.device, torch.long)
-        logits = score(keys, ids).split([part.shape[1] for part in drawn], 1)
-        return plackett_luce(*logits).sum()
 
     # ---- what is drawn -----------------------------------------------------------------------------------------------
 
@@ -134,6 +132,10 @@ class DualCorrection(Distiller):
             own = ranks(keys.to(model.device), ids).cpu().numpy()
             found[keys] = own - np.arange(candidates.shape[1])
         return found
+
+
+def _beside(under: np.ndarray, over: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([under, over], axis=1)).to(device, torch.long)
 
 
 def _of_users(model: MaskAware) -> Score:

@@ -22,6 +22,9 @@ _LARGEST = 40.0
 # the product of what a list's logarithms are taken of is kept between these
 _SMALLEST_PRODUCT, _LARGEST_PRODUCT = 1e-200, 1e200
 
+# gradients of scores that are kept before they are added to those of the table
+_SCORES_AT_ONCE = 1 << 21
+
 
 @partial(compile_loop, alone=False, fastmath=_FREE)
 def score_row(vector: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
@@ -60,12 +63,11 @@ def add_to_vector(gradient: Floats, table: Floats, ids: Ids, to_vector: Floats) 
 
 
 @partial(compile_loop, alone=False, fastmath=_FREE)
-def add_row(gradient: Floats, vector: Floats, table: Floats, ids: Ids, to_vector: Floats, to_table: Floats) -> None:
-    """Add the gradients of one row's scores to those of its vector and of the table."""
-    add_to_vector(gradient, table, ids, to_vector)
-    for k in range(ids.size):  # one by one: a row may come twice
+def add_to_table(gradient: Floats, vector: Floats, ids: Ids, to_table: Floats) -> None:
+    """Add the gradients of one row's scores to those of the table, one by one: a row of it may come twice."""
+    for k in range(ids.size):
         to_row, of_a = to_table[ids[k]], gradient[k]
-        for f in range(table.shape[1]):
+        for f in range(to_table.shape[1]):
             to_row[f] += of_a * vector[f]
 
 
@@ -191,19 +193,27 @@ def sum_of_lists(
 ) -> float:
     """The sum of the losses of some rows, whose scores are products of vectors with rows of a table; adds gradients.
 
-    What is read for a row's scores is still at hand for its gradients, and nothing is written but those. NaN where
-    scores are too far apart; lists have -1 where nothing stands.
+    What is read for a row's scores is still at hand for the gradient of its vector. The gradients of the table are
+    added for many rows at once: two tables of a few MB that are read in turns have no place in the cache together.
+    NaN where scores are too far apart; lists have -1 where nothing stands.
     """
     width, total = lists.shape[1], 0.0
-    scores, gradient, tails = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(count, np.float32)
-    for row in rows:
-        score_row(vectors[row], table, lists[row], scores)
-        for place in range(width):
-            if lists[row, place] < 0:
-                scores[place] = np.nan
-        loss = _of_list(scores, gradient, tails, count)
-        if np.isnan(loss):
-            return loss
-        total += loss
-        add_row(gradient, vectors[row], table, lists[row], to_vectors[row], to_table)
+    step = max(1, min(rows.size, _SCORES_AT_ONCE // max(1, width)))
+    gradient, scores = np.empty((step, width), np.float32), np.empty(width, np.float32)
+    tails = np.empty(count, np.float32)
+    for begin in range(0, rows.size, step):
+        some = rows[begin : begin + step]
+        for at in range(some.size):
+            row = some[at]
+            score_row(vectors[row], table, lists[row], scores)
+            for place in range(width):
+                if lists[row, place] < 0:
+                    scores[place] = np.nan
+            loss = _of_list(scores, gradient[at], tails, count)
+            if np.isnan(loss):
+                return loss
+            total += loss
+            add_to_vector(gradient[at], table, lists[row], to_vectors[row])
+        for at in range(some.size):
+            add_to_table(gradient[at], vectors[some[at]], lists[some[at]], to_table)
     return total

@@ -69,7 +69,7 @@ def _sum_of_logits(
 
 
 class _SumOfLists(torch.autograd.Function):
-    """From vectors to the loss and back in one loop, row by row; no logit is ever written."""
+    """From vectors to the loss and back in one loop; no logit is ever written."""
 
     @staticmethod
     def forward(
