@@ -91,6 +91,20 @@ def factors_of_pairs(
         return scorer.factors(model, rows, items)
 
 
+def evaluated_factors(model: AbstractRecommender) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Vectors of all users and items as they are in evaluation, free of gradients, whose products are the logits.
+
+    Returns:
+        ``[users, width]`` and ``[items, width]``; None where logits are something else, or where users are histories.
+    """
+    scorer = scorer_with_lists(model)
+    if not isinstance(scorer, Vectors) or scorer.of_rows or not scorer.dot:
+        return None
+    users, items = scorer.tables(model)
+    assert users is not None, "of a model whose users are no histories"
+    return users, items
+
+
 def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
     """Logits of all items for each row, differentiable, ``[b, items]``: for models whose loss is over whole rows.
 
