@@ -47,18 +47,20 @@ def call():
     lists = torch.zeros(5, 6, dtype=torch.int32)
     listwise.sum_of_lists(vectors, torch.arange(5), torch.ones(9, 8), lists, 3).backward()
     listwise.plackett_luce(torch.ones(5, 3), torch.ones(5, 3))
+    both = soft_labels.TwoLists(lists, torch.ones(5, 6), torch.ones(5, 3, dtype=torch.int32), torch.ones(5))
+    soft_labels.sum_of_two_lists(torch.ones(5, 8), torch.ones(9, 8), ids, ids, both, 1.0, None)
     soft_labels.soft_list_cross_entropy(torch.ones(5, 3), torch.ones(5, 3), 1.0)
 
 def counts():
     loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest, "best_products": product_kernel.best_products}
     loops.update({name: row_kernels._compiled(name) for name in row_kernels._LOOPS})
-    names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "soft_list_rows")
+    names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows")
     loops.update({name: getattr(pair_kernels, name) for name in names})
     stats = {name: loop.stats for name, loop in loops.items()}
     return {name: [sum(s.cache_hits.values()), sum(s.cache_misses.values())] for name, s in stats.items()}
 """
 ROWS = {"scatter_rows", "add_rows", "expand", "gather"}
-PAIRS = {"score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "soft_list_rows"}
+PAIRS = {"score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows"}
 LOOPS = {"scan", "largest", "best_products", *ROWS, *PAIRS}
 
 

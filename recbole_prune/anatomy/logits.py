@@ -72,23 +72,22 @@ def product_tables(model: AbstractRecommender, pairs: int) -> tuple[torch.Tensor
         return scorer.user_vectors(model, users), scorer.item_table(model)
 
 
-def factors_of_pairs(
-    model: AbstractRecommender, rows: Rows, items: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def factors_of_pairs(model: AbstractRecommender, rows: Rows, pairs: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What :func:`pair_logits` multiplies, differentiable, where a logit is a plain product of vectors.
 
     Args:
-        model, rows, items: as for :func:`pair_logits`; of the items only the number counts.
+        model, rows: as for :func:`pair_logits`.
+        pairs: of rows and items whose logits are wanted.
 
     Returns:
         vectors of the rows ``[b, width]`` and of all items ``[items, width]``; None where logits are something else, or
-        where the vectors of so few items cost less than all.
+        where the vectors of the items in so few pairs cost less than all.
     """
     scorer = scorer_with_lists(model)
     if not isinstance(scorer, Vectors):
         return None
     with shared_propagation(model):
-        return scorer.factors(model, rows, items)
+        return scorer.factors(model, rows, pairs)
 
 
 def evaluated_factors(model: AbstractRecommender) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -91,7 +91,7 @@ def listwise_loss(model: AbstractRecommender, rows: Rows, items: torch.Tensor, c
         items: ids of items, -1 where there are fewer.
         count: the ``K`` of a list.
     """
-    factors = factors_of_pairs(model, rows, items)
+    factors = factors_of_pairs(model, rows, items.numel())
     if factors is None:
         return plackett_luce_of(listed_logits(model, rows, items), count).sum()
     places = torch.arange(len(items), device=items.device)

@@ -63,10 +63,14 @@ class StudentGuided(Distiller):
         """What is learned from a batch: of its distinct users (ascending) or of its rows."""
         if self.pupils.of_rows:
             return batch, self.label(model, batch, self._stream(self._batch))
+        users = batch[self.pupils.user_field].unique()
+        return users, tuple(table[users - 1] for table in self.labelled_users(model))
+
+    def labelled_users(self, model: MaskAware) -> Labelled:
+        """What all users but padding learn from in this epoch."""
         if self._of_users is None:
             self._of_users = self._label_all(model)
-        users = batch[self.pupils.user_field].unique()
-        return users, tuple(table[users - 1] for table in self._of_users)
+        return self._of_users
 
     def _label_all(self, model: MaskAware) -> Labelled:
         """Of all users but padding, some at a time: an epoch holds ``[U - 1, K]`` ids and logits."""

@@ -22,6 +22,8 @@ _LARGEST = 40.0
 # the product of what a list's logarithms are taken of is kept between these
 _SMALLEST_PRODUCT, _LARGEST_PRODUCT = 1e-200, 1e200
 
+# sums of powers of e below are lost beside those of the largest score
+_LEAST_SUM = np.float32(1e-30)
 # gradients of scores that are kept before they are added to those of the table
 _SCORES_AT_ONCE = 1 << 21
 
@@ -216,4 +218,74 @@ def sum_of_lists(
             add_to_vector(gradient[at], table, lists[row], to_vectors[row])
         for at in range(some.size):
             add_to_table(gradient[at], vectors[some[at]], lists[some[at]], to_table)
+    return total
+
+
+@partial(compile_loop, alone=False, fastmath=_FREE)
+def _of_two_lists(scores: Floats, targets: Floats, ends: Ids, share: float, factor: float, gradient: Floats) -> float:
+    """The loss of one row, whose gradient is written; NaN where scores are too far apart."""
+    begin, middle, end = ends[0], ends[1], ends[2]
+    if end == 0:
+        return 0.0
+    scale, top, product = np.float32(factor), scores[:end].max(), np.float32(0)
+    for place in range(end):
+        above = (scores[place] - top) * scale
+        product += targets[place] * above
+        gradient[place] = np.exp(above)
+    in_both = gradient[begin:middle].sum()
+    first, second = gradient[:begin].sum() + in_both, in_both + gradient[middle:end].sum()
+    if (middle > 0 and first < _LEAST_SUM) or (end > begin and second < _LEAST_SUM):
+        return np.nan
+    loss, of_first, of_second = -float(product), np.float32(0), np.float32(0)
+    if middle > 0:
+        loss += share * float(np.log(np.float64(first)))
+        of_first = np.float32(share) / first
+    if end > begin:
+        loss += (1 - share) * float(np.log(np.float64(second)))
+        of_second = np.float32(1 - share) / second
+    for place in range(end):
+        own = of_first if place < middle else np.float32(0)
+        other = of_second if place >= begin else np.float32(0)
+        gradient[place] = (gradient[place] * (own + other) - targets[place]) * scale
+    return loss
+
+
+@compile_loop
+def sum_of_two_lists(
+    vectors: Floats, table: Floats, rows: Ids, counts: Ids, lists: Ids, targets: Floats, ends: Ids, shares: Floats,
+    factor: float, to_vectors: Floats, to_table: Floats,
+) -> float:  # fmt: skip
+    """The sum of weighted cross-entropies of two lists, whose scores are products of vectors with a table's rows.
+
+    As :func:`sum_of_lists`, and adds gradients like it.
+
+    Args:
+        vectors, table: ``[n, width]`` and ``[C, width]``.
+        rows: of the lists of each vector ``[n]``; those below are of all rows.
+        counts: how often each vector counts ``[n]``.
+        lists: ids ``[R, P]``: those in the first list alone, those in both, and those in the second alone.
+        targets: of both softmaxes together, weighted ``[R, P]``.
+        ends: of the three parts ``[R, 3]``.
+        shares: of the first list's cross-entropy ``[R]``; that of the second counts for the rest of 1.
+        factor: of the scores, ``1 / temperature``.
+    """
+    width, total = lists.shape[1], 0.0
+    step = max(1, min(rows.size, _SCORES_AT_ONCE // max(1, width)))
+    gradient, scores = np.empty((step, width), np.float32), np.empty(width, np.float32)
+    for begin in range(0, rows.size, step):
+        many = min(step, rows.size - begin)
+        for at in range(many):
+            row, count = rows[begin + at], np.float32(counts[begin + at])
+            ids = lists[row, : ends[row, 2]]
+            score_row(vectors[begin + at], table, ids, scores)
+            loss = _of_two_lists(scores, targets[row], ends[row], shares[row], factor, gradient[at])
+            if np.isnan(loss):
+                return loss
+            total += loss * float(count)
+            for place in range(ids.size):
+                gradient[at, place] *= count
+            add_to_vector(gradient[at], table, ids, to_vectors[begin + at])
+        for at in range(many):
+            row = rows[begin + at]
+            add_to_table(gradient[at], vectors[begin + at], lists[row, : ends[row, 2]], to_table)
     return total
