@@ -8,6 +8,7 @@ import torch
 
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.errors import ConfigError
+from recbole_prune.sparse.best_products import ranks_of_products
 from recbole_prune.sparse.compiling import available
 from recbole_prune.teachers.ranked_lists import Ranked, best_of_products
 
@@ -63,3 +64,18 @@ def test_a_product_that_is_no_number_is_named(value: float) -> None:
     nothing = UsedIds(np.empty(0, np.int64), np.empty(0, np.int64), ROWS, COLUMNS)
     with pytest.raises(ConfigError, match="the first of internal id 11"):
         best_of_products(vectors, table, nothing, 5, "it", np.arange(1, ROWS))
+
+
+@needs_numba
+@pytest.mark.parametrize("asked", [1, 7, 8, 300])
+def test_ranks_are_those_among_all_columns(asked: int) -> None:
+    vectors, table = numbers("any", 5)
+    stream = np.random.default_rng(2)
+    ids = np.stack([stream.permutation(np.arange(1, COLUMNS))[:asked] for _ in range(ROWS)]).astype(np.int32)
+    ids[4, asked // 2 :] = ids[6] = -1
+    scores = (vectors @ table.T).numpy()
+    above = (scores[:, None, 1:] > np.take_along_axis(scores, ids.clip(min=0), 1)[:, :, None]).sum(2)
+    expected = np.where(ids < 0, 0, above)
+    expected[[0, 9]] = 0
+    rows = np.delete(np.arange(1, ROWS), 8)
+    assert np.array_equal(ranks_of_products(vectors.numpy(), rows, table.numpy(), ids), expected)

@@ -37,6 +37,7 @@ def call():
     InvertedLists(Rows.of(table), 8).top_k(Rows.of(table), 3, *nothing)
     dense_top_k.largest(table, 3)
     best_products.best_products(table, np.arange(40), table, *nothing, 3)
+    best_products.ranks_of_products(table, np.arange(40), table, np.ones((40, 3), np.int32))
     rows = Rows.of(table)
     parts = [torch.from_numpy(part.copy()) for part in rows]
     ids, batch, whole = torch.arange(5), torch.zeros(5, 8), torch.zeros(40, 8)
@@ -53,6 +54,7 @@ def call():
 
 def counts():
     loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest, "best_products": product_kernel.best_products}
+    loops["ranks_of_products"] = product_kernel.ranks_of_products
     loops.update({name: row_kernels._compiled(name) for name in row_kernels._LOOPS})
     names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows")
     loops.update({name: getattr(pair_kernels, name) for name in names})
@@ -61,7 +63,7 @@ def counts():
 """
 ROWS = {"scatter_rows", "add_rows", "expand", "gather"}
 PAIRS = {"score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows"}
-LOOPS = {"scan", "largest", "best_products", *ROWS, *PAIRS}
+LOOPS = {"scan", "largest", "best_products", "ranks_of_products", *ROWS, *PAIRS}
 
 
 def run_program(code: str, cache_folder: Path, **environment: str) -> str:

@@ -54,6 +54,31 @@ def best_products(
     return found
 
 
+def ranks_of_products(
+    vectors: Array, rows: NDArray[np.int64], table: Array, ids: NDArray[np.int32], threads: int = 0
+) -> NDArray[np.int32]:
+    """How many ids but 0 have a product above that of each of some ids; needs numba.
+
+    Args:
+        vectors, rows, table, threads: as for :func:`best_products`.
+        ids: those that are asked for, of all rows ``[R, P]``; -1 stands for none.
+
+    Returns:
+        ``[R, P]``; 0 for none, and in rows that are not asked for.
+    """
+    from recbole_prune.sparse.product_kernel import ranks_of_products as by_loop
+
+    vectors, table = np.ascontiguousarray(vectors, np.float32), np.asarray(table, np.float32)
+    blocks, asked = _in_blocks(table, np.arange(1, len(table)))[0], np.ascontiguousarray(ids, np.int32)
+    ranks = np.zeros(ids.shape, np.int32)
+
+    def work(first: int) -> None:
+        by_loop(vectors, rows[first : first + _ROWS_AT_ONCE], blocks, len(table), asked, ranks)
+
+    in_threads(work, range(0, len(rows), _ROWS_AT_ONCE), threads)
+    return ranks
+
+
 def _lengths(vectors: Array) -> NDArray[np.float64]:
     lengths: NDArray[np.float64] = np.sqrt(np.square(vectors, dtype=np.float64).sum(1))
     return lengths

@@ -1,4 +1,4 @@
-"""The best of products of vectors with a table, compiled by numba; no product is kept but those of the lists.
+"""The best of products of vectors with a table, and ranks among all of them, compiled by numba; none is kept for long.
 
 Imported only where numba is available.
 """
@@ -134,3 +134,55 @@ def best_products(
                 key = best[count - 1 - place]
                 found_ids[some[at], place] = _LAST_ID - (key & _LAST_ID)
                 found_scores[some[at], place] = _score_of(key, bits)
+
+
+@partial(compile_loop, alone=False)
+def _count_above(scores: Single, ids: NDArray[np.int32], own: Single, counts: Long, ranks: NDArray[np.int32]) -> None:
+    """How many scores are above those of some ids; ``own`` is one shorter than a power of two and longer than them."""
+    own[:] = np.inf
+    for place in range(ids.size):
+        if ids[place] > 0:
+            own[place] = scores[ids[place] - 1]
+    own.sort()
+    counts[:] = 0
+    for score in scores:
+        if score > own[0]:
+            below, half = 0, (own.size + 1) // 2
+            while half:  # how many of them are below this score, without a branch
+                below += half if own[below + half - 1] < score else 0
+                half //= 2
+            counts[below] += 1
+    for place in range(own.size - 1, -1, -1):  # now those that are above more of them, too
+        counts[place] += counts[place + 1]
+    for place in range(ids.size):
+        if ids[place] > 0:
+            ranks[place] = counts[np.searchsorted(own, scores[ids[place] - 1]) + 1]
+
+
+@compile_loop
+def ranks_of_products(vectors: Single, rows: Long, table: Single, columns: int, ids: NDArray[np.int32],
+    ranks: NDArray[np.int32],
+) -> None:  # fmt: skip
+    """How many columns score above each of some ids, for some rows; nothing else changes.
+
+    Args:
+        vectors, rows: as for :func:`best_products`.
+        table: blocks of the columns from 1 on, in their order ``[blocks, width, members]``.
+        columns: how many there are, with column 0.
+        ids: of the columns that are asked for ``[R, P]``; -1 stands for none.
+        ranks: ``[R, P]``.
+    """
+    blocks, _, members = table.shape
+    scores = np.empty((_TOGETHER, blocks * members), np.float32)
+    room = 1
+    while room <= ids.shape[1]:
+        room *= 2
+    own, counts = np.empty(room - 1, np.float32), np.empty(room, np.int64)
+    for begin in range(0, rows.size, _TOGETHER):
+        some = rows[begin : begin + _TOGETHER]
+        for block in range(blocks):
+            for at in range(some.size):
+                part = scores[at, block * members : (block + 1) * members]
+                _score_block(vectors[some[at]], table[block], part)
+        for at in range(some.size):
+            _count_above(scores[at, : columns - 1], ids[some[at]], own, counts, ranks[some[at]])
