@@ -19,6 +19,8 @@ Long = NDArray[np.int64]
 _TOGETHER = 16
 # scores of which the largest is compared at first
 _GROUP = 64
+# equal parts of the range of the scores that are asked for: few of which stand in one
+_BINS = 4096
 _ID_BITS = 32
 _LAST_ID = (1 << _ID_BITS) - 1
 _SIGN = 0x7FFFFFFF
@@ -136,27 +138,43 @@ def best_products(
                 found_scores[some[at], place] = _score_of(key, bits)
 
 
+@partial(compile_loop, alone=False, fastmath={"contract"})
+def _bin_of(score: np.float32, least: np.float32, scale: np.float32) -> int:
+    """Which of equal parts of a range a score is in; what is no number is in one, too."""
+    return max(0, min(int((score - least) * scale), _BINS - 1))
+
+
 @partial(compile_loop, alone=False)
-def _count_above(scores: Single, ids: NDArray[np.int32], own: Single, counts: Long, ranks: NDArray[np.int32]) -> None:
-    """How many scores are above those of some ids; ``own`` is one shorter than a power of two and longer than them."""
-    own[:] = np.inf
+def _count_above(
+    scores: Single, ids: NDArray[np.int32], own: Single, starts: Long, counts: Long, ranks: NDArray[np.int32]
+) -> None:
+    """How many scores are above those of some ids ``[P]``; ``own`` is as long, ``counts`` one longer."""
+    asked = 0
     for place in range(ids.size):
         if ids[place] > 0:
-            own[place] = scores[ids[place] - 1]
-    own.sort()
-    counts[:] = 0
+            own[asked] = scores[ids[place] - 1]
+            asked += 1
+    if not asked:
+        return
+    own[:asked].sort()
+    least, scale = own[0], np.float32(_BINS) / max(own[asked - 1] - own[0], np.float32(1e-30))
+    starts[:], counts[:] = 0, 0
+    for place in range(asked):
+        starts[_bin_of(own[place], least, scale) + 1] += 1
+    for number in range(_BINS):
+        starts[number + 1] += starts[number]
     for score in scores:
-        if score > own[0]:
-            below, half = 0, (own.size + 1) // 2
-            while half:  # how many of them are below this score, without a branch
-                below += half if own[below + half - 1] < score else 0
-                half //= 2
+        if score > least:
+            number = _bin_of(score, least, scale)
+            below = starts[number]
+            while below < starts[number + 1] and own[below] < score:
+                below += 1
             counts[below] += 1
-    for place in range(own.size - 1, -1, -1):  # now those that are above more of them, too
+    for place in range(asked - 1, -1, -1):  # those above more of them are above these, too
         counts[place] += counts[place + 1]
     for place in range(ids.size):
         if ids[place] > 0:
-            ranks[place] = counts[np.searchsorted(own, scores[ids[place] - 1]) + 1]
+            ranks[place] = counts[np.searchsorted(own[:asked], scores[ids[place] - 1]) + 1]
 
 
 @compile_loop
@@ -174,10 +192,8 @@ def ranks_of_products(vectors: Single, rows: Long, table: Single, columns: int, 
     """
     blocks, _, members = table.shape
     scores = np.empty((_TOGETHER, blocks * members), np.float32)
-    room = 1
-    while room <= ids.shape[1]:
-        room *= 2
-    own, counts = np.empty(room - 1, np.float32), np.empty(room, np.int64)
+    own, starts = np.empty(ids.shape[1], np.float32), np.empty(_BINS + 1, np.int64)
+    counts = np.empty(ids.shape[1] + 1, np.int64)
     for begin in range(0, rows.size, _TOGETHER):
         some = rows[begin : begin + _TOGETHER]
         for block in range(blocks):
@@ -185,4 +201,4 @@ def ranks_of_products(vectors: Single, rows: Long, table: Single, columns: int, 
                 part = scores[at, block * members : (block + 1) * members]
                 _score_block(vectors[some[at]], table[block], part)
         for at in range(some.size):
-            _count_above(scores[at, : columns - 1], ids[some[at]], own, counts, ranks[some[at]])
+            _count_above(scores[at, : columns - 1], ids[some[at]], own, starts, counts, ranks[some[at]])
