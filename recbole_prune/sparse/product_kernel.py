@@ -20,7 +20,7 @@ _TOGETHER = 16
 # scores of which the largest is compared at first
 _GROUP = 64
 # equal parts of the range of the scores that are asked for: few of which stand in one
-_BINS = 4096
+_BINS = 8192
 _ID_BITS = 32
 _LAST_ID = (1 << _ID_BITS) - 1
 _SIGN = 0x7FFFFFFF
@@ -146,7 +146,12 @@ def _bin_of(score: np.float32, least: np.float32, scale: np.float32) -> int:
 
 @partial(compile_loop, alone=False)
 def _count_above(
-    scores: Single, ids: NDArray[np.int32], own: Single, starts: Long, counts: Long, ranks: NDArray[np.int32]
+    scores: Single,
+    ids: NDArray[np.int32],
+    own: Single,
+    starts: NDArray[np.int32],
+    counts: Long,
+    ranks: NDArray[np.int32],
 ) -> None:
     """How many scores are above those of some ids ``[P]``; ``own`` is as long, ``counts`` one longer."""
     asked = 0
@@ -192,7 +197,7 @@ def ranks_of_products(vectors: Single, rows: Long, table: Single, columns: int, 
     """
     blocks, _, members = table.shape
     scores = np.empty((_TOGETHER, blocks * members), np.float32)
-    own, starts = np.empty(ids.shape[1], np.float32), np.empty(_BINS + 1, np.int64)
+    own, starts = np.empty(ids.shape[1], np.float32), np.empty(_BINS + 1, np.int32)
     counts = np.empty(ids.shape[1] + 1, np.int64)
     for begin in range(0, rows.size, _TOGETHER):
         some = rows[begin : begin + _TOGETHER]
