@@ -29,6 +29,8 @@ _ENTRIES_AT_ONCE = 1 << 21
 _FEWEST_ROWS = 32
 _SECONDS_BETWEEN_LINES = 20.0
 _LARGEST_PRODUCT = 1e38
+# coordinates up to which the loop is faster than matrix products and a pass over them (as fast at 200)
+_WIDEST = 128
 
 
 def best_of_rows(
@@ -66,7 +68,7 @@ def best_of_products(
     """:func:`best_of_rows` by the products of vectors ``[rows, width]`` with a table ``[columns, width]``."""
     sides = vectors.detach(), table.detach()[: excluded.value_count]
     on_cpu = all(side.device.type == "cpu" and side.dtype == torch.float32 for side in sides)
-    if on_cpu and available() and _have_finite_products(*sides):
+    if on_cpu and sides[0].shape[1] <= _WIDEST and available() and _have_finite_products(*sides):
         arrays = sides[0].numpy(), ids, sides[1].numpy(), excluded.offsets, excluded.codes
         return best_products(*arrays, length, torch.get_num_threads())
     return best_of_rows(lambda some: sides[0][some] @ sides[1].t(), excluded, length, what, vectors.device, ids)
