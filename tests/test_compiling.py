@@ -26,7 +26,8 @@ CALLS = """
 import json, os, sys
 import numpy as np, torch
 from recbole_prune.distillers.losses import listwise, soft_labels
-from recbole_prune.sparse import compiling, dense_top_k, pair_kernels, pair_scores, row_kernels, scan_kernel
+from recbole_prune.sparse import best_products, compiling, dense_top_k, pair_kernels, pair_scores, product_kernel
+from recbole_prune.sparse import row_kernels, scan_kernel
 from recbole_prune.sparse.compact import compact
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows
 
@@ -35,6 +36,8 @@ def call():
     nothing = np.zeros(41, np.int64), np.zeros(0, np.int64)
     InvertedLists(Rows.of(table), 8).top_k(Rows.of(table), 3, *nothing)
     dense_top_k.largest(table, 3)
+    best_products.best_products(table, np.arange(40), table, *nothing, 3)
+    best_products.ranks_of_products(table, np.arange(40), table, np.ones((40, 3), np.int32))
     rows = Rows.of(table)
     parts = [torch.from_numpy(part.copy()) for part in rows]
     ids, batch, whole = torch.arange(5), torch.zeros(5, 8), torch.zeros(40, 8)
@@ -45,18 +48,22 @@ def call():
     lists = torch.zeros(5, 6, dtype=torch.int32)
     listwise.sum_of_lists(vectors, torch.arange(5), torch.ones(9, 8), lists, 3).backward()
     listwise.plackett_luce(torch.ones(5, 3), torch.ones(5, 3))
+    both = soft_labels.TwoLists(lists, torch.ones(5, 6), torch.ones(5, 3, dtype=torch.int32), torch.ones(5))
+    soft_labels.sum_of_two_lists(torch.ones(5, 8), torch.ones(9, 8), ids, ids, both, 1.0, None)
     soft_labels.soft_list_cross_entropy(torch.ones(5, 3), torch.ones(5, 3), 1.0)
 
 def counts():
-    loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest}
+    loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest, "best_products": product_kernel.best_products}
+    loops["ranks_of_products"] = product_kernel.ranks_of_products
     loops.update({name: row_kernels._compiled(name) for name in row_kernels._LOOPS})
-    names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "soft_list_rows")
+    names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows")
     loops.update({name: getattr(pair_kernels, name) for name in names})
     stats = {name: loop.stats for name, loop in loops.items()}
     return {name: [sum(s.cache_hits.values()), sum(s.cache_misses.values())] for name, s in stats.items()}
 """
 ROWS = {"scatter_rows", "add_rows", "expand", "gather"}
-LOOPS = {"scan", "largest", *ROWS, "score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "soft_list_rows"}
+PAIRS = {"score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows"}
+LOOPS = {"scan", "largest", "best_products", "ranks_of_products", *ROWS, *PAIRS}
 
 
 def run_program(code: str, cache_folder: Path, **environment: str) -> str:

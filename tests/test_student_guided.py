@@ -17,8 +17,8 @@ from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.distillers.draws import draw_weighted
-from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy, soft_lists_by_torch
-from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items
+from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy, soft_lists_by_torch, sum_of_two_lists
+from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items, two_lists
 from recbole_prune.distillers.student_lists import rank_by_student
 from recbole_prune.errors import TrainingError
 from recbole_prune.sparse.compiling import available
@@ -119,6 +119,37 @@ def test_the_loop_gives_what_torch_gives() -> None:
         found.append((losses.detach(), mine.grad))
     for one, other in zip(*found):
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.skipif(not available(), reason="numba is not installed: there is no loop")
+@pytest.mark.parametrize(("size", "temperature"), [(1.0, 1.0), (20.0, 2.0), (300.0, 1.0)])
+def test_both_cross_entropies_of_products_in_one_loop(size: float, temperature: float) -> None:
+    """Also of lists in which items are missing, of no list at all, and of scores too far apart for the loop."""
+    draws = torch.Generator().manual_seed(0)
+
+    def choices(among: int, count: int) -> torch.Tensor:
+        return torch.stack([torch.randperm(among, generator=draws)[:count] for _ in range(60)])
+
+    vectors, table = (size**0.5 * torch.randn(count, 8, generator=draws).requires_grad_() for count in (60, 90))
+    mine, theirs = choices(40, 20), choices(40, 12)
+    first, drawn = mine[:, :12].clone(), mine.gather(1, choices(20, 9))
+    first[3, 2:] = first[4] = first[6] = drawn[3, 4:] = drawn[4] = drawn[5] = drawn[6] = -1
+    missed, overlap = missed_items(theirs, drawn, first)
+    missed[5] = missed[6] = -1
+    items = torch.cat([first, drawn, missed], 1)
+    labels = torch.randn(60, 90, generator=draws).gather(1, items.clamp(min=0)).masked_fill(items < 0, NAN)
+    counts = torch.arange(60) % 4 + 1
+
+    def slowly(vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        scores = (vectors @ table.T).gather(1, items.clamp(min=0)).masked_fill(items < 0, NAN)
+        return (combined_loss(scores, labels, overlap, 12, 5.0, temperature) * counts).sum()
+
+    lists = two_lists(items, labels, overlap, 12, 5.0, temperature)
+    arguments = torch.arange(60), counts, lists, temperature
+    found, expected = sum_of_two_lists(vectors, table, *arguments, slowly), slowly(vectors, table)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for one, other in zip(*(torch.autograd.grad(3 * loss, (vectors, table)) for loss in (found, expected))):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_membership_is_that_of_sets() -> None:

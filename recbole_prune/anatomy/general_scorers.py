@@ -36,7 +36,7 @@ class _DMF(Vectors):
         table: torch.Tensor = call(model, "get_item_embedding", whole=True)
         return table
 
-    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
+    def _has_table(self, model: AbstractRecommender, pairs: int) -> bool:
         return True
 
     def ranked(self, model: AbstractRecommender, logits: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,38 @@ def product_tables(model: AbstractRecommender, pairs: int) -> tuple[torch.Tensor
         return scorer.user_vectors(model, users), scorer.item_table(model)
 
 
+def factors_of_pairs(model: AbstractRecommender, rows: Rows, pairs: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What :func:`pair_logits` multiplies, differentiable, where a logit is a plain product of vectors.
+
+    Args:
+        model, rows: as for :func:`pair_logits`.
+        pairs: of rows and items whose logits are wanted.
+
+    Returns:
+        vectors of the rows ``[b, width]`` and of all items ``[items, width]``; None where logits are something else, or
+        where the vectors of the items in so few pairs cost less than all.
+    """
+    scorer = scorer_with_lists(model)
+    if not isinstance(scorer, Vectors):
+        return None
+    with shared_propagation(model):
+        return scorer.factors(model, rows, pairs)
+
+
+def evaluated_factors(model: AbstractRecommender) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Vectors of all users and items as they are in evaluation, free of gradients, whose products are the logits.
+
+    Returns:
+        ``[users, width]`` and ``[items, width]``; None where logits are something else, or where users are histories.
+    """
+    scorer = scorer_with_lists(model)
+    if not isinstance(scorer, Vectors) or scorer.of_rows or not scorer.dot:
+        return None
+    users, items = scorer.tables(model)
+    assert users is not None, "of a model whose users are no histories"
+    return users, items
+
+
 def row_logits(model: AbstractRecommender, rows: Rows) -> torch.Tensor:
     """Logits of all items for each row, differentiable, ``[b, items]``: for models whose loss is over whole rows.
 

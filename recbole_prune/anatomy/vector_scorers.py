@@ -82,13 +82,19 @@ class Vectors(Scorer):
     def logits(self, model: AbstractRecommender, rows: Rows, items: torch.Tensor) -> torch.Tensor:
         """Products of queries and item vectors, plus offsets."""
         query = self.query(model, rows)
-        if self._has_table(model, items):
+        if self._has_table(model, items.numel()):
             products = pair_scores(query, self.item_table(model), items)
         else:
             found, places = distinct(items, self.item_count(model))
             products = pair_scores(query, self.item_vectors(model, found), places)
         offset = self.offset(model, rows, items)
         return products if offset is None else products + offset
+
+    def factors(self, model: AbstractRecommender, rows: Rows, pairs: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Queries and the item table, where their products are logits and it costs no more than the rows of so many."""
+        if not self.dot or not self._has_table(model, pairs):
+            return None
+        return self.query(model, rows), self.item_table(model)
 
     def user_logits(self, model: AbstractRecommender, items: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
         """Products of item vectors and the queries of the users that occur, plus offsets."""
@@ -105,9 +111,9 @@ class Vectors(Scorer):
         """Whether vectors of all users cost less than telling apart those that occur in so many pairs."""
         return int(model.n_users) * _DRAWS_OF_USER <= pairs
 
-    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
-        """Whether the whole table costs no more than the rows of the items."""
-        return self.item_count(model) <= items.numel()
+    def _has_table(self, model: AbstractRecommender, pairs: int) -> bool:
+        """Whether the whole table costs no more than the rows of so many items."""
+        return self.item_count(model) <= pairs
 
     def all_logits(self, model: AbstractRecommender, rows: Rows) -> torch.Tensor:
         """One matrix product."""
@@ -170,7 +176,7 @@ class Propagated(Vectors):
         """The second table."""
         return self.propagate(model)[1]
 
-    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
+    def _has_table(self, model: AbstractRecommender, pairs: int) -> bool:
         return True
 
 
@@ -206,7 +212,7 @@ class Decoded(Vectors):
         """The last layer's bias."""
         return self.layer(model).bias[items]
 
-    def _has_table(self, model: AbstractRecommender, items: torch.Tensor) -> bool:
+    def _has_table(self, model: AbstractRecommender, pairs: int) -> bool:
         return True
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import pair_logits
+from recbole_prune.anatomy.logits import factors_of_pairs, pair_logits
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.distillers.losses.listwise import plackett_luce_of, sum_of_lists
 from recbole_prune.sparse.missing_ids import with_stand_ins
 from recbole_prune.teachers.ranked_lists import Ranked
 
@@ -79,6 +80,22 @@ def where_listed(score: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tenso
     if not missing.any():
         return score(ids)
     return score(with_stand_ins(ids)).masked_fill(missing, torch.nan)
+
+
+def listwise_loss(model: AbstractRecommender, rows: Rows, items: torch.Tensor, count: int) -> torch.Tensor:
+    """The sum over rows of :func:`plackett_luce` by logits of ids ``[b, K + L]``, a list of ``count`` and then a set.
+
+    Args:
+        model: the student.
+        rows: user ids ``[b]``, or RecBole's rows.
+        items: ids of items, -1 where there are fewer.
+        count: the ``K`` of a list.
+    """
+    factors = factors_of_pairs(model, rows, items.numel())
+    if factors is None:
+        return plackett_luce_of(listed_logits(model, rows, items), count).sum()
+    places = torch.arange(len(items), device=items.device)
+    return sum_of_lists(factors[0], places, factors[1], items, count)
 
 
 class _OfUsers:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import row_logits, user_logits
+from recbole_prune.anatomy.logits import evaluated_factors, row_logits, user_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.batch_lists import listed_logits, where_listed
+from recbole_prune.distillers.batch_lists import listed_logits, listwise_loss, where_listed
 from recbole_prune.distillers.draws import draw_weighted
-from recbole_prune.distillers.losses.listwise import plackett_luce
+from recbole_prune.distillers.losses.listwise import plackett_luce_of
+from recbole_prune.distillers.losses.products import loops_take
 from recbole_prune.distillers.ranking import ItemSideRanking
+from recbole_prune.sparse.best_products import ranks_of_products
 from recbole_prune.training.parts import State
 
 if TYPE_CHECKING:
@@ -78,17 +80,15 @@ class DualCorrection(Distiller):
         if not self._errors:
             self._errors = self._errors_of(model)
         settings, users = self.settings, interaction[self.pupils.user_field].unique()
-        found = {"dcd_users": (settings.distill_weight, self._loss(_of_users(model), users, self._of_users(users)))}
+        under, over = self._of_users(users)
+        of_users = listwise_loss(model, users, _beside(under, over, users.device), under.shape[1])
+        found = {"dcd_users": (settings.distill_weight, of_users)}
         if not self._third_party:
             items = self.pupils.entities(interaction).items
-            drawn = self._draw("items", items, settings.distill_item_interesting)
-            found["dcd_items"] = settings.distill_item_weight, self._loss(_of_items(model), items, drawn)
+            under, over = self._draw("items", items, settings.distill_item_interesting)
+            logits = _of_items(model)(items, _beside(under, over, items.device))
+            found["dcd_items"] = settings.distill_item_weight, plackett_luce_of(logits, under.shape[1]).sum()
         return found
-
-    def _loss(self, score: Score, keys: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        ids = torch.from_numpy(np.concatenate(drawn, axis=1)).to(keys.device, torch.long)
-        logits = score(keys, ids).split([part.shape[1] for part in drawn], 1)
-        return plackett_luce(*logits).sum()
 
     # ---- what is drawn -----------------------------------------------------------------------------------------------
 
@@ -118,11 +118,19 @@ class DualCorrection(Distiller):
         """By the student as it is in evaluation; each module's mode is afterwards what it was."""
         with evaluating(model):
             if self._third_party:
-                return {
-                    "users": self._errors_on("users", lambda users, ids: _ranks_among_all(model, users, ids), model)
-                }
+                return {"users": self._errors_among_all(model)}
             score = {"users": _of_users(model), "items": _of_items(model)}
             return {side: self._errors_on(side, _within(score[side]), model) for side in score}
+
+    def _errors_among_all(self, model: MaskAware) -> np.ndarray:
+        """Of users, by the ranks among all items; in one loop where logits are products."""
+        factors = evaluated_factors(model)
+        if factors is None or not loops_take(*factors):
+            return self._errors_on("users", lambda users, ids: _ranks_among_all(model, users, ids), model)
+        lists, (users, items) = self._candidates("users"), (factor.numpy() for factor in factors)
+        ranks = ranks_of_products(users, np.arange(1, len(lists)), items, lists, torch.get_num_threads())
+        ranks[1:] -= np.arange(lists.shape[1], dtype=np.int32)
+        return ranks
 
     def _errors_on(self, side: str, ranks: Score, model: MaskAware) -> np.ndarray:
         """For all keys but padding, some at a time, int32 ``[U, P]`` or ``[N, P]``."""
@@ -134,6 +142,10 @@ class DualCorrection(Distiller):
             own = ranks(keys.to(model.device), ids).cpu().numpy()
             found[keys] = own - np.arange(candidates.shape[1])
         return found
+
+
+def _beside(under: np.ndarray, over: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([under, over], axis=1)).to(device, torch.long)
 
 
 def _of_users(model: MaskAware) -> Score:
@@ -190,9 +202,11 @@ def draw_corrections(
     """
     listed = ids >= 0
     drawable = listed & (listed & (errors > 0)).any(1, keepdims=True)
+    largest = int(np.abs(errors).max(initial=0))
+    by_error = np.log(error_weights(np.arange(-largest, largest + 1), sharpness)).astype(np.float32)
     found = []
     for signed in (errors, -errors):
-        log_weights = np.where(drawable, np.log(error_weights(signed, sharpness)), -np.inf).astype(np.float32)
+        log_weights = np.where(drawable, by_error[signed + largest], np.float32(-np.inf))
         places = draw_weighted(log_weights, count, stream)
         if ordered:
             last = ids.shape[1]

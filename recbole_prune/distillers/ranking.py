@@ -14,7 +14,15 @@ from recbole_prune.anatomy.logits import product_tables, user_logits
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.unused_ids import draw_outside
 from recbole_prune.distillers.base import Distiller, Promises
-from recbole_prune.distillers.batch_lists import Drawn, Listed, list_source, listed_logits, take_ranks, where_listed
+from recbole_prune.distillers.batch_lists import (
+    Drawn,
+    Listed,
+    list_source,
+    listed_logits,
+    listwise_loss,
+    take_ranks,
+    where_listed,
+)
 from recbole_prune.distillers.draws import draw_ranks
 from recbole_prune.distillers.latent import DistillationExperts
 from recbole_prune.distillers.losses.listwise import plackett_luce_of, sum_of_lists
@@ -129,10 +137,9 @@ class RelaxedRanking(ListDistiller):
 
     def terms_of(self, model: MaskAware, listed: Listed) -> Terms:
         """The same of lists that were found already."""
-        parts = listed.interesting, listed.uninteresting
-        logits = listed_logits(model, listed.rows, torch.cat(parts, 1))
-        losses = plackett_luce_of(logits, listed.interesting.shape[1])
-        return {"rrd": (self.settings.distill_weight, losses.sum())}
+        items = torch.cat([listed.interesting, listed.uninteresting], 1)
+        total = listwise_loss(model, listed.rows, items, listed.interesting.shape[1])
+        return {"rrd": (self.settings.distill_weight, total)}
 
 
 class ItemSideRanking(RelaxedRanking):

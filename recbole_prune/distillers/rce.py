@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recbole_prune.distillers.batch_lists import listed_logits
+from recbole_prune.anatomy.logits import factors_of_pairs
+from recbole_prune.distillers.batch_lists import listed_logits, where_listed
 from recbole_prune.distillers.draws import draw_weighted
-from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy
+from recbole_prune.distillers.losses.products import loops_take
+from recbole_prune.distillers.losses.soft_labels import TwoLists, soft_list_cross_entropy, sum_of_two_lists
 from recbole_prune.distillers.ranking import ListDistiller
 from recbole_prune.distillers.student_lists import Labelled, StudentGuided, rank_by_student
+from recbole_prune.sparse.pair_scores import pair_scores
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from recbole_prune.training.model import MaskAware
 
 _MOST_COUNTED = 50  # of the teacher's items further down, in the weight of a draw
+_ROWS_AT_ONCE = 1 << 10
 
 
 class RejuvenatedCrossEntropy(StudentGuided):
@@ -71,22 +75,46 @@ class RejuvenatedCrossEntropy(StudentGuided):
         items = torch.cat([first, drawn, missed], 1).to(model.device)
         return (*self.by_teacher(rows, items), overlap.to(model.device))
 
+    def begin_epoch(self) -> None:
+        """Forget what was chosen."""
+        super().begin_epoch()
+        self._two_lists: TwoLists | None = None
+
     def terms(self, model: MaskAware, interaction: Interaction) -> Mapping[str, tuple[float, torch.Tensor]]:
         """Cross-entropies, a user's for each of its rows in the batch."""
+        total = self._in_one_loop(model, interaction)
+        if total is None:
+            rows, chosen = self.labelled(model, interaction)
+            total = self._by_logits(listed_logits(model, rows, chosen[0]), chosen, interaction)
+        return {"rce": (self.settings.distill_weight, total)}
+
+    def _by_logits(self, scores: torch.Tensor, chosen: Labelled, interaction: Interaction) -> torch.Tensor:
         settings = self.settings
-        rows, (items, labels, overlap) = self.labelled(model, interaction)
-        scores = listed_logits(model, rows, items)
-        losses = combined_loss(
-            scores,
-            labels,
-            overlap,
-            settings.distill_interesting,
-            settings.distill_overlap_rate,
-            settings.distill_label_scale,
-        )
-        if isinstance(rows, torch.Tensor):
-            losses = losses * self.pupils.users_in(interaction)[1]
-        return {"rce": (settings.distill_weight, losses.sum())}
+        numbers = settings.distill_interesting, settings.distill_overlap_rate, settings.distill_label_scale
+        losses = combined_loss(scores, chosen[1], chosen[2], *numbers)
+        return losses.sum() if self.pupils.of_rows else (losses * self.pupils.users_in(interaction)[1]).sum()
+
+    def _in_one_loop(self, model: MaskAware, interaction: Interaction) -> torch.Tensor | None:
+        """The same of users whose logits are products; None for others, and where no loop is compiled."""
+        if self.pupils.of_rows or model.device.type != "cpu":
+            return None
+        users, counts = self.pupils.users_in(interaction)
+        factors = factors_of_pairs(model, users, int(self.pairs_of_user * len(users)))
+        if factors is None or not loops_take(*factors):
+            return None
+        settings = self.settings
+        if self._two_lists is None:
+            numbers = settings.distill_interesting, settings.distill_overlap_rate, settings.distill_label_scale
+            parts = zip(*(table.split(_ROWS_AT_ONCE) for table in self.labelled_users(model)))
+            found = [two_lists(items, labels, overlap, *numbers) for items, labels, overlap in parts]
+            self._two_lists = TwoLists(*map(torch.cat, zip(*found)))
+
+        def by_torch(vectors: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            _, chosen = self.labelled(model, interaction)
+            scores = where_listed(lambda ids: pair_scores(vectors, table, ids), chosen[0])
+            return self._by_logits(scores, chosen, interaction)
+
+        return sum_of_two_lists(*factors, users - 1, counts, self._two_lists, settings.distill_label_scale, by_torch)
 
 
 def are_listed(items: torch.Tensor, lists: torch.Tensor) -> torch.Tensor:
@@ -145,3 +173,27 @@ def combined_loss(
     )
     weight = (-rate * overlap).exp()
     return (1 - weight) * own + weight * union
+
+
+def two_lists(
+    items: torch.Tensor, labels: torch.Tensor, overlap: torch.Tensor, first: int, rate: float, temperature: float
+) -> TwoLists:
+    """What :func:`combined_loss` says of logits as one cross-entropy: an item that is in both lists stands there once.
+
+    Args:
+        items: ids of what the student ranks first and of the union ``[n, P]``, -1 where there are fewer.
+        labels, overlap, first, rate, temperature: as for :func:`combined_loss`.
+    """
+    own, union = items[:, :first], items[:, first:]
+    in_second = torch.cat([are_listed(own, union), (union >= 0) & ~are_listed(union, own)], 1)
+    in_first = torch.zeros_like(in_second)
+    in_first[:, :first] = own >= 0
+    logits = (labels / temperature).masked_fill(items < 0, -torch.inf)
+    shares, targets = 1 - (-rate * overlap).exp(), torch.zeros_like(logits)
+    for share, listed, part in ((shares, in_first, slice(first)), (1 - shares, in_second, slice(first, None))):
+        logarithms = logits - logits[:, part].logsumexp(1, keepdim=True)
+        targets += share[:, None] * torch.where(listed, logarithms, -torch.inf).exp()
+    parts = torch.where(in_first, in_second.to(torch.int8), torch.where(in_second, 2, 3).to(torch.int8))
+    parts, order = parts.sort(dim=1, stable=True)
+    ends = torch.stack([(parts < limit).sum(1) for limit in (1, 2, 3)], 1)
+    return TwoLists(items.gather(1, order).int(), targets.gather(1, order), ends.int(), shares.float())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from recbole_prune.anatomy.logits import row_logits
+from recbole_prune.anatomy.logits import evaluated_factors, row_logits
 from recbole_prune.anatomy.shared_calls import evaluating
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.ranking import ListDistiller
 from recbole_prune.errors import ConfigError, TrainingError
-from recbole_prune.teachers.ranked_lists import Score, best_of_rows
+from recbole_prune.teachers.ranked_lists import Score, best_of_products, best_of_rows
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
@@ -61,10 +63,14 @@ class StudentGuided(Distiller):
         """What is learned from a batch: of its distinct users (ascending) or of its rows."""
         if self.pupils.of_rows:
             return batch, self.label(model, batch, self._stream(self._batch))
+        users = batch[self.pupils.user_field].unique()
+        return users, tuple(table[users - 1] for table in self.labelled_users(model))
+
+    def labelled_users(self, model: MaskAware) -> Labelled:
+        """What all users but padding learn from in this epoch."""
         if self._of_users is None:
             self._of_users = self._label_all(model)
-        users = batch[self.pupils.user_field].unique()
-        return users, tuple(table[users - 1] for table in self._of_users)
+        return self._of_users
 
     def _label_all(self, model: MaskAware) -> Labelled:
         """Of all users but padding, some at a time: an epoch holds ``[U - 1, K]`` ids and logits."""
@@ -100,13 +106,17 @@ def rank_by_student(model: MaskAware, rows: Interaction | None, unranked: UsedId
     Raises:
         TrainingError: a score is NaN or infinite.
     """
+    factors, what = evaluated_factors(model) if rows is None else None, "the student, items of users"
     ids = np.arange(1, unranked.key_count) if rows is None else np.arange(len(rows))
+    if factors is not None:
+        with _naming_divergence():
+            return best_of_products(*factors, unranked, length, what, ids)[0]
 
     def score(some: torch.Tensor) -> torch.Tensor:
         return row_logits(model, some if rows is None else rows[some.to(rows[model.USER_ID].device)])
 
     with evaluating(model), shared_propagation(model):
-        return best_in_training(score, unranked, length, "the student, items of users", model.device, ids)
+        return best_in_training(score, unranked, length, what, model.device, ids)
 
 
 def best_in_training(
@@ -117,7 +127,13 @@ def best_in_training(
     Raises:
         TrainingError: a score is NaN or infinite.
     """
-    try:
+    with _naming_divergence():
         return best_of_rows(score, unranked, length, what, device, ids)[0]
+
+
+@contextmanager
+def _naming_divergence() -> Iterator[None]:
+    try:
+        yield
     except ConfigError as error:
         raise TrainingError(f"{error}: the training diverged, lower learning_rate or set clip_grad_norm") from error

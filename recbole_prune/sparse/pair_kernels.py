@@ -22,6 +22,11 @@ _LARGEST = 40.0
 # the product of what a list's logarithms are taken of is kept between these
 _SMALLEST_PRODUCT, _LARGEST_PRODUCT = 1e-200, 1e200
 
+# sums of powers of e below are lost beside those of the largest score
+_LEAST_SUM = np.float32(1e-30)
+# gradients of scores that are kept before they are added to those of the table
+_SCORES_AT_ONCE = 1 << 21
+
 
 @partial(compile_loop, alone=False, fastmath=_FREE)
 def score_row(vector: Floats, table: Floats, ids: Ids, scores: Floats) -> None:
@@ -60,12 +65,11 @@ def add_to_vector(gradient: Floats, table: Floats, ids: Ids, to_vector: Floats) 
 
 
 @partial(compile_loop, alone=False, fastmath=_FREE)
-def add_row(gradient: Floats, vector: Floats, table: Floats, ids: Ids, to_vector: Floats, to_table: Floats) -> None:
-    """Add the gradients of one row's scores to those of its vector and of the table."""
-    add_to_vector(gradient, table, ids, to_vector)
-    for k in range(ids.size):  # one by one: a row may come twice
+def add_to_table(gradient: Floats, vector: Floats, ids: Ids, to_table: Floats) -> None:
+    """Add the gradients of one row's scores to those of the table, one by one: a row of it may come twice."""
+    for k in range(ids.size):
         to_row, of_a = to_table[ids[k]], gradient[k]
-        for f in range(table.shape[1]):
+        for f in range(to_table.shape[1]):
             to_row[f] += of_a * vector[f]
 
 
@@ -191,19 +195,97 @@ def sum_of_lists(
 ) -> float:
     """The sum of the losses of some rows, whose scores are products of vectors with rows of a table; adds gradients.
 
-    What is read for a row's scores is still at hand for its gradients, and nothing is written but those. NaN where
-    scores are too far apart; lists have -1 where nothing stands.
+    What is read for a row's scores is still at hand for the gradient of its vector. The gradients of the table are
+    added for many rows at once: two tables of a few MB that are read in turns have no place in the cache together.
+    NaN where scores are too far apart; lists have -1 where nothing stands.
     """
     width, total = lists.shape[1], 0.0
-    scores, gradient, tails = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(count, np.float32)
-    for row in rows:
-        score_row(vectors[row], table, lists[row], scores)
-        for place in range(width):
-            if lists[row, place] < 0:
-                scores[place] = np.nan
-        loss = _of_list(scores, gradient, tails, count)
-        if np.isnan(loss):
-            return loss
-        total += loss
-        add_row(gradient, vectors[row], table, lists[row], to_vectors[row], to_table)
+    step = max(1, min(rows.size, _SCORES_AT_ONCE // max(1, width)))
+    gradient, scores = np.empty((step, width), np.float32), np.empty(width, np.float32)
+    tails = np.empty(count, np.float32)
+    for begin in range(0, rows.size, step):
+        some = rows[begin : begin + step]
+        for at in range(some.size):
+            row = some[at]
+            score_row(vectors[row], table, lists[row], scores)
+            for place in range(width):
+                if lists[row, place] < 0:
+                    scores[place] = np.nan
+            loss = _of_list(scores, gradient[at], tails, count)
+            if np.isnan(loss):
+                return loss
+            total += loss
+            add_to_vector(gradient[at], table, lists[row], to_vectors[row])
+        for at in range(some.size):
+            add_to_table(gradient[at], vectors[some[at]], lists[some[at]], to_table)
+    return total
+
+
+@partial(compile_loop, alone=False, fastmath=_FREE)
+def _of_two_lists(scores: Floats, targets: Floats, ends: Ids, share: float, factor: float, gradient: Floats) -> float:
+    """The loss of one row, whose gradient is written; NaN where scores are too far apart."""
+    begin, middle, end = ends[0], ends[1], ends[2]
+    if end == 0:
+        return 0.0
+    scale, top, product = np.float32(factor), scores[:end].max(), np.float32(0)
+    for place in range(end):
+        above = (scores[place] - top) * scale
+        product += targets[place] * above
+        gradient[place] = np.exp(above)
+    in_both = gradient[begin:middle].sum()
+    first, second = gradient[:begin].sum() + in_both, in_both + gradient[middle:end].sum()
+    if (middle > 0 and first < _LEAST_SUM) or (end > begin and second < _LEAST_SUM):
+        return np.nan
+    loss, of_first, of_second = -float(product), np.float32(0), np.float32(0)
+    if middle > 0:
+        loss += share * float(np.log(np.float64(first)))
+        of_first = np.float32(share) / first
+    if end > begin:
+        loss += (1 - share) * float(np.log(np.float64(second)))
+        of_second = np.float32(1 - share) / second
+    for place in range(end):
+        own = of_first if place < middle else np.float32(0)
+        other = of_second if place >= begin else np.float32(0)
+        gradient[place] = (gradient[place] * (own + other) - targets[place]) * scale
+    return loss
+
+
+@compile_loop
+def sum_of_two_lists(
+    vectors: Floats, table: Floats, rows: Ids, counts: Ids, lists: Ids, targets: Floats, ends: Ids, shares: Floats,
+    factor: float, to_vectors: Floats, to_table: Floats,
+) -> float:  # fmt: skip
+    """The sum of weighted cross-entropies of two lists, whose scores are products of vectors with a table's rows.
+
+    As :func:`sum_of_lists`, and adds gradients like it.
+
+    Args:
+        vectors, table: ``[n, width]`` and ``[C, width]``.
+        rows: of the lists of each vector ``[n]``; those below are of all rows.
+        counts: how often each vector counts ``[n]``.
+        lists: ids ``[R, P]``: those in the first list alone, those in both, and those in the second alone.
+        targets: of both softmaxes together, weighted ``[R, P]``.
+        ends: of the three parts ``[R, 3]``.
+        shares: of the first list's cross-entropy ``[R]``; that of the second counts for the rest of 1.
+        factor: of the scores, ``1 / temperature``.
+    """
+    width, total = lists.shape[1], 0.0
+    step = max(1, min(rows.size, _SCORES_AT_ONCE // max(1, width)))
+    gradient, scores = np.empty((step, width), np.float32), np.empty(width, np.float32)
+    for begin in range(0, rows.size, step):
+        many = min(step, rows.size - begin)
+        for at in range(many):
+            row, count = rows[begin + at], np.float32(counts[begin + at])
+            ids = lists[row, : ends[row, 2]]
+            score_row(vectors[begin + at], table, ids, scores)
+            loss = _of_two_lists(scores, targets[row], ends[row], shares[row], factor, gradient[at])
+            if np.isnan(loss):
+                return loss
+            total += loss * float(count)
+            for place in range(ids.size):
+                gradient[at, place] *= count
+            add_to_vector(gradient[at], table, ids, to_vectors[begin + at])
+        for at in range(many):
+            row = rows[begin + at]
+            add_to_table(gradient[at], vectors[begin + at], lists[row, : ends[row, 2]], to_table)
     return total

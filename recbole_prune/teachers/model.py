@@ -26,6 +26,7 @@ from recbole_prune.teachers.ranked_lists import (
     best_of_columns,
     best_of_groups,
     best_of_listed,
+    best_of_products,
     best_of_rows,
 )
 
@@ -194,7 +195,9 @@ class ModelTeacher(VectorTeacher):
     def rank_items(self) -> Ranked:
         """A pass over the users."""
         self._require_lists()
-        arguments = self._arguments("items of users")
+        tables, arguments = self.products, self._arguments("items of users")
+        if tables is not None:
+            return best_of_products(*tables, self.pupils.unranked, *arguments[:2], self._known_users())
         with shared_propagation(self.model):
             return best_of_rows(self._scores_of_users, self.pupils.unranked, *arguments, self._known_users())
 
@@ -229,7 +232,7 @@ class ModelTeacher(VectorTeacher):
             with shared_propagation(self.model):
                 return best_of_columns(self._scores_of_users, self.pupils.consumed, *arguments, known)
         items = np.arange(1, self.pupils.item_count)
-        return best_of_rows(lambda ids: tables[1][ids] @ tables[0].t(), self.pupils.consumers, *arguments, items)
+        return best_of_products(tables[1], tables[0], self.pupils.consumers, *arguments[:2], items)
 
     def _arguments(self, what: str) -> tuple[int, str, torch.device]:
         return self.length, f"the teacher {self.identity['path']}, {what}", self.device

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.autograd.function import once_differentiable
 
-from recbole_prune.sparse.compiling import available
+from recbole_prune.distillers.losses.products import loops_take, loss_in_one_loop
 from recbole_prune.sparse.contexts import SavingContext
 from recbole_prune.sparse.missing_ids import with_stand_ins
 from recbole_prune.sparse.pair_scores import pair_scores
@@ -54,10 +52,18 @@ def sum_of_lists(
         lists: ids of every row, ``[R, K + L]``, the list and then the set; -1 where there are fewer.
         count: the ``K`` of a list.
     """
-    if _loops_take(vectors) and _loops_take(table):
-        total: torch.Tensor = _SumOfLists.apply(vectors, rows, table, lists, count)
-        return total
-    return _sum_of_logits(vectors, rows, table, lists, count)
+
+    def by_torch(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        return _sum_of_logits(mine, rows, theirs, lists, count)
+
+    if not loops_take(vectors, table):
+        return by_torch(vectors, table)
+    from recbole_prune.sparse.pair_kernels import sum_of_lists as by_loop
+
+    ids = rows.numpy(), lists.contiguous().numpy()
+    return loss_in_one_loop(
+        vectors, table, lambda mine, theirs, *both: by_loop(mine, ids[0], theirs, ids[1], count, *both), by_torch
+    )
 
 
 def _sum_of_logits(
@@ -66,40 +72,6 @@ def _sum_of_logits(
     ids = lists.index_select(0, rows).long()
     logits = pair_scores(vectors.index_select(0, rows), table, with_stand_ins(ids))
     return plackett_luce_of(logits.masked_fill(ids < 0, torch.nan), count).sum()
-
-
-class _SumOfLists(torch.autograd.Function):
-    """From vectors to the loss and back in one loop, row by row; no logit is ever written."""
-
-    @staticmethod
-    def forward(
-        ctx: SavingContext,
-        vectors: torch.Tensor,
-        rows: torch.Tensor,
-        table: torch.Tensor,
-        lists: torch.Tensor,
-        count: int,
-    ) -> torch.Tensor:
-        from recbole_prune.sparse.pair_kernels import sum_of_lists as by_loop
-
-        mine, theirs = vectors.detach().contiguous(), table.detach().contiguous()
-        of_mine, of_theirs = torch.zeros_like(mine), torch.zeros_like(theirs)
-        ids = rows.numpy(), lists.contiguous().numpy()
-        total = by_loop(mine.numpy(), ids[0], theirs.numpy(), ids[1], count, of_mine.numpy(), of_theirs.numpy())
-        if not math.isfinite(total):  # scores too far apart for it
-            with torch.enable_grad():
-                sides = mine.requires_grad_(), theirs.requires_grad_()
-                exact = _sum_of_logits(sides[0], rows, sides[1], lists, count)
-                of_mine, of_theirs = torch.autograd.grad(exact, sides)
-            total = float(exact)
-        ctx.save_for_backward(of_mine, of_theirs)
-        return vectors.new_tensor(total)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_vectors, of_table = ctx.saved_tensors
-        return of_vectors * gradient, None, of_table * gradient, None, None
 
 
 class _PlackettLuce(torch.autograd.Function):
@@ -146,13 +118,9 @@ def _running_logsumexp(columns: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def _loops_take(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and available()
-
-
 def _by_loop(logits: torch.Tensor, count: int) -> Pair | None:
     """The same from one compiled loop; None where it cannot: no numba, no CPU, or scores too far apart."""
-    if not _loops_take(logits):
+    if not loops_take(logits):
         return None
     losses, gradients = logits.new_empty(len(logits)), torch.empty_like(logits, memory_format=torch.contiguous_format)
     arrays = [tensor.detach().numpy() for tensor in (logits.contiguous(), losses, gradients)]

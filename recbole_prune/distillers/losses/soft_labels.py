@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from recbole_prune.distillers.losses.products import ByTorch, loss_in_one_loop
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.contexts import SavingContext
 
@@ -106,6 +109,51 @@ class _SoftLists(torch.autograd.Function):
     def backward(ctx: SavingContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
         return gradients * gradient[:, None], None, None
+
+
+class TwoLists(NamedTuple):
+    """Two lists of each row, of which the softmax is to be that of targets; what is in both stands there once.
+
+    Attributes:
+        ids: those in the first list alone, those in both, and those in the second alone, int32 ``[R, P]``.
+        targets: of both softmaxes together, weighted by their shares, float32 ``[R, P]``.
+        ends: of these three parts, int32 ``[R, 3]``.
+        shares: of the first list's cross-entropy, float32 ``[R]``; that of the second counts for the rest of 1.
+    """
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    ends: torch.Tensor
+    shares: torch.Tensor
+
+
+def sum_of_two_lists(
+    vectors: torch.Tensor,
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    counts: torch.Tensor,
+    lists: TwoLists,
+    temperature: float,
+    by_torch: ByTorch,
+) -> torch.Tensor:
+    """The sum of both cross-entropies of some rows, whose scores are products of vectors with a table.
+
+    Args:
+        vectors, table: ``[n, width]`` and ``[items, width]``, of the kind that :func:`loops_take`.
+        rows: of the lists of each vector ``[n]``.
+        counts: how often each vector counts ``[n]``.
+        lists: of all rows.
+        temperature: what scores are divided by.
+        by_torch: the same of scores of any size.
+    """
+    from recbole_prune.sparse.pair_kernels import sum_of_two_lists as by_loop
+
+    def loop(mine: np.ndarray, theirs: np.ndarray, of_mine: np.ndarray, of_theirs: np.ndarray) -> float:
+        ids, targets, ends, shares = (tensor.numpy() for tensor in lists)
+        of_rows = rows.numpy(), counts.numpy(), ids, targets, ends, shares
+        return by_loop(mine, theirs, *of_rows, 1 / temperature, of_mine, of_theirs)
+
+    return loss_in_one_loop(vectors, table, loop, by_torch)
 
 
 def soft_row_cross_entropy(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
