@@ -18,7 +18,7 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.masking import scores as entry_scores
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.schedule import kept_counts
-from recbole_prune.masking.unit_masks import all_units, masks_of, units_of
+from recbole_prune.masking.unit_masks import Units, all_units, masks_of, units_of
 from recbole_prune.masking.unit_selection import group_scores, most_removed, of_kinds, select_units, units_removed
 from recbole_prune.pruners.base import MaskPruner, Promises
 from recbole_prune.run.ticket import Plan, Ticket
@@ -133,8 +133,20 @@ class StructuredPruning(MaskPruner):
         """Remove the units of lowest score from those of the previous ticket, kind by kind."""
         source = self.source(previous, dense)
         kept = units_of(self.anatomy, self.experiment.masks_of(source))
-        entries = self.entry_scores(source)
-        for kind, removed in self.removed(number).items():
+        return self.without_units(self.removed(number), self.entry_scores(source), kept)
+
+    def without_units(
+        self, gone: Mapping[str, int], entries: Mapping[str, torch.Tensor], kept: Units | None = None
+    ) -> MaskSet:
+        """Masks that are zero on the units of lowest score.
+
+        Args:
+            gone: units of each kind that are gone afterwards.
+            entries: a score of every entry, by target.
+            kept: units that are still there, by group; None: all.
+        """
+        kept = dict(all_units(self.anatomy) if kept is None else kept)
+        for kind, removed in gone.items():
             groups = self.groups[kind]
             kept.update(
                 select_units(
