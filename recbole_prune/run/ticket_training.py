@@ -146,18 +146,26 @@ class TicketTraining(Files):
         plan, workshop = self.plan, self.workshop
         model = workshop.build_model(plan.changes)
         model.whole_units = plan.whole_units
+        if plan.whole_units:  # what is attached is as wide as what is left
+            self._start(model)
         for part in self.parts:
             part.attach(model)
+        if not plan.whole_units:
+            self._start(model)
+        return model
+
+    def _start(self, model: MaskAware) -> None:
+        """Give a model the weights that the plan says, and its masks."""
+        plan = self.plan
         if plan.weights is not None:
             model.load_trained(plan.weights, plan.masks)
-            return model
+            return
         if plan.rewind == "reinit":
-            fresh = workshop.fresh_weights(7919 * (plan.ticket + 1), plan.changes)
+            fresh = self.workshop.fresh_weights(7919 * (plan.ticket + 1), plan.changes)
             states.copy_into(states.weights_of(model), fresh)
         elif self._rewinds_late:
             states.copy_into(states.weights_of(model), self._rewind_state()["weights"])
         model.set_masks(plan.masks)
-        return model
 
     def _rewind_state(self) -> State:
         """The dense run's state before epoch ``prune_rewind_epoch``.
