@@ -139,8 +139,8 @@ def check_direction(valid_metric: str, bigger: object) -> None:
     if bigger is not None and metric is not None and bigger is metric.smaller:
         better = "smaller" if metric.smaller else "bigger"
         raise ConfigError(
-            f"valid_metric_bigger={bigger} is not allowed: of {metric.name} the {better} value is better, which RecBole "
-            "knows by itself; leave valid_metric_bigger out"
+            f"valid_metric_bigger={bigger} is not allowed: of {metric.name} the {better} value is better, "
+            "which RecBole knows by itself; leave valid_metric_bigger out"
         )
 
 
