@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from recbole.evaluator.register import metric_types, metrics_dict, smaller_metri
 from recbole.model.context_aware_recommender import FM
 from recbole.utils import EvaluatorType
 from test_table import table_of, tickets
+from test_verdict import ticket
 from training_bench import Bench
 from zoo import DATASET, config_for
 
@@ -24,6 +26,7 @@ from recbole_prune.config.evaluation import known_metrics
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError
+from recbole_prune.pruners.base import MaskPruner
 from recbole_prune.report.compare import compare_table
 from recbole_prune.report.table import legend
 from recbole_prune.run.workshop import Workshop
@@ -135,6 +138,14 @@ def test_tables_say_that_smaller_is_better() -> None:
     assert "smaller" not in compare_table([{**record, "test": {"auc": 0.5}}], "AUC")
 
 
+@pytest.mark.parametrize(("bigger", "score", "low"), [(1, 0.41, 0), (1, 0.39, 1), (0, 0.62, 0), (0, 0.63, 1)])
+def test_a_search_stops_where_an_error_is_too_high(bigger: bool, score: float, low: bool) -> None:
+    """Dense has 0.5; 0.8 of it is 0.4, and an error may be 0.5 / 0.8 = 0.625."""
+    settings, experiment = SimpleNamespace(prune_stop_below=0.8), SimpleNamespace(bigger=bool(bigger))
+    pruner: Any = SimpleNamespace(settings=settings, experiment=experiment)
+    assert MaskPruner.is_too_low(pruner, ticket(1, score=score), ticket(0, score=0.5)) is bool(low)
+
+
 # ---- in a run
 
 
@@ -169,16 +180,16 @@ def test_a_pruned_run_on_ratings_picks_by_the_direction(metric: str, teacher: di
     best = min if metric == "MSE" else max
     dense, *others = result["tickets"]
     assert result["valid_score_bigger"] is (metric != "MSE") and len(others) == 2
-    for ticket in result["tickets"]:
-        assert ticket["valid_score"] == ticket["valid"][metric.lower()] == best(s for _, s in ticket["history"])
-        first = next(epoch for epoch, score in ticket["history"] if score == ticket["valid_score"])
-        assert ticket["best_epoch"] >= first
-        assert ticket["test"]["mse"] == pytest.approx(ticket["test"]["rmse"] ** 2, abs=2e-4)
-    for ticket in others:
-        assert ticket["wins_metric"] == (best(ticket["valid_score"], dense["valid_score"]) == ticket["valid_score"])
-    winners = [ticket for ticket in others if ticket["wins_metric"]]
+    for record in result["tickets"]:
+        assert record["valid_score"] == record["valid"][metric.lower()] == best(s for _, s in record["history"])
+        first = next(epoch for epoch, score in record["history"] if score == record["valid_score"])
+        assert record["best_epoch"] >= first
+        assert record["test"]["mse"] == pytest.approx(record["test"]["rmse"] ** 2, abs=2e-4)
+    for record in others:
+        assert record["wins_metric"] == (best(record["valid_score"], dense["valid_score"]) == record["valid_score"])
+    winners = [record for record in others if record["wins_metric"]]
     if not winners:
-        assert result["chosen"]["valid_score"] == best(ticket["valid_score"] for ticket in others)
+        assert result["chosen"]["valid_score"] == best(record["valid_score"] for record in others)
     assert ("smaller is better" in result["table"]) == (metric == "MSE")
 
 

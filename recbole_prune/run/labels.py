@@ -110,9 +110,10 @@ def _check_values(config: PruneConfig, compared: Sequence[str], values: np.ndarr
 
 def _check_selection(config: PruneConfig, labels: np.ndarray | None) -> None:
     """Refuse to pick tickets by the AUC of one class."""
-    if config["valid_metric"].lower() == "auc" and labels is not None and len(np.unique(labels)) == 1:
+    classes = np.unique([] if labels is None else labels)
+    if config["valid_metric"].lower() == "auc" and len(classes) == 1:
         raise ConfigError(
             "valid_metric=AUC is not defined on the data that tickets are picked on "
-            f"(eval_args={config['eval_args']}): all its labels are {labels[0]:g}; "
+            f"(eval_args={config['eval_args']}): all its labels are {classes[0]:g}; "
             "give it labels of both classes, or set another valid_metric"
         )
