@@ -22,6 +22,7 @@ from zoo_data import DATASET, make_dataset
 
 from recbole_prune import compat
 from recbole_prune.models import join_recbole
+from recbole_prune.scoring import value_metrics
 
 if TYPE_CHECKING:
     from teachers import Checkpoints
@@ -73,6 +74,7 @@ _never_seed_absent_devices()
 os.fsync = lambda descriptor: None  # what outlives a crash of the machine no test can see; tests put their own in place
 compat.apply()  # tests import RecBole's modules and those that join them, in any order
 join_recbole()
+value_metrics.join_recbole()
 
 
 @pytest.fixture(autouse=True)

@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
                 result.raise_failure()
         if not records:  # a dry run: other seeds have the same plans
             return 0
-        print(printable_lines(f"\n{compare_table(records)}\n"), flush=True)
+        print(printable_lines(f"\n{compare_table(records, config['valid_metric'])}\n"), flush=True)
     if own["to"]:
         write_atomic(own["to"], json.dumps(records, indent=1).encode())
     return 0

@@ -1,6 +1,6 @@
 """What RecBole's evaluation will ask for: metrics, cutoffs, the validation metric, splits. Checked before a training.
 
-The metrics are read from RecBole's source, nothing of it is imported.
+The metrics are read from RecBole's source and ours, nothing of them is imported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from recbole_prune.config import host
 from recbole_prune.config.near import did_you_mean, near_names
+from recbole_prune.config.paths import METRICS
 from recbole_prune.config.values import is_number, is_whole
 from recbole_prune.errors import ConfigError
 
@@ -27,32 +28,46 @@ _MOST_SHOWN = 12
 
 
 class Metric(NamedTuple):
-    """A metric of RecBole's.
+    """A metric of RecBole's or ours.
 
     Attributes:
         name: as RecBole writes it; settings may write it in any case.
         at_k: whether it has a value for each ``topk``.
         of_scores: whether it compares scores with labels (AUC) and does not rank items.
+        smaller: whether a smaller value is better.
     """
 
     name: str
     at_k: bool
     of_scores: bool
+    smaller: bool
 
 
 @lru_cache(maxsize=1)
 def known_metrics() -> dict[str, Metric]:
-    """RecBole's metrics by name in lower case."""
-    source = (host.recbole_folder() / "evaluator" / "metrics.py").read_text(encoding="utf-8")
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-            texts = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-            found[node.name.lower()] = Metric(
-                node.name, "TopkMetric" in bases or "topk" in texts, "LossMetric" in bases
-            )
-    return found
+    """RecBole's metrics and ours by name in lower case."""
+    files = host.recbole_folder() / "evaluator" / "metrics.py", METRICS
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    return {node.name.lower(): _metric(node) for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+def _metric(node: ast.ClassDef) -> Metric:
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    texts = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+    smaller = any(ast.unparse(statement) == "smaller = True" for statement in node.body)
+    return Metric(node.name, "TopkMetric" in bases or "topk" in texts, "LossMetric" in bases, smaller)
+
+
+def metrics_of_scores(names: Sequence[str]) -> list[str]:
+    """Those of metrics that compare scores with labels, as RecBole writes them."""
+    known = [known_metrics()[name.lower()] for name in names if name.lower() in known_metrics()]
+    return [metric.name for metric in known if metric.of_scores]
+
+
+def smaller_is_better(result: str) -> bool:
+    """Whether a smaller value of a metric is better, by its name in results, such as ``giniindex@10``."""
+    metric = known_metrics().get(result.partition("@")[0].lower())
+    return metric is not None and metric.smaller
 
 
 def check_metrics(metrics: object, registered: Collection[str] = ()) -> list[str]:
@@ -112,6 +127,21 @@ def check_valid_metric(name: object, registered: Collection[str] = ()) -> str:
             f"valid_metric={name} is not allowed: {base or name} is no metric of RecBole's{_instead_of(base)}"
         )
     return base.lower()
+
+
+def check_direction(valid_metric: str, bigger: object) -> None:
+    """Refuse a ``valid_metric_bigger`` that RecBole would quietly replace; None where the user gave none.
+
+    Raises:
+        ConfigError: the message says which value of the metric is better.
+    """
+    metric = known_metrics().get(valid_metric.partition("@")[0].lower())
+    if bigger is not None and metric is not None and bigger is metric.smaller:
+        better = "smaller" if metric.smaller else "bigger"
+        raise ConfigError(
+            f"valid_metric_bigger={bigger} is not allowed: of {metric.name} the {better} value is better, "
+            "which RecBole knows by itself; leave valid_metric_bigger out"
+        )
 
 
 def check_evaluation(settings: Mapping[str, Any], registered: Collection[str] = ()) -> None:
@@ -175,7 +205,7 @@ def check_cutoffs(settings: Mapping[str, Any], items: int) -> None:
 
 def _results(name: str, topk: Sequence[int]) -> list[str]:
     """What a metric is called in the results of an evaluation, apart from case."""
-    metric = known_metrics().get(name.lower(), Metric(name, True, False))
+    metric = known_metrics().get(name.lower(), Metric(name, True, False, False))
     return [f"{metric.name}@{k}" for k in topk] if metric.at_k else [metric.name]
 
 
@@ -231,8 +261,7 @@ def _check_modes(mode: object, metrics: Sequence[str]) -> None:
         if not isinstance(each, str) or not _MODE.fullmatch(each):
             raise ConfigError(f"eval_args: mode={each} is not allowed: RecBole takes {_MODES}")
     known = [known_metrics()[name.lower()] for name in metrics if name.lower() in known_metrics()]
-    of_scores = [metric.name for metric in known if metric.of_scores]
-    of_rankings = [metric.name for metric in known if not metric.of_scores]
+    of_scores, of_rankings = metrics_of_scores(metrics), [metric.name for metric in known if not metric.of_scores]
     if of_rankings and "labeled" in modes:
         raise ConfigError(
             f"metrics={metrics} and eval_args: mode=labeled cannot go together: {of_rankings[0]} ranks items; "

@@ -1,4 +1,4 @@
-"""Where the property files lie: beside the package in a checkout, inside it when installed from a wheel."""
+"""Where files lie that are read, not imported; property files beside the package in a checkout, in it in a wheel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from recbole_prune.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+METRICS = _PACKAGE / "scoring" / "value_metrics.py"  # the metrics that RecBole lacks
 
 
 def properties_dir(package: Path = _PACKAGE) -> Path:

@@ -13,7 +13,7 @@ from recbole.evaluator import metric_types
 
 from recbole_prune import compat
 from recbole_prune.config import fingerprint, host, names, schema, values
-from recbole_prune.config.evaluation import check_evaluation
+from recbole_prune.config.evaluation import check_direction, check_evaluation
 from recbole_prune.config.files import read_settings
 from recbole_prune.config.paths import property_file, property_names
 from recbole_prune.config.pickling import unshared
@@ -21,6 +21,7 @@ from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
 from recbole_prune.config.words import settings_in
 from recbole_prune.errors import ConfigError, printable
 from recbole_prune.models import join_recbole
+from recbole_prune.scoring import value_metrics
 
 __all__ = ["PruneConfig", "Settings"]
 
@@ -89,6 +90,7 @@ class PruneConfig(Config):
         # no Config can be built unpatched on current libraries; what is imported already is patched too
         compat.apply()
         join_recbole()
+        value_metrics.join_recbole()
         self._private = private
         try:
             super().__init__(model, dataset, files, private.given)
@@ -194,6 +196,7 @@ class PruneConfig(Config):
         if not self._private.replayed:  # checked when the run began
             values.check_values(merged, self.external_config_dict, self.model)
             check_evaluation(merged, metric_types)
+            check_direction(merged["valid_metric"], self.external_config_dict.get("valid_metric_bigger"))
         user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
         recipe = {name: value for name, value in self._private.recipe.items() if name in schema.known_keys()}
         facts = HostFacts(merged["epochs"], self.model, self._private.own_l2)

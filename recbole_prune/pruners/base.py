@@ -147,13 +147,12 @@ class MaskPruner(Pruner):
             previous = self.experiment.obtain(number, partial(self.plan, number, keep, previous, dense))
             yield previous
             if self.is_too_low(previous, dense):
-                self.experiment.logger.info(
-                    f"ticket {number} fell below prune_stop_below={self.settings.prune_stop_below} of dense: stopping"
-                )
+                fraction = self.settings.prune_stop_below
+                self.experiment.logger.info(f"ticket {number} is worse than prune_stop_below={fraction}: stopping")
                 return
 
     def is_too_low(self, ticket: Ticket, dense: Ticket) -> bool:
-        """Whether validation fell below the fraction ``prune_stop_below`` of dense."""
+        """Whether validation fell below the fraction ``prune_stop_below`` of dense; an error: rose above dense / it."""
         fraction = getattr(self.settings, "prune_stop_below", None)
         if not fraction:
             return False

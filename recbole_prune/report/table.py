@@ -7,6 +7,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import printable
 from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
 from recbole_prune.run.siblings import SiblingRow
@@ -128,7 +129,12 @@ def legend(
     teachers, taught = teachers_of(teacher), is_taught(tickets, teacher)
     popularity = popularity_legend([*teachers.values(), *(ticket.method for ticket in tickets)]) if taught else []
     more = "every metric and column" if popularity else "every metric"
-    metric = "" if every_metric else f"valid, test: {valid_metric.lower()} (--verbose shows {more}); "
+    names = list(tickets[0].valid) if every_metric else [valid_metric.lower()]
+    smaller = ", ".join(name for name in names if smaller_is_better(name))
+    metric = f"smaller is better: {smaller}; " if smaller else ""
+    if not every_metric:
+        better = ", smaller is better" if smaller else ""
+        metric = f"valid, test: {valid_metric.lower()}{better} (--verbose shows {more}); "
     lines = [
         f"{metric}bytes: weights in an artifact",
         "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",

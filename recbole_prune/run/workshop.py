@@ -24,6 +24,7 @@ from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
+from recbole_prune.run.labels import check_labels
 from recbole_prune.scoring.flops_counter import draw_like_flops_counter
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
@@ -106,7 +107,6 @@ class Workshop:
         split = f"eval_args={arguments}"
         if not len(self.train_data):
             raise ConfigError(f"{split} leaves no training data")
-        self._check_labels()
         if not len(self.select_data):
             name, other = ("test", "valid") if select == "test" else ("validation", "test")
             raise ConfigError(
@@ -115,14 +115,7 @@ class Workshop:
             )
         if not len(self.test_data):
             getLogger().warning(f"{NO_TEST_DATA} ({split})")
-        label = self.config["LABEL_FIELD"]
-        if self.config["valid_metric"].lower() == "auc" and arguments["mode"][select] == "labeled":
-            rows = self.select_data._dataset.inter_feat
-            if label in rows and len(rows[label].unique()) == 1:
-                raise ConfigError(
-                    f"valid_metric=AUC is not defined on the data that tickets are picked on ({split}): all its labels "
-                    f"are {rows[label][0]:g}; give it labels of both classes, or set another valid_metric"
-                )
+        check_labels(self.config, self.loaders)
 
     def _mask_training_items_only(self) -> None:
         training = self.train_data._dataset
@@ -131,16 +124,6 @@ class Workshop:
         for loader in self.loaders[1:]:
             if len(loader):
                 mask_training_items_only(loader, used)
-
-    def _check_labels(self) -> None:
-        """Refuse data without what a context-aware model learns."""
-        config, label = self.config, self.config["LABEL_FIELD"]
-        made = config["train_neg_sample_args"]["distribution"] != "none"  # a sampler of negatives makes the labels
-        if config["MODEL_TYPE"] == ModelType.CONTEXT and not made and label not in self.train_data._dataset.inter_feat:
-            raise ConfigError(
-                f"{config['model']} learns from labels, but the interactions have no field {label}: make it of "
-                "ratings with threshold, such as {'rating': 4}, or load a column (load_col) and name it in LABEL_FIELD"
-            )
 
     def with_config(self, config: PruneConfig) -> Workshop:
         """The same data under settings of this package that differ; no setting of RecBole's may."""

@@ -10,9 +10,11 @@ from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 
 from recbole_prune.scoring.popularity import RecallByPopularity, recall_by_popularity
+from recbole_prune.scoring.value_metrics import LABEL_VALUES
 
 if TYPE_CHECKING:
     from recbole.config import Config
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
     from recbole.data.interaction import Interaction
 
 
@@ -84,6 +86,16 @@ class RankingCollector(Collector):
         # what is collected here is struck off, so that RecBole's code collects the rest
         for name in ("rec.items", "rec.topk"):
             setattr(self.register, name, False)
+
+    def data_collect(self, train_data: AbstractDataLoader) -> None:
+        """Collect what the metrics need of the training data, the values of its labels among it."""
+        super().data_collect(train_data)
+        rows, label = train_data._dataset.inter_feat, self.config["LABEL_FIELD"]
+        read = {*self.config["eval_args"]["mode"].values()} == {
+            "labeled"
+        }  # sampled candidates have labels of their own
+        if read and label in rows and self.register.need(LABEL_VALUES):
+            self.data_struct.set(LABEL_VALUES, rows[label].unique())
 
     def only_top_items(self) -> bool:
         """Whether the best items of every user are all that the metrics need from the scores."""
