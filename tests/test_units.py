@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_but
+from recbole.utils import KGDataLoaderState
 from test_vectors import STREAMS, widened
 from training_bench import Bench, scores
-from zoo import gradient_models
+from zoo import all_models, gradient_models, kind_of, missing_package
 
-from recbole_prune.anatomy.removable import UNITS, anatomy_of
+from recbole_prune.anatomy.caches import refresh
+from recbole_prune.anatomy.losses import batch_losses
+from recbole_prune.anatomy.removable import UNITS, WITHOUT, anatomy_of
 from recbole_prune.anatomy.units import UNIT_KINDS, Along, Anatomy, UnitGroup
 from recbole_prune.data.random_streams import set_random_state
 from recbole_prune.sparse.shrinking import Shrunk
@@ -51,17 +54,21 @@ def zeroed(model: Any, anatomy: Anatomy, kept: dict[str, torch.Tensor]) -> None:
 
 def scores_of(model: Any, bench: Bench) -> torch.Tensor:
     """Scores of all items, or of pairs, with the same random streams each time."""
+    refresh(model)
     set_random_state(STREAMS)
     return scores(model.eval(), bench.test, bench.train._dataset)
 
 
 def shrunk_model(bench: Bench, anatomy: Anatomy, model: Any, kept: dict[str, torch.Tensor]) -> Shrunk:
-    return Shrunk(model, anatomy.positions(kept, model), anatomy.sizes(kept))
+    return Shrunk(model, anatomy.positions(kept, model), anatomy.sizes(kept), anatomy.scales(kept))
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, KNOWN))
 def test_without_units_a_model_scores_as_with_their_weights_at_zero(name: str, tiny_data: Path) -> None:
     """Each group alone, then all exact ones together, which also trains and comes back as it was."""
+    missing = missing_package(name)
+    if missing:
+        pytest.skip(f"{name}: {missing}")
     bench = Bench(name, tiny_data)
     anatomy = anatomy_of(bench.plain_model())
     assert len({group.name for group in anatomy}) == len(anatomy.groups)
@@ -73,6 +80,9 @@ def test_without_units_a_model_scores_as_with_their_weights_at_zero(name: str, t
         kept = {group.name: half(group) for group in exact}
         model = compare(bench, kept, exact[0], any(group.constant for group in exact))
         assert model is not None
+        loadable = expressible(anatomy, kept)
+        if loadable is not None:
+            loads_in_the_plain_class(bench, loadable)
 
 
 def compare(bench: Bench, kept: dict[str, torch.Tensor], group: UnitGroup, constant: bool | None = None) -> Any:
@@ -104,13 +114,50 @@ def compare(bench: Bench, kept: dict[str, torch.Tensor], group: UnitGroup, const
 
 
 def trains(model: Any, bench: Bench) -> None:
-    """A loss with finite gradients."""
+    """The losses of its trainer, with finite gradients."""
     model.train()
-    batch = next(iter(bench.train))
-    losses = model.calculate_loss(batch)
-    sum(losses if isinstance(losses, tuple) else (losses,)).backward()
+    if hasattr(bench.train, "set_mode"):
+        bench.train.set_mode(KGDataLoaderState.RSKG)
+    for loss in batch_losses(model, next(iter(bench.train))):
+        loss.backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
     model.zero_grad(set_to_none=True)
+
+
+def expressible(anatomy: Anatomy, kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """What of ``kept`` the class can be built with: all of it, or the units of one kind."""
+    if anatomy.smaller_class is None:
+        return None
+    of_kinds = ({name: kept[name] for name in kept if anatomy[name].kind == kind} for kind in UNIT_KINDS)
+    choices = [kept, *filter(None, of_kinds)]
+    return next((each for each in choices if anatomy.smaller_class(anatomy.counts(each)) is not None), None)
+
+
+def loads_in_the_plain_class(bench: Bench, kept: dict[str, torch.Tensor]) -> None:
+    """RecBole's class with other settings takes the weights of the shrunk model and scores as it does."""
+    small = widened(bench.plain_model())
+    anatomy = anatomy_of(small)
+    assert anatomy.smaller_class is not None
+    settings = anatomy.smaller_class(anatomy.counts(kept))
+    assert settings
+    shrunk_model(bench, anatomy, small, kept)
+    expected = scores_of(small, bench)
+    for key, value in settings.items():
+        bench.config[key] = value
+    plain = bench.plain_model()
+    plain.load_state_dict(small.state_dict())
+    torch.testing.assert_close(scores_of(plain, bench), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["general", "knowledge", "sequential", "context", "traditional", "tree"])
+def test_every_model_has_units_or_a_reason_why_not(kind: str) -> None:
+    """All models of RecBole, those that train by gradient and those that do not."""
+    models = [name for name in all_models() if kind_of(name) == kind]
+    assert [name for name in models if (name in UNITS) == (name in WITHOUT)] == []
+
+
+def test_a_model_without_units_says_why(tiny_data: Path) -> None:
+    assert anatomy_of(Bench("Pop", tiny_data).plain_model()).needs == WITHOUT["Pop"]
 
 
 def test_positions_of_units() -> None:
@@ -118,3 +165,20 @@ def test_positions_of_units() -> None:
     assert Along("w", repeats=3).owners(9, 3).tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
     assert Along("w", start=1, block=2).owners(8, 3).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1]
     assert Along("w", repeats=2, period=3).owners(6, 2).tolist() == [0, 1, -1, 0, 1, -1]
+
+
+def test_scaled_tensors_are_multiplied_by_what_stays_and_divided_on_the_way_back() -> None:
+    """A mean over 4 dimensions is written as one over 2, one tensor narrowed and one as large as before."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    places = (Along("0.weight", 1),)
+    anatomy = Anatomy([UnitGroup("u", "neuron", 4, places, scaled={"0.weight": float, "1.weight": lambda k: k**0.5})])
+    kept = {"u": torch.tensor([1, 3])}
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    assert anatomy.scales({}) == anatomy.scales({"u": torch.arange(4)}) == {}
+    shrunk = Shrunk(model, anatomy.positions(kept, model), {}, anatomy.scales(kept))
+    torch.testing.assert_close(model[0].weight.detach(), before["0.weight"][:, [1, 3]] / 2)
+    torch.testing.assert_close(model[1].weight.detach(), before["1.weight"] * 0.5**0.5)
+    shrunk.undo()
+    expected = before["0.weight"] * torch.tensor([0.0, 1.0, 0.0, 1.0])
+    torch.testing.assert_close(model[0].weight.detach(), expected)
+    torch.testing.assert_close(model[1].weight.detach(), before["1.weight"])

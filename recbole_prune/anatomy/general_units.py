@@ -1,26 +1,45 @@
-"""The unit groups of general and knowledge-aware models (methods/attention_distillation_pruning.md, 7.1 and 7.4)."""
+"""The unit groups of general models that score pairs of users and items.
+
+Source: methods/attention_distillation_pruning.md, 7.1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from recbole_prune.anatomy.unit_blocks import channels, inputs, left, linears, neurons, width
+from recbole_prune.anatomy.unit_blocks import channels, equal, inputs, left, linears, neurons, one_width, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+USER_ITEM = ("user_embedding", "item_embedding")
 
-def _of_tables(*tables: str, attribute: str = "embedding_size") -> Finder:
-    """The dimensions of tables that a model multiplies with each other."""
+
+def of_tables(*tables: str, attribute: str = "embedding_size", readers: tuple[str, ...] = ()) -> Finder:
+    """The dimensions of tables that a model multiplies with each other, and of layers that read the product."""
 
     def find(model: Any) -> Anatomy:
-        count = model.get_submodule(tables[0]).embedding_dim
-        return Anatomy(
-            [width("width", count, tables=tables)],
-            {attribute: left("width")} if attribute else {},
-            lambda counts: {"embedding_size": counts["width"]},
-        )
+        modules = dict(model.named_modules())
+        held = [table for table in tables if table in modules]
+        places = [inputs(layer) for layer in readers]
+        attributes = (attribute,) if attribute else ()
+        return one_width(modules[held[0]].embedding_dim, *places, tables=held, attributes=attributes)
 
     return find
+
+
+def _nais(model: Any) -> Anatomy:
+    layer = linears(model, "mlp_layers")[0]
+    first = inputs(layer, repeats=2 if model.algorithm == "concat" else 1)
+    tables = ("item_src_embedding", "item_dst_embedding")
+    dimensions = width("width", model.embedding_size, first, tables=tables)
+    hidden = list(neurons(model, "mlp_layers", [Along("weight_layer")]))
+
+    def smaller(counts: Counts) -> dict[str, object]:
+        # the pretrained checkpoint has the large shapes
+        sizes = {"embedding_size": counts["width"], "weight_size": counts[layer]}
+        return {**sizes, "pretrain_path": None} if model.pretrain_path else {**sizes}
+
+    return Anatomy([dimensions, *hidden], {"embedding_size": left("width"), "weight_size": left(layer)}, smaller)
 
 
 def _neumf(model: Any) -> Anatomy:
@@ -50,6 +69,7 @@ def _neumf(model: Any) -> Anatomy:
 
 
 def _convncf(model: Any) -> Anatomy:
+    """Channels; the dimensions of tables are the two axes of a map that the strides fit."""
     last = linears(model, "predict_layers")[0]
     groups = list(channels(model, "cnn_layers", [inputs(last)]))
     first = model.cnn_channels[0]
@@ -60,31 +80,92 @@ def _convncf(model: Any) -> Anatomy:
     return Anatomy(groups, {}, smaller)
 
 
-def _vae(model: Any) -> Anatomy:
-    """Hidden neurons of encoder and decoder, which are rows and columns of items at their outer ends; the latent."""
-    encoder, decoder = linears(model, "encoder"), linears(model, "decoder")
-    hidden = [*_inner(model, "encoder", encoder), *_inner(model, "decoder", decoder)]
-    half = int(model.lat_dim / 2)
-    twice = [Along(f"{encoder[-1]}.{name}", repeats=2) for name in ("weight", "bias")]
-    latent = UnitGroup("latent", "latent", half, (*twice, inputs(decoder[0])))
+def _nncf(model: Any) -> Anatomy:
+    """The first layer reads the product of user and item, then the flattened channels of either neighbourhood."""
+    size, kernels = model.ui_embedding_size, model.num_conv_kernel
+    layers = linears(model, "mlp_layers")
+    pooled = (model.get_submodule(layers[0]).in_features - size) // (2 * kernels)
+    groups = [width("ui_width", size, inputs(layers[0]), tables=USER_ITEM)]
+    sides = ("user", "item")
+    for place, side in enumerate(sides):
+        convolution = f"{side}_conv.0"
+        table = f"{side}_neigh_embedding"
+        groups.append(width(f"{side}_neigh_width", model.neigh_embedding_size, inputs(convolution), tables=(table,)))
+        columns = inputs(layers[0], start=size + place * kernels * pooled, block=pooled)
+        groups += channels(model, f"{side}_conv", [columns])
+    groups += neurons(model, "mlp_layers", [inputs("out_layer")])
 
     def smaller(counts: Counts) -> dict[str, object] | None:
-        there = [counts[group.name] for group in hidden[: len(encoder) - 1]]
-        back = [counts[group.name] for group in hidden[len(encoder) - 1 :]]
-        return {"mlp_hidden_size": there, "latent_dimension": 2 * counts["latent"]} if there == back[::-1] else None
+        neighbours = equal(counts, [f"{side}_neigh_width" for side in sides])
+        convolved = equal(counts, [f"{side}_conv.0" for side in sides])
+        if neighbours is None or convolved is None:
+            return None
+        sizes = {"ui_embedding_size": counts["ui_width"], "neigh_embedding_size": neighbours}
+        return {**sizes, "num_conv_kernel": convolved, "mlp_hidden_size": [counts[layer] for layer in layers]}
 
-    return Anatomy([*hidden, latent], {"lat_dim": lambda counts: 2 * counts["latent"]}, smaller)
+    return Anatomy(groups, {}, smaller)
 
 
-def _inner(model: Any, path: str, layers: list[str]) -> list[UnitGroup]:
-    return list(neurons(model, path)) if len(layers) > 1 else []
+def _dmf(model: Any) -> Anatomy:
+    """Two towers over rows and columns of the interactions; their last layers are multiplied with each other."""
+    sides = ("user", "item")
+    groups: list[UnitGroup] = []
+    hidden: dict[str, list[str]] = {}
+    ends: list[Along] = []
+    for side in sides:
+        layers = linears(model, f"{side}_fc_layers")
+        bottom = f"{side}_linear"
+        places = (*outputs(model, bottom), inputs(layers[0]))
+        groups.append(UnitGroup(bottom, "embedding", model.get_submodule(bottom).out_features, places))
+        groups += neurons(model, f"{side}_fc_layers")
+        hidden[side] = layers[:-1]
+        ends += outputs(model, layers[-1])
+    groups.append(UnitGroup("last", "neuron", model.user_hidden_size_list[-1], tuple(ends)))
+
+    def smaller(counts: Counts) -> dict[str, object]:
+        widths = {f"{side}_embedding_size": counts[f"{side}_linear"] for side in sides}
+        lists = {f"{s}_hidden_size_list": [*(counts[layer] for layer in hidden[s]), counts["last"]] for s in sides}
+        return {**widths, **lists}
+
+    return Anatomy(groups, {}, smaller)
+
+
+def _simplex(model: Any) -> Anatomy:
+    places = [*outputs(model, "UI_map"), inputs("UI_map")]
+    if hasattr(model, "W_k"):
+        places += [*outputs(model, "W_k.0"), inputs("W_k.0")]
+    if hasattr(model, "W_q"):
+        places.append(inputs("W_q"))
+    return one_width(model.embedding_size, *places, tables=("user_emb", "item_emb"))
 
 
 GENERAL: Mapping[str, Finder] = {
-    "BPR": _of_tables("user_embedding", "item_embedding"),
-    "UltraGCN": _of_tables("user_embedding", "item_embedding", attribute=""),
-    "LightGCN": _of_tables("user_embedding", "item_embedding", attribute="latent_dim"),
+    "BPR": of_tables(*USER_ITEM),
+    "LINE": of_tables(*USER_ITEM, "user_context_embedding", "item_context_embedding"),
+    "UltraGCN": of_tables(*USER_ITEM, attribute=""),
+    "ENMF": of_tables(*USER_ITEM, readers=("H_i",)),
+    "FISM": of_tables("item_src_embedding", "item_dst_embedding"),
+    "NAIS": _nais,
     "NeuMF": _neumf,
     "ConvNCF": _convncf,
-    "MultiVAE": _vae,
+    "NNCF": _nncf,
+    "DMF": _dmf,
+    "SimpleX": _simplex,
+}
+
+_ITEM_MATRIX = "its weights are one matrix of items by items, solved when it is built, which has no inner dimension"
+_NEIGHBOURS = "it keeps similarities of neighbours, counted when it is built, and nothing with a dimension to remove"
+_TREES = "it grows decision trees and is no network"
+# why models have no units, by class
+WITHOUT_UNITS: Mapping[str, str] = {
+    "Pop": "it counts interactions and has no weights",
+    "Random": "it draws its scores and has no weights",
+    "ItemKNN": _NEIGHBOURS,
+    "AsymKNN": _NEIGHBOURS,
+    "EASE": _ITEM_MATRIX,
+    "ADMMSLIM": _ITEM_MATRIX,
+    "SLIMElastic": _ITEM_MATRIX,
+    "NCEPLRec": "its vectors come from a decomposition when it is built and are not trained",
+    "LightGBM": _TREES,
+    "XGBoost": _TREES,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from recbole_prune.anatomy.units import Along, Counts, UnitGroup
+from recbole_prune.anatomy.units import Along, Anatomy, Counts, UnitGroup
 
 LAYER_NORM = "LayerNorm divides by the deviation over all dimensions, those at 0 included"
 Setting = Callable[[Counts], object]
@@ -146,3 +146,20 @@ def equal(counts: Counts, names: Iterable[str]) -> int | None:
     """How many units every one of some groups has left; None where they differ."""
     found = {counts[name] for name in names}
     return found.pop() if len(found) == 1 else None
+
+
+def one_width(
+    count: int, *places: Along, tables: Iterable[str], attributes: Iterable[str] = ("embedding_size",), **more: Any
+) -> Anatomy:
+    """A model whose units are the dimensions of its tables alone, which ``embedding_size`` sets.
+
+    Args:
+        count: how many dimensions.
+        places: what else belongs to them.
+        tables: paths of embeddings.
+        attributes: those of the model that hold the width.
+        more: further arguments of the group.
+    """
+    group = width("width", count, *places, tables=tables, **more)
+    held = {attribute: left("width") for attribute in attributes}
+    return Anatomy([group], held, lambda counts: {"embedding_size": counts["width"]})

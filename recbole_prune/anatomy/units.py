@@ -115,6 +115,15 @@ class Anatomy:
         masked = any(group.inexact and left[group.name] < group.count for group in self)
         return None if masked or self.smaller_class is None else self.smaller_class(left)
 
+    def scales(self, kept: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """By what the kept values of tensors are multiplied (rule R4); ``kept`` as in :meth:`positions`."""
+        found: dict[str, float] = {}
+        for group in self:
+            share = len(kept[group.name]) / group.count if group.name in kept else 1.0
+            for tensor, factor in group.scaled.items() if share < 1 else ():
+                found[tensor] = found.get(tensor, 1.0) * factor(share)
+        return found
+
     def positions(self, kept: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
         """The positions that stay along the axes of tensors, by tensor and axis.
 

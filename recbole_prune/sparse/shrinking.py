@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ _SIZES: tuple[tuple[Any, tuple[tuple[str, str, int], ...]], ...] = (
     (nn.RNNCellBase, (("hidden_size", "weight_hh", 1), ("input_size", "weight_ih", 1))),
 )
 Attributes = Mapping[str, object]
+Scales = Mapping[str, float]
+_NO_SCALES: Scales = {}
+Value = TypeVar("Value")
 
 
 class Shrunk:
@@ -32,15 +35,19 @@ class Shrunk:
         model: any module; it is changed in place.
         kept: what stays, by tensor and axis.
         attributes: values for what modules keep as plain attributes, by dotted path.
+        scales: tensors whose values are multiplied when they get smaller, and divided again on the way back; also
+            tensors that lose nothing.
     """
 
-    def __init__(self, model: nn.Module, kept: Kept, attributes: Attributes) -> None:
-        self._model, self._kept = model, kept
-        self.again = partial(Shrunk, model, kept, attributes)
+    def __init__(self, model: nn.Module, kept: Kept, attributes: Attributes, scales: Scales = _NO_SCALES) -> None:
+        self.again = partial(Shrunk, model, kept, attributes, scales)
         tensors = _tensors(model)
-        self._shapes = {name: tensors[name].shape for name in kept}
+        self._model = model
+        self._kept, self._scales = _under_all_names(tensors, kept), _under_all_names(tensors, scales)
+        self._changed = list(dict.fromkeys([*self._kept, *self._scales]))
+        self._shapes = {name: tensors[name].shape for name in self._changed}
         self._replaced: list[tuple[nn.Module, str, object]] = []
-        for name, tensor in _once(tensors, kept):
+        for name, tensor in _once(tensors, self._changed):
             _resize(tensor, self.narrowed(name, tensor.detach()))
         self._set_sizes(attributes)
 
@@ -68,19 +75,24 @@ class Shrunk:
 
     def undo(self) -> None:
         """Make the model as large as it was, with 0 in what was taken out."""
-        for name, tensor in _once(_tensors(self._model), self._kept):
+        for name, tensor in _once(_tensors(self._model), self._changed):
             _resize(tensor, self.expanded(name, tensor.detach()))
         for module, name, before in reversed(self._replaced):
             setattr(module, name, before)
 
     def narrowed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What stays of a tensor of the large model; a tensor that is small already, or loses nothing, as it is."""
-        return self.selected(name, tensor)
+        """What stays of a tensor of the large model, scaled; one that is small already as it is.
+
+        A tensor that is only scaled is always taken for that of the large model: both have one shape.
+        """
+        small = self.selected(name, tensor)
+        scaled = name in self._scales and tensor.shape == self._shapes[name]
+        return small * self._scales[name] if scaled else small
 
     def selected(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The entries of what :meth:`narrowed` keeps, of anything of the tensor's shape, such as its mask."""
         if name in self._shapes and tensor.shape == self._shapes[name]:
-            for axis, positions in self._kept[name].items():
+            for axis, positions in self._kept.get(name, {}).items():
                 tensor = tensor.index_select(axis, positions.to(tensor.device))
         return tensor
 
@@ -88,11 +100,11 @@ class Shrunk:
         """A tensor of the shrunk model as large as it was, 0 where something was taken out."""
         if name not in self._shapes:
             return tensor
-        for axis, positions in self._kept[name].items():
+        for axis, positions in self._kept.get(name, {}).items():
             shape = list(tensor.shape)
             shape[axis] = self._shapes[name][axis]
             tensor = tensor.new_zeros(shape).index_copy_(axis, positions.to(tensor.device), tensor)
-        return tensor
+        return tensor / self._scales[name] if name in self._scales else tensor
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -103,7 +115,13 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _once(tensors: Mapping[str, torch.Tensor], names: Kept) -> Iterator[tuple[str, torch.Tensor]]:
+def _under_all_names(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Value]) -> dict[str, Value]:
+    """What is said of a tensor under one of its names, under all of them."""
+    said = {id(tensors[name]): value for name, value in values.items()}
+    return {name: said[id(tensor)] for name, tensor in tensors.items() if id(tensor) in said}
+
+
+def _once(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of ``names`` once, whatever it is called."""
     seen: set[int] = set()
     for name in names:

@@ -145,7 +145,8 @@ class MaskAware(_Model):
         live = {**{name: masks[name] for name in masks}, **{n: m & masks.get(n, m) for n, m in live.items()}}
         if self.storage != "masked":
             exact = {group.name: kept[group.name] for group in anatomy if not group.inexact}
-            self.shrunk = Shrunk(self, anatomy.positions(exact, self), anatomy.sizes(exact))
+            sizes, scales = anatomy.sizes(exact), anatomy.scales(exact)
+            self.shrunk = Shrunk(self, anatomy.positions(exact, self), sizes, scales)
             live = {name: self.shrunk.selected(name, mask) for name, mask in live.items()}
         self._mask({name: mask for name, mask in live.items() if not mask.all()})
 
