@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recbole_prune.anatomy.unit_blocks import LAYER_NORM, inputs, left, linears, neurons, normalisation, one_width, outputs, width
+from recbole_prune.anatomy.unit_blocks import (
+    LAYER_NORM,
+    inputs,
+    left,
+    linears,
+    neurons,
+    normalisation,
+    one_width,
+    outputs,
+    width,
+)
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
 

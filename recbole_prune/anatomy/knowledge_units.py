@@ -44,9 +44,7 @@ def _kgat(model: Any) -> Anatomy:
         rows = [place for part in parts[layer] for place in outputs(model, part)]
         count = model.get_submodule(layer).output_dim
         groups.append(UnitGroup(layer, "layer", count, (*rows, *reads.get(following, ()))))
-    return Anatomy(
-        groups, _WIDTHS, lambda counts: {**_widths(counts), "layers": [counts[layer] for layer in layers]}
-    )
+    return Anatomy(groups, _WIDTHS, lambda counts: {**_widths(counts), "layers": [counts[layer] for layer in layers]})
 
 
 def _neighbours(model: Any) -> Anatomy:
