@@ -23,6 +23,23 @@ from recbole_prune.training.state import weights_of
 
 QUICK = ["BPR", "NeuMF", "SASRec", "GRU4Rec", "DeepFM", "MultiVAE"]
 KNOWN = [name for name in gradient_models() if name in UNITS]
+# settings under which other tensors belong together than by default
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("LINE", {"order": 1}),
+    ("NAIS", {"algorithm": "concat"}),
+    ("NeuMF", {"mf_train": False}),
+    ("SimpleX", {"aggregator": "user_attention"}),
+    ("SimpleX", {"aggregator": "self_attention"}),
+    ("GCMC", {"accum": "sum", "sparse_feature": False}),
+    ("LDiffRec", {"in_dims": [8, 12], "out_dims": [12], "dims_dnn": [16, 12]}),
+    ("KGCN", {"aggregator": "concat", "n_iter": 2}),
+    ("KGAT", {"aggregator_type": "graphsage", "layers": [12, 8], "kg_embedding_size": 12}),
+    ("KGAT", {"aggregator_type": "gcn", "layers": [12, 8]}),
+    ("CKE", {"kg_embedding_size": 12}),
+    ("MKR", {"low_layers_num": 2, "high_layers_num": 2, "use_inner_product": False}),
+    ("MKR", {"low_layers_num": 2, "high_layers_num": 2}),
+    ("RaCT", {"mlp_hidden_size": [16, 12]}),
+]
 # scores differ by rounding alone
 TOLERANCE = 1e-5
 
@@ -69,7 +86,17 @@ def test_without_units_a_model_scores_as_with_their_weights_at_zero(name: str, t
     missing = missing_package(name)
     if missing:
         pytest.skip(f"{name}: {missing}")
-    bench = Bench(name, tiny_data)
+    compare_all(Bench(name, tiny_data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_settings_that_change_what_belongs_together(name: str, settings: dict[str, Any], tiny_data: Path) -> None:
+    compare_all(Bench(name, tiny_data, **settings))
+
+
+def compare_all(bench: Bench) -> None:
+    """Each group alone, all exact ones together, and the plain class with the settings of the shrunk model."""
     anatomy = anatomy_of(bench.plain_model())
     assert len({group.name for group in anatomy}) == len(anatomy.groups)
     exact = [group for group in anatomy if not group.inexact]
