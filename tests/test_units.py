@@ -23,7 +23,7 @@ from recbole_prune.training.state import weights_of
 
 QUICK = ["BPR", "NeuMF", "SASRec", "GRU4Rec", "DeepFM", "MultiVAE"]
 KNOWN = [name for name in gradient_models() if name in UNITS]
-# settings under which other tensors belong together than by default
+# settings that give a class parts which it lacks by default
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("LINE", {"order": 1}),
     ("NAIS", {"algorithm": "concat"}),
@@ -86,17 +86,16 @@ def test_without_units_a_model_scores_as_with_their_weights_at_zero(name: str, t
     missing = missing_package(name)
     if missing:
         pytest.skip(f"{name}: {missing}")
-    compare_all(Bench(name, tiny_data))
+    holds_for_every_group(Bench(name, tiny_data))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
-def test_settings_that_change_what_belongs_together(name: str, settings: dict[str, Any], tiny_data: Path) -> None:
-    compare_all(Bench(name, tiny_data, **settings))
+def test_the_parts_that_settings_add_have_units_too(name: str, settings: dict[str, Any], tiny_data: Path) -> None:
+    holds_for_every_group(Bench(name, tiny_data, **settings))
 
 
-def compare_all(bench: Bench) -> None:
-    """Each group alone, all exact ones together, and the plain class with the settings of the shrunk model."""
+def holds_for_every_group(bench: Bench) -> None:
     anatomy = anatomy_of(bench.plain_model())
     assert len({group.name for group in anatomy}) == len(anatomy.groups)
     exact = [group for group in anatomy if not group.inexact]
