@@ -57,13 +57,13 @@ def _neumf(model: Any) -> Anatomy:
         groups += neurons(model, "mlp_layers", [inputs("predict_layer", start=mf)])
 
     def smaller(counts: Counts) -> dict[str, object] | None:
-        if not (model.mf_train and model.mlp_train) or counts["user_mlp_width"] != counts["item_mlp_width"]:
-            return None
-        return {
-            "mf_embedding_size": counts["mf_width"],
-            "mlp_embedding_size": counts["user_mlp_width"],
-            "mlp_hidden_size": [counts[layer] for layer in layers],
-        }
+        sizes: dict[str, object] = {"mf_embedding_size": counts["mf_width"]} if model.mf_train else {}
+        if model.mlp_train:
+            if counts["user_mlp_width"] != counts["item_mlp_width"]:
+                return None
+            sizes["mlp_embedding_size"] = counts["user_mlp_width"]
+            sizes["mlp_hidden_size"] = [counts[layer] for layer in layers]
+        return sizes
 
     return Anatomy(groups, {}, smaller)
 
