@@ -226,12 +226,7 @@ def _eulernet(model: Any) -> Anatomy:
     return Anatomy([dimensions, *orders], {"embedding_size": left("width"), **attributes}, smaller)
 
 
-def _none(reason: str) -> Finder:
-    return lambda model: Anatomy(needs=reason)
-
-
 CONTEXT: Mapping[str, Finder] = {
-    "LR": _none("LR adds up one number per feature: it has no vectors and no layers of which units could be removed"),
     **dict.fromkeys(("FM", "FwFM"), _tables_only),
     "FFM": _ffm,
     "AFM": _afm,
@@ -245,5 +240,10 @@ CONTEXT: Mapping[str, Finder] = {
     "DSSM": _dssm,
     "EulerNet": _eulernet,
     **FIELD_ATTENTION,
-    "KD_DAGFM": _none("KD_DAGFM already contains a teacher network and its distillation: its student is not pruned"),
+}
+
+# why a class has none
+CONTEXT_WITHOUT_UNITS: Mapping[str, str] = {
+    "LR": "it adds up one number per feature and has no vectors and no layers",
+    "KD_DAGFM": "it already contains a teacher network and its own distillation",
 }
