@@ -53,6 +53,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("EulerNet", {"order_list": [6, 4]}),
     ("EulerNet", {"order_list": [6, 4], "apply_norm": True}),
 ]
+# the cross layers take powers of their inputs, with which rounding grows
+IN_DOUBLE = ["DCNV2"]
 # scores differ by rounding alone
 TOLERANCE = 1e-5
 
@@ -67,7 +69,7 @@ def half(group: UnitGroup) -> torch.Tensor:
 
 def alike(anatomy: Anatomy, group: UnitGroup) -> list[UnitGroup]:
     """The groups that lose as many units as a group, with it."""
-    return [other for other in anatomy if other is group or (group.alike and other.alike == group.alike)]
+    return [other for other in anatomy if other.name == group.name or (group.alike and other.alike == group.alike)]
 
 
 def kept_with(anatomy: Anatomy, group: UnitGroup) -> dict[str, torch.Tensor]:
@@ -131,7 +133,7 @@ def holds_for_every_group(bench: Bench) -> None:
 
 def compare(bench: Bench, kept: dict[str, torch.Tensor], group: UnitGroup, constant: bool | None = None) -> Any:
     """Scores with units at 0 and without them; of inexact groups only that they can be set to 0."""
-    masked, small = widened(bench.plain_model()), widened(bench.plain_model())
+    masked, small = built(bench), built(bench)
     anatomy = anatomy_of(masked)
     zeroed(masked, anatomy, kept)
     expected = scores_of(masked, bench)
@@ -150,11 +152,17 @@ def compare(bench: Bench, kept: dict[str, torch.Tensor], group: UnitGroup, const
     assert difference.abs().max() <= TOLERANCE * expected[finite].abs().max(), (group.name, difference.abs().max())
     for name, tensor in weights_of(small).items():
         torch.testing.assert_close(shrunk.expanded(name, tensor.detach()), before[name], rtol=1e-6, atol=1e-6)
-    trains(small, bench)
+    trains(small.float(), bench)
     shrunk.undo()
     assert {name: tensor.shape for name, tensor in weights_of(small).items()} == {n: t.shape for n, t in before.items()}
     scores_of(small, bench)
     return small
+
+
+def built(bench: Bench) -> Any:
+    """The model with larger weights, in double precision where it needs that."""
+    model = widened(bench.plain_model())
+    return model.double() if bench.name in IN_DOUBLE else model
 
 
 def trains(model: Any, bench: Bench) -> None:
