@@ -16,6 +16,7 @@ from recbole_prune.anatomy.unit_blocks import (
     network,
     neurons,
     normalisation,
+    one_width,
     outputs,
     width,
 )
@@ -34,16 +35,12 @@ def _sizes(groups: Sequence[UnitGroup], **settings: str) -> Any:
 
 def _tables_only(model: Any) -> Anatomy:
     """Vectors of fields that are multiplied with each other, dimension by dimension."""
-    return Anatomy(
-        [width("width", model.embedding_size, *field_tables(model))], {"embedding_size": left("width")}, _sizes([])
-    )
+    return one_width(model.embedding_size, *field_tables(model))
 
 
 def _ffm(model: Any) -> Anatomy:
     own = [Along(name, 1) for name, _ in model.named_parameters() if name.startswith("ffm.")]
-    dimensions = width("width", model.embedding_size, *field_tables(model), *own)
-    sizes = {path: left("width") for path in ("embedding_size", "ffm.embed_dim")}
-    return Anatomy([dimensions], sizes, _sizes([]))
+    return one_width(model.embedding_size, *field_tables(model), *own, attributes=("embedding_size", "ffm.embed_dim"))
 
 
 def _afm(model: Any) -> Anatomy:

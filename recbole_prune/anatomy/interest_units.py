@@ -25,7 +25,7 @@ from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGrou
 def _attention_fields(model: Any, path: str) -> int:
     """How many fields an item has: the attention reads the queries and keys, their differences and products."""
     first = model.get_submodule(linears(model, f"{path}.att_mlp_layers")[0])
-    return first.in_features // (4 * model.embedding_size)
+    return int(first.in_features) // (4 * int(model.embedding_size))
 
 
 def _attention(model: Any, path: str, fields: int) -> tuple[list[Along], dict[str, Any], list[UnitGroup]]:

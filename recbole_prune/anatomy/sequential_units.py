@@ -10,7 +10,7 @@ from recbole_prune.anatomy.gru_units import RECURRENT
 from recbole_prune.anatomy.interest_units import INTERESTS
 from recbole_prune.anatomy.session_graph_units import SESSION_GRAPHS
 from recbole_prune.anatomy.transformer_units import TRANSFORMERS
-from recbole_prune.anatomy.unit_blocks import LAYER_NORM, equal, inputs, left, normalisation, outputs, width
+from recbole_prune.anatomy.unit_blocks import LAYER_NORM, equal, inputs, left, normalisation, one_width, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
 
@@ -30,7 +30,11 @@ def _found(*groups: UnitGroup) -> Anatomy:
 
 def _tables(*tables: str, more: Sequence[Along] = ()) -> Finder:
     """Vectors that are added up and multiplied with each other, dimension by dimension."""
-    return lambda model: _found(width("width", model.embedding_size, *more, tables=tables))
+
+    def find(model: Any) -> Anatomy:
+        return one_width(model.embedding_size, *more, tables=tables)
+
+    return find
 
 
 def _fpmc(model: Any) -> Anatomy:

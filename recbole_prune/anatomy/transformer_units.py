@@ -20,6 +20,7 @@ from recbole_prune.anatomy.unit_blocks import (
     inputs,
     left,
     normalisation,
+    one_width,
     outputs,
     product,
     width,
@@ -184,11 +185,7 @@ def _fdsa(model: Any) -> Anatomy:
 def _core(model: Any) -> Anatomy:
     """The vectors of items are summed up with weights: those of an encoder, or equal ones."""
     if model.dnn_type != "trm":
-        return Anatomy(
-            [width("width", model.embedding_size, tables=("item_embedding",))],
-            {"embedding_size": left("width")},
-            lambda counts: {"embedding_size": counts["width"]},
-        )
+        return one_width(model.embedding_size, tables=("item_embedding",))
     groups, sizes = _transformer(model, "net.trm_encoder")
     places = [*_columns("item_embedding", "net.position_embedding"), *normalisation(model, "net.LayerNorm")]
     places += [*_stream(model, "net.trm_encoder"), inputs("net.fn")]

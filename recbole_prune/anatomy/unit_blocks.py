@@ -150,7 +150,7 @@ def equal(counts: Counts, names: Iterable[str]) -> int | None:
 
 
 def one_width(
-    count: int, *places: Along, tables: Iterable[str], attributes: Iterable[str] = ("embedding_size",), **more: Any
+    count: int, *places: Along, tables: Iterable[str] = (), attributes: Iterable[str] = ("embedding_size",), **more: Any
 ) -> Anatomy:
     """A model whose units are the dimensions of its tables alone, which ``embedding_size`` sets.
 
