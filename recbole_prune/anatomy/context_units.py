@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,11 @@ def _sizes(groups: Sequence[UnitGroup], **settings: str) -> Any:
 def _tables_only(model: Any) -> Anatomy:
     """Vectors of fields that are multiplied with each other, dimension by dimension."""
     return one_width(model.embedding_size, *field_tables(model))
+
+
+def _fwfm(model: Any) -> Anatomy:
+    """As :func:`_tables_only`; no smaller class, as weights of pairs of fields are drawn and stand in no checkpoint."""
+    return dataclasses.replace(_tables_only(model), smaller_class=None)
 
 
 def _ffm(model: Any) -> Anatomy:
@@ -224,7 +230,8 @@ def _eulernet(model: Any) -> Anatomy:
 
 
 CONTEXT: Mapping[str, Finder] = {
-    **dict.fromkeys(("FM", "FwFM"), _tables_only),
+    "FM": _tables_only,
+    "FwFM": _fwfm,
     "FFM": _ffm,
     "AFM": _afm,
     "NFM": _nfm,
