@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.autoencoder_units import AUTOENCODERS
-from recbole_prune.anatomy.context_units import CONTEXT
+from recbole_prune.anatomy.context_units import CONTEXT, CONTEXT_WITHOUT_UNITS
 from recbole_prune.anatomy.general_units import GENERAL, WITHOUT_UNITS
 from recbole_prune.anatomy.graph_units import GRAPHS
 from recbole_prune.anatomy.knowledge_units import KNOWLEDGE
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
 UNITS: dict[str, Finder] = {**GENERAL, **AUTOENCODERS, **GRAPHS, **KNOWLEDGE, **SEQUENTIAL, **CONTEXT}
-WITHOUT: dict[str, str] = {**WITHOUT_UNITS}
+WITHOUT: dict[str, str] = {**WITHOUT_UNITS, **CONTEXT_WITHOUT_UNITS}
 _MODULES = ("recbole.model.", "recbole_prune.models.")
 
 

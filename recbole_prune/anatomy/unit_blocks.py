@@ -1,4 +1,4 @@
-"""The unit groups of what RecBole's models are built of: tables, networks, convolutions, GRUs, transformers."""
+"""The unit groups of what RecBole's models are built of: tables, networks, convolutions, GRUs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def width(name: str, count: int, *places: Along, tables: Iterable[str] = (), **m
     """The dimensions of tables ``[rows, count]``, with what else belongs to them."""
     columns = tuple(Along(f"{table}.weight", 1) for table in tables)
     return UnitGroup(name, "embedding", count, (*columns, *places), **more)
+
+
+def field_tables(model: Any, path: str = "") -> list[Along]:
+    """The columns of all tables that fields are looked up in, in the model or in a module of it; they have one width.
+
+    Tables of numbers per feature, of width 1, are other modules and have no units.
+    """
+    kinds = ("token_embedding_table", "token_seq_embedding_table", "float_embedding_table", "float_seq_embedding_table")
+    prefix = f"{path}." if path else ""
+    roots = tuple(f"{prefix}{kind}." for kind in kinds)
+    return [Along(name, 1) for name, _ in model.named_parameters() if name.startswith(roots)]
 
 
 def linears(model: nn.Module, path: str) -> list[str]:
@@ -57,19 +68,24 @@ def neurons(
         kind: of the units.
         more: further arguments of every group.
     """
-    layers = linears(model, path)
-    of_layer: dict[str, list[Along]] = {}
-    current = ""
-    for name, module in model.get_submodule(path).named_modules(prefix=path):
-        if isinstance(module, nn.Linear):
-            current = name
-        elif isinstance(module, nn.modules.batchnorm._NormBase) and current:
-            of_layer.setdefault(current, []).extend(normalisation(model, name))
+    makers = network(model, path)
+    layers = list(makers)
     for place, layer in enumerate(layers):
         readers = [inputs(layers[place + 1])] if place + 1 < len(layers) else list(after)
         if readers:
             count = len(model.get_parameter(f"{layer}.weight"))
-            yield UnitGroup(layer, kind, count, (*outputs(model, layer), *of_layer.get(layer, ()), *readers), **more)
+            yield UnitGroup(layer, kind, count, (*makers[layer], *readers), **more)
+
+
+def network(model: nn.Module, path: str) -> dict[str, list[Along]]:
+    """What makes the outputs of every linear layer of a network: its rows, and the batch norm behind it."""
+    makers: dict[str, list[Along]] = {}
+    for name, module in model.get_submodule(path).named_modules(prefix=path):
+        if isinstance(module, nn.Linear):
+            makers[name] = outputs(model, name)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and makers:
+            makers[next(reversed(makers))] += normalisation(model, name)
+    return makers
 
 
 def channels(model: nn.Module, path: str, after: Sequence[Along]) -> Iterator[UnitGroup]:
@@ -82,54 +98,39 @@ def channels(model: nn.Module, path: str, after: Sequence[Along]) -> Iterator[Un
         yield UnitGroup(layer, "channel", count, (*outputs(model, layer), *readers))
 
 
-def recurrent_units(model: nn.Module, path: str, after: Sequence[Along], **more: Any) -> Iterator[UnitGroup]:
-    """The units of every layer of an ``nn.GRU`` (rule R7: three gates); ``after`` reads those of the last."""
+def recurrent_units(model: nn.Module, path: str, after: Sequence[Along], alike: str = "") -> Iterator[UnitGroup]:
+    """The units of every layer of an ``nn.GRU`` (rule R7: three gates); ``after`` reads those of the last.
+
+    The module has one size for all its layers, which lose as many units as each other.
+    """
     gru: Any = model.get_submodule(path)
-    gates, size = 3, gru.hidden_size
+    alike = alike or (path if gru.num_layers > 1 else "")
     for layer in range(gru.num_layers):
-        rows = [
-            Along(f"{path}.{name}_l{layer}", 0, repeats=gates)
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            if hasattr(gru, f"{name}_l{layer}")
-        ]
         last = layer + 1 == gru.num_layers
         readers = list(after) if last else [Along(f"{path}.weight_ih_l{layer + 1}", 1)]
-        own = Along(f"{path}.weight_hh_l{layer}", 1)
-        yield UnitGroup(f"{path}.{layer}", "recurrent", size, (*rows, own, *readers), **more)
+        places = (*gates(model, path, f"_l{layer}"), *readers)
+        yield UnitGroup(f"{path}.{layer}", "recurrent", gru.hidden_size, places, alike=alike)
+
+
+def gates(model: nn.Module, path: str, layer: str = "", parts: int = 1) -> list[Along]:
+    """What makes the units of a layer of a GRU, or of a cell like it, and what it reads of its own units.
+
+    Args:
+        model: what has it.
+        path: of the module.
+        layer: what the names of its parameters end with.
+        parts: how often all units of the group stand one after another in each gate.
+    """
+    module = model.get_submodule(path)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    held = [f"{name}{layer}" for name in names if getattr(module, f"{name}{layer}", None) is not None]
+    rows = [Along(f"{path}.{name}", 0, repeats=3 * parts) for name in held]
+    return [*rows, Along(f"{path}.weight_hh{layer}", 1, repeats=parts)]
 
 
 def recurrent_inputs(path: str) -> Along:
     """What reads the inputs of a recurrent module."""
     return Along(f"{path}.weight_ih_l0", 1)
-
-
-def transformer(model: nn.Module, path: str) -> tuple[list[UnitGroup], dict[str, Setting]]:
-    """Heads, head dimensions and feed-forward neurons of RecBole's ``TransformerEncoder``, and sizes to set.
-
-    The scale of attention stays that of the full head (rule R4).
-    """
-    groups: list[UnitGroup] = []
-    sizes: dict[str, Setting] = {}
-    layers: Any = model.get_submodule(f"{path}.layer")
-    for number in range(len(layers)):
-        layer = f"{path}.layer.{number}"
-        attention, feed = f"{layer}.multi_head_attention", f"{layer}.feed_forward"
-        module: Any = model.get_submodule(attention)
-        heads, size = module.num_attention_heads, module.attention_head_size
-        projections = [place for name in ("query", "key", "value") for place in outputs(model, f"{attention}.{name}")]
-        places = [*projections, inputs(f"{attention}.dense")]
-        whole = [Along(p.tensor, p.axis, block=size) for p in places]
-        single = [Along(p.tensor, p.axis, repeats=heads, period=size) for p in places]
-        of_heads, of_sizes = f"{attention}.heads", f"{attention}.head_dimensions"
-        groups.append(UnitGroup(of_heads, "head", heads, tuple(whole)))
-        groups.append(UnitGroup(of_sizes, "head_dimension", size, tuple(single)))
-        sizes[f"{attention}.num_attention_heads"] = left(of_heads)
-        sizes[f"{attention}.attention_head_size"] = left(of_sizes)
-        sizes[f"{attention}.all_head_size"] = product(of_heads, of_sizes)
-        inner = len(model.get_parameter(f"{feed}.dense_1.weight"))
-        both = (*outputs(model, f"{feed}.dense_1"), inputs(f"{feed}.dense_2"))
-        groups.append(UnitGroup(f"{feed}.dense_1", "neuron", inner, both))
-    return groups, sizes
 
 
 def left(name: str) -> Setting:
@@ -149,7 +150,7 @@ def equal(counts: Counts, names: Iterable[str]) -> int | None:
 
 
 def one_width(
-    count: int, *places: Along, tables: Iterable[str], attributes: Iterable[str] = ("embedding_size",), **more: Any
+    count: int, *places: Along, tables: Iterable[str] = (), attributes: Iterable[str] = ("embedding_size",), **more: Any
 ) -> Anatomy:
     """A model whose units are the dimensions of its tables alone, which ``embedding_size`` sets.
 

@@ -62,7 +62,8 @@ class UnitGroup:
         inexact: why the model without the units scores otherwise than with their weights at 0 (rules R3 and R5), a
             sentence; "" where it scores the same. Such units are masked and never taken out.
         chunks: the units lie in so many parts of equal size, and every part loses as many (rule R6).
-        alike: groups of the same word lose as many units as each other, though not the same ones (rule R6).
+        alike: groups of the same word lose as many units as each other, though not the same ones (rule R6); they are
+            of one kind and have equal chunks.
         scaled: tensors whose kept values are multiplied by a function of the share of units that stays (rule R4).
         constant: whether removal moves all scores by the same number, which changes no ranking.
     """
