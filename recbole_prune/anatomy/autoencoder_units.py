@@ -6,7 +6,7 @@ The outer columns and rows of such models belong to items and are no units.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.unit_blocks import (
     LAYER_NORM,
@@ -21,13 +21,16 @@ from recbole_prune.anatomy.unit_blocks import (
 )
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def _cdae(model: Any) -> Anatomy:
+
+def _cdae(model: AbstractRecommender) -> Anatomy:
     places = (*outputs(model, "h_item"), inputs("out_layer"))
     return one_width(model.embedding_size, *places, tables=("h_user",))
 
 
-def _latent(model: Any, layer: str, count: int, *readers: Along, halves: int = 2) -> UnitGroup:
+def _latent(model: AbstractRecommender, layer: str, count: int, *readers: Along, halves: int = 2) -> UnitGroup:
     """What an encoder puts out: means and, behind them, logarithms of variances (rule R7)."""
     rows = [Along(f"{layer}.{name}", repeats=halves) for name in ("weight", "bias")]
     return UnitGroup("latent", "latent", count, (*rows, *readers))
@@ -36,7 +39,7 @@ def _latent(model: Any, layer: str, count: int, *readers: Along, halves: int = 2
 def _autoencoder(halves: int) -> Finder:
     """Encoder and decoder; ``halves`` is 2 where the encoder puts out means and variances."""
 
-    def find(model: Any) -> Anatomy:
+    def find(model: AbstractRecommender) -> Anatomy:
         last, first = linears(model, "encoder")[-1], linears(model, "decoder")[0]
         there, back = list(neurons(model, "encoder")), list(neurons(model, "decoder"))
         latent = _latent(model, last, int(model.lat_dim / halves), inputs(first), halves=halves)
@@ -53,12 +56,12 @@ def _autoencoder(halves: int) -> Finder:
     return find
 
 
-def _built_from_settings(model: Any) -> bool:
+def _built_from_settings(model: AbstractRecommender) -> bool:
     """Not from the checkpoint of an earlier stage, which has its shapes."""
     return bool(getattr(model, "train_stage", "actor_pretrain") == "actor_pretrain")
 
 
-def _recvae(model: Any) -> Anatomy:
+def _recvae(model: AbstractRecommender) -> Anatomy:
     """The prior has a copy of the encoder, into which the trainer loads the encoder's weights after every epoch."""
     encoders = ("encoder", "prior.encoder_old")
     tops = [f"{encoder}.{name}" for encoder in encoders for name in ("fc_mu", "fc_logvar")]
@@ -78,7 +81,7 @@ def _recvae(model: Any) -> Anatomy:
     )
 
 
-def _macridvae(model: Any) -> Anatomy:
+def _macridvae(model: AbstractRecommender) -> Anatomy:
     """Its factors are no units: a softmax goes over them, so one at 0 is still a factor (rule R5)."""
     last = linears(model, "encoder")[-1]
     hidden = list(neurons(model, "encoder"))
@@ -92,12 +95,12 @@ def _macridvae(model: Any) -> Anatomy:
     return Anatomy([*hidden, dimensions], {"embedding_size": left("width")}, smaller)
 
 
-def _diffrec(model: Any) -> Anatomy:
+def _diffrec(model: AbstractRecommender) -> Anatomy:
     hidden = list(neurons(model, "mlp.mlp_layers"))
     return Anatomy(hidden, {}, lambda counts: {"dims_dnn": [counts[group.name] for group in hidden]})
 
 
-def _ldiffrec(model: Any) -> Anatomy:
+def _ldiffrec(model: AbstractRecommender) -> Anatomy:
     """Diffusion between an encoder and a decoder; of those that are split by categories of items no units are known.
 
     The setting ``in_dims`` counts from the latent outwards.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_prune.anatomy.field_attention_units import FIELD_ATTENTION
 from recbole_prune.anatomy.unit_blocks import (
@@ -23,6 +23,9 @@ from recbole_prune.anatomy.unit_blocks import (
 )
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
 
 def _sizes(groups: Sequence[UnitGroup], **settings: str) -> Any:
     """The smaller class: ``mlp_hidden_size`` by the groups of its layers, other settings by the name of a group."""
@@ -34,22 +37,22 @@ def _sizes(groups: Sequence[UnitGroup], **settings: str) -> Any:
     return smaller
 
 
-def _tables_only(model: Any) -> Anatomy:
+def _tables_only(model: AbstractRecommender) -> Anatomy:
     """Vectors of fields that are multiplied with each other, dimension by dimension."""
     return one_width(model.embedding_size, *field_tables(model))
 
 
-def _fwfm(model: Any) -> Anatomy:
+def _fwfm(model: AbstractRecommender) -> Anatomy:
     """As :func:`_tables_only`; no smaller class, as weights of pairs of fields are drawn and stand in no checkpoint."""
     return dataclasses.replace(_tables_only(model), smaller_class=None)
 
 
-def _ffm(model: Any) -> Anatomy:
+def _ffm(model: AbstractRecommender) -> Anatomy:
     own = [Along(name, 1) for name, _ in model.named_parameters() if name.startswith("ffm.")]
     return one_width(model.embedding_size, *field_tables(model), *own, attributes=("embedding_size", "ffm.embed_dim"))
 
 
-def _afm(model: Any) -> Anatomy:
+def _afm(model: AbstractRecommender) -> Anatomy:
     places = (*field_tables(model), inputs("attlayer.w"), Along("p"))
     attention = UnitGroup(
         "attlayer", "neuron", model.attention_size, (*outputs(model, "attlayer.w"), Along("attlayer.h"))
@@ -61,13 +64,13 @@ def _afm(model: Any) -> Anatomy:
 def _deep(reader: str) -> Finder:
     """Tables whose vectors, one after another, a network reads; ``reader`` reads the network."""
 
-    def find(model: Any) -> Anatomy:
+    def find(model: AbstractRecommender) -> Anatomy:
         return _with_network(model, [], [inputs(reader)])
 
     return find
 
 
-def _with_network(model: Any, places: Sequence[Along], after: Sequence[Along]) -> Anatomy:
+def _with_network(model: AbstractRecommender, places: Sequence[Along], after: Sequence[Along]) -> Anatomy:
     """As :func:`_deep`; ``places`` belong to the dimensions too, ``after`` reads the network."""
     first = inputs(linears(model, "mlp_layers")[0], repeats=model.num_feature_field)
     hidden = list(neurons(model, "mlp_layers", after))
@@ -75,20 +78,20 @@ def _with_network(model: Any, places: Sequence[Along], after: Sequence[Along]) -
     return Anatomy([dimensions, *hidden], {"embedding_size": left("width")}, _sizes(hidden))
 
 
-def _nfm(model: Any) -> Anatomy:
+def _nfm(model: AbstractRecommender) -> Anatomy:
     hidden = list(neurons(model, "mlp_layers", [inputs("predict_layer")]))
     places = (*field_tables(model), *normalisation(model, "bn"), inputs(linears(model, "mlp_layers")[0]))
     dimensions = width("width", model.embedding_size, *places)
     return Anatomy([dimensions, *hidden], {"embedding_size": left("width")}, _sizes(hidden))
 
 
-def _pnn(model: Any) -> Anatomy:
+def _pnn(model: AbstractRecommender) -> Anatomy:
     """The products of pairs of fields, behind the vectors in the first layer, are no dimensions."""
     kernel = [Along("outer_product.kernel", axis) for axis in (0, 2)] if model.use_outer else []
     return _with_network(model, kernel, [inputs("predict_layer")])
 
 
-def _dcn(model: Any) -> Anatomy:
+def _dcn(model: AbstractRecommender) -> Anatomy:
     fields = model.num_feature_field
     crossed = [
         Along(f"cross_layer_{name}.{layer}", repeats=fields) for name in "wb" for layer in range(model.cross_layer_num)
@@ -97,7 +100,7 @@ def _dcn(model: Any) -> Anatomy:
     return _with_network(model, [*crossed, inputs("predict_layer", repeats=fields)], [behind])
 
 
-def _dcnv2(model: Any) -> Anatomy:
+def _dcnv2(model: AbstractRecommender) -> Anatomy:
     fields, layers = model.num_feature_field, range(model.cross_layer_num)
     parallel = model.structure == "parallel"
     places = [Along(f"bias.{layer}", repeats=fields) for layer in layers]
@@ -113,7 +116,7 @@ def _dcnv2(model: Any) -> Anatomy:
     return _with_low_rank(model, found) if model.mixed else found
 
 
-def _with_low_rank(model: Any, found: Anatomy) -> Anatomy:
+def _with_low_rank(model: AbstractRecommender, found: Anatomy) -> Anatomy:
     """The two subspaces of every cross layer, between v and c and between c and u, in all experts alike."""
     groups = []
     for layer in range(model.cross_layer_num):
@@ -130,7 +133,7 @@ def _with_low_rank(model: Any, found: Anatomy) -> Anatomy:
     return Anatomy([*found.groups, *groups], found.attributes, smaller)
 
 
-def _xdeepfm(model: Any) -> Anatomy:
+def _xdeepfm(model: AbstractRecommender) -> Anatomy:
     """The maps of the compressed interaction network; one that goes on is read by the next layer with every field."""
     fields, sizes = model.field_nums[0], model.cin_layer_size
     first = inputs(linears(model, "mlp_layers")[0], repeats=fields)
@@ -171,7 +174,7 @@ def _xdeepfm(model: Any) -> Anatomy:
     return Anatomy([dimensions, *maps, *hidden], attributes, smaller)
 
 
-def _dssm(model: Any) -> Anatomy:
+def _dssm(model: AbstractRecommender) -> Anatomy:
     """Two towers, of which the last layers are compared, dimension by dimension."""
     sides = ("user_mlp_layers", "item_mlp_layers")
     fields = (model.user_feature_num, model.item_feature_num)
@@ -191,7 +194,7 @@ def _dssm(model: Any) -> Anatomy:
     return Anatomy([dimensions, *towers[0], *towers[1], both], {"embedding_size": left("width")}, smaller)
 
 
-def _eulernet(model: Any) -> Anatomy:
+def _eulernet(model: AbstractRecommender) -> Anatomy:
     """Orders are combinations of fields; each has all dimensions, which never meet in a layer.
 
     A dimension at 0 is an angle of 0 and goes on as 1; what reads it is at 0.

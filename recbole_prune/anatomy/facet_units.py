@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.transformer_units import with_hidden
 from recbole_prune.anatomy.unit_blocks import equal, inputs, left, outputs, recurrent_inputs, recurrent_units, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def _states(model: Any, size: int) -> tuple[list[Along], list[UnitGroup]]:
+
+def _states(model: AbstractRecommender, size: int) -> tuple[list[Along], list[UnitGroup]]:
     """What reads the dimensions of states, and the groups that lie behind those.
 
     The last two projections, if they point at items of the history, are multiplied with each other alone.
@@ -30,19 +33,19 @@ def _states(model: Any, size: int) -> tuple[list[Along], list[UnitGroup]]:
     return states, groups
 
 
-def _compared(model: Any) -> list[Along]:
+def _compared(model: AbstractRecommender) -> list[Along]:
     """What makes vectors that are compared with those of items; and a projection that nothing calls."""
     projections = [f"project_arr.{number}" for number in range(model.n_facet_all - model.n_facet_emb)]
     places = [place for layer in (*projections, "project_emb") for place in outputs(model, layer)]
     return [*places, inputs("project_emb")]
 
 
-def _sasreccpr(model: Any) -> Anatomy:
+def _sasreccpr(model: AbstractRecommender) -> Anatomy:
     states, groups = _states(model, model.hidden_size)
     return with_hidden(model, [*states, *_compared(model)], *groups)
 
 
-def _gru4reccpr(model: Any) -> Anatomy:
+def _gru4reccpr(model: AbstractRecommender) -> Anatomy:
     """The states are no vectors of items: they have a width of their own; so have the items put out, if set so."""
     size = model.embedding_size
     units = list(recurrent_units(model, "gru_layers", [inputs("dense")]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.unit_blocks import (
     Setting,
@@ -22,7 +22,10 @@ from recbole_prune.anatomy.unit_blocks import (
     outputs,
     width,
 )
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units import UNSCALED, Along, Anatomy, Counts, Finder, Scaling, UnitGroup
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 _WIDTH = "attention_size"
 
@@ -31,12 +34,12 @@ def _power(share: float, exponent: float) -> float:
     return float(share**exponent)
 
 
-def _of_width(model: Any, name: str, *places: Along, **more: Any) -> UnitGroup:
+def _of_width(model: AbstractRecommender, name: str, *places: Along, scaled: Scaling = UNSCALED) -> UnitGroup:
     """A group of as many units as the attention is wide."""
-    return UnitGroup(name, "hidden", model.attention_size, places, alike=_WIDTH, chunks=model.num_heads, **more)
+    return UnitGroup(name, "hidden", model.attention_size, places, alike=_WIDTH, chunks=model.num_heads, scaled=scaled)
 
 
-def _heads(model: Any, path: str) -> UnitGroup:
+def _heads(model: AbstractRecommender, path: str) -> UnitGroup:
     """What is inside the heads: dimensions of queries, keys and values.
 
     The module divides by the root of the size of a head, that of the smaller one (rule R4). Queries, keys and values
@@ -49,7 +52,7 @@ def _heads(model: Any, path: str) -> UnitGroup:
     return _of_width(model, f"{path}.head_dimensions", *places, scaled=scaled)
 
 
-def _attention_sizes(model: Any, paths: Sequence[str]) -> dict[str, Setting]:
+def _attention_sizes(model: AbstractRecommender, paths: Sequence[str]) -> dict[str, Setting]:
     """The plain attributes of attention modules."""
     sizes: dict[str, Setting] = {}
     for path in paths:
@@ -61,7 +64,7 @@ def _attention_sizes(model: Any, paths: Sequence[str]) -> dict[str, Setting]:
     return sizes
 
 
-def _autoint(model: Any) -> Anatomy:
+def _autoint(model: AbstractRecommender) -> Anatomy:
     fields, layers = model.num_feature_field, linears(model, "mlp_layers")
     attentions = [f"self_attns.{number}" for number in range(model.n_layers)]
     residual = ["v_res_embedding"] if model.has_residual else []
@@ -90,7 +93,7 @@ def _autoint(model: Any) -> Anatomy:
     return Anatomy([*groups, *hidden], attributes, smaller)
 
 
-def _fignn(model: Any) -> Anatomy:
+def _fignn(model: AbstractRecommender) -> Anatomy:
     """The states of nodes are what the attention puts out, with the units of the cell that updates them."""
     fields, layers = model.num_feature_field, range(model.n_layers - 1)
     readers = [inputs(layer) for layer in ("att_embedding", "v_res_embedding")]

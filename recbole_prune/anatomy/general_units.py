@@ -6,10 +6,13 @@ Source: methods/attention_distillation_pruning.md, 7.1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.unit_blocks import channels, equal, inputs, left, linears, neurons, one_width, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 USER_ITEM = ("user_embedding", "item_embedding")
 
@@ -17,7 +20,7 @@ USER_ITEM = ("user_embedding", "item_embedding")
 def of_tables(*tables: str, attribute: str = "embedding_size", readers: tuple[str, ...] = ()) -> Finder:
     """The dimensions of tables that a model multiplies with each other, and of layers that read the product."""
 
-    def find(model: Any) -> Anatomy:
+    def find(model: AbstractRecommender) -> Anatomy:
         modules = dict(model.named_modules())
         held = [table for table in tables if table in modules]
         places = [inputs(layer) for layer in readers]
@@ -27,7 +30,7 @@ def of_tables(*tables: str, attribute: str = "embedding_size", readers: tuple[st
     return find
 
 
-def _nais(model: Any) -> Anatomy:
+def _nais(model: AbstractRecommender) -> Anatomy:
     layer = linears(model, "mlp_layers")[0]
     first = inputs(layer, repeats=2 if model.algorithm == "concat" else 1)
     tables = ("item_src_embedding", "item_dst_embedding")
@@ -42,7 +45,7 @@ def _nais(model: Any) -> Anatomy:
     return Anatomy([dimensions, *hidden], {"embedding_size": left("width"), "weight_size": left(layer)}, smaller)
 
 
-def _neumf(model: Any) -> Anatomy:
+def _neumf(model: AbstractRecommender) -> Anatomy:
     groups: list[UnitGroup] = []
     mf = model.mf_embedding_size if model.mf_train else 0
     if model.mf_train:
@@ -68,7 +71,7 @@ def _neumf(model: Any) -> Anatomy:
     return Anatomy(groups, {}, smaller)
 
 
-def _convncf(model: Any) -> Anatomy:
+def _convncf(model: AbstractRecommender) -> Anatomy:
     """Channels; the dimensions of tables are the two axes of a map that the strides fit."""
     last = linears(model, "predict_layers")[0]
     groups = list(channels(model, "cnn_layers", [inputs(last)]))
@@ -80,7 +83,7 @@ def _convncf(model: Any) -> Anatomy:
     return Anatomy(groups, {}, smaller)
 
 
-def _nncf(model: Any) -> Anatomy:
+def _nncf(model: AbstractRecommender) -> Anatomy:
     """The first layer reads the product of user and item, then the flattened channels of either neighbourhood."""
     size, kernels = model.ui_embedding_size, model.num_conv_kernel
     layers = linears(model, "mlp_layers")
@@ -106,7 +109,7 @@ def _nncf(model: Any) -> Anatomy:
     return Anatomy(groups, {}, smaller)
 
 
-def _dmf(model: Any) -> Anatomy:
+def _dmf(model: AbstractRecommender) -> Anatomy:
     """Two towers over rows and columns of the interactions; their last layers are multiplied with each other."""
     sides = ("user", "item")
     groups: list[UnitGroup] = []
@@ -130,7 +133,7 @@ def _dmf(model: Any) -> Anatomy:
     return Anatomy(groups, {}, smaller)
 
 
-def _simplex(model: Any) -> Anatomy:
+def _simplex(model: AbstractRecommender) -> Anatomy:
     places = [*outputs(model, "UI_map"), inputs("UI_map")]
     if hasattr(model, "W_k"):
         places += [*outputs(model, "W_k.0"), inputs("W_k.0")]

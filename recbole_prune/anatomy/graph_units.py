@@ -6,14 +6,17 @@ Source: methods/attention_distillation_pruning.md, 7.1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.general_units import USER_ITEM, of_tables
 from recbole_prune.anatomy.unit_blocks import equal, inputs, left, one_width, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def _ngcf(model: Any) -> Anatomy:
+
+def _ngcf(model: AbstractRecommender) -> Anatomy:
     """All layers stand one after another in what is scored, so the last is one of several that can lose units."""
     layers = [f"GNNlayers.{number}" for number in range(len(model.GNNlayers))]
     makes = {layer: [place for part in _parts(layer) for place in outputs(model, part)] for layer in layers}
@@ -33,12 +36,12 @@ def _parts(layer: str) -> tuple[str, str]:
     return f"{layer}.linear", f"{layer}.interActTransform"
 
 
-def _dgcf(model: Any) -> Anatomy:
+def _dgcf(model: AbstractRecommender) -> Anatomy:
     """Every factor has an equal part of the width (rule R6)."""
     return one_width(model.embedding_size, tables=USER_ITEM, chunks=model.n_factors)
 
 
-def _gcmc(model: Any) -> Anatomy:
+def _gcmc(model: AbstractRecommender) -> Anatomy:
     """Users and items share their weights unless a subclass says otherwise; the decoder's forms are square."""
     encoder, decoder = model.GcEncoder, model.BiDecoder
     sides = ("u", "v") if not encoder.share_weights else ("u",)
@@ -58,7 +61,7 @@ def _gcmc(model: Any) -> Anatomy:
     return Anatomy(groups, {}, smaller)
 
 
-def _spectralcf(model: Any) -> Anatomy:
+def _spectralcf(model: AbstractRecommender) -> Anatomy:
     """A layer's unit without weights is sigmoid(0) = 0.5 for users and items, which adds 0.25 to every score."""
     layers = [f"filters.{number}" for number in range(len(model.filters))]
     groups = [width("width", model.emb_dim, *(Along(layer) for layer in layers[:1]), tables=USER_ITEM)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.unit_blocks import (
     Setting,
@@ -17,6 +17,9 @@ from recbole_prune.anatomy.unit_blocks import (
     width,
 )
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 
 def _found(
@@ -36,13 +39,13 @@ def _found(
     return Anatomy([*widths, *units, *hidden], {**own, **(sizes or {})}, smaller)
 
 
-def _gru4rec(model: Any) -> Anatomy:
+def _gru4rec(model: AbstractRecommender) -> Anatomy:
     units = list(recurrent_units(model, "gru_layers", [inputs("dense")]))
     places = (recurrent_inputs("gru_layers"), *outputs(model, "dense"))
     return _found([width("width", model.embedding_size, *places, tables=("item_embedding",))], units)
 
 
-def _two_grus(model: Any, side: str, side_width: UnitGroup) -> Anatomy:
+def _two_grus(model: AbstractRecommender, side: str, side_width: UnitGroup) -> Anatomy:
     """Items and something beside them, each with a GRU; one layer reads the two."""
     size = model.hidden_size
     units = [
@@ -54,13 +57,13 @@ def _two_grus(model: Any, side: str, side_width: UnitGroup) -> Anatomy:
     return _found([items, side_width], units)
 
 
-def _gru4recf(model: Any) -> Anatomy:
+def _gru4recf(model: AbstractRecommender) -> Anatomy:
     path, size = "feature_gru_layers", model.embedding_size
     read = Along(f"{path}.weight_ih_l0", 1, repeats=model.feature_gru_layers.input_size // size)
     return _two_grus(model, path, width("feature_width", size, *field_tables(model, "feature_embed_layer"), read))
 
 
-def _gru4reckg(model: Any) -> Anatomy:
+def _gru4reckg(model: AbstractRecommender) -> Anatomy:
     """Entities begin with vectors from a file, of the width that the file has."""
     path = "entity_gru_layers"
     entities = width("entity_width", model.embedding_size, recurrent_inputs(path), tables=("entity_embedding",))
@@ -73,7 +76,7 @@ def _gru4reckg(model: Any) -> Anatomy:
     return Anatomy(found.groups, found.attributes, smaller)
 
 
-def _narm(model: Any) -> Anatomy:
+def _narm(model: AbstractRecommender) -> Anatomy:
     """The class spreads a mask of the size of the GRU over its attention: both are as wide as each other (rule R6)."""
     layers = ("a_1", "a_2")
     readers = [*(inputs(layer) for layer in layers), inputs("b", repeats=2)]
@@ -85,7 +88,7 @@ def _narm(model: Any) -> Anatomy:
     return _found(widths, units, [attention])
 
 
-def _repeatnet(model: Any) -> Anatomy:
+def _repeatnet(model: AbstractRecommender) -> Anatomy:
     """One GRU, and three attentions over it, each of its own width."""
     choice, repeat, explore = (
         "repeat_explore_mechanism",
@@ -105,7 +108,7 @@ def _repeatnet(model: Any) -> Anatomy:
     return _found(widths, units, attentions, sizes)
 
 
-def _ksr(model: Any) -> Anatomy:
+def _ksr(model: AbstractRecommender) -> Anatomy:
     """Users and items meet in a width of their own; entities begin with vectors from a file."""
     size, hidden = model.embedding_size, model.hidden_size
     layers = ("dense_layer_u", "dense_layer_i")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.model.layers import Dice
@@ -21,14 +21,19 @@ from recbole_prune.anatomy.unit_blocks import (
 )
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def _attention_fields(model: Any, path: str) -> int:
+
+def _attention_fields(model: AbstractRecommender, path: str) -> int:
     """How many fields an item has: the attention reads the queries and keys, their differences and products."""
     first = model.get_submodule(linears(model, f"{path}.att_mlp_layers")[0])
     return int(first.in_features) // (4 * int(model.embedding_size))
 
 
-def _attention(model: Any, path: str, fields: int) -> tuple[list[Along], dict[str, Any], list[UnitGroup]]:
+def _attention(
+    model: AbstractRecommender, path: str, fields: int
+) -> tuple[list[Along], dict[str, Any], list[UnitGroup]]:
     """What belongs to the dimensions of fields, what is scaled with them, and the neurons.
 
     The attention divides by the root of its width, that of the smaller one (rule R4).
@@ -39,7 +44,7 @@ def _attention(model: Any, path: str, fields: int) -> tuple[list[Along], dict[st
     return places, scaled, list(neurons(model, network, [inputs(f"{path}.dense")]))
 
 
-def _slopes(model: Any, path: str) -> dict[str, Setting]:
+def _slopes(model: AbstractRecommender, path: str) -> dict[str, Setting]:
     """The zeros, one per neuron, that ``Dice`` keeps as a plain attribute."""
     layers = linears(model, path)
     found = [name for name, module in model.get_submodule(path).named_modules(prefix=path) if isinstance(module, Dice)]
@@ -57,7 +62,7 @@ def _smaller(counts: Counts, networks: Sequence[Sequence[UnitGroup]]) -> dict[st
     return {"embedding_size": counts["width"], "mlp_hidden_size": sizes[0]} if equals else None
 
 
-def _din(model: Any) -> Anatomy:
+def _din(model: AbstractRecommender) -> Anatomy:
     """The tables of users are looked up and not read."""
     fields, network = _attention_fields(model, "attention"), "dnn_mlp_layers"
     attended, scaled, attention = _attention(model, "attention", fields)
@@ -70,7 +75,7 @@ def _din(model: Any) -> Anatomy:
     return Anatomy([dimensions, *attention, *hidden], attributes, lambda counts: _smaller(counts, [hidden, attention]))
 
 
-def _dien(model: Any) -> Anatomy:
+def _dien(model: AbstractRecommender) -> Anatomy:
     """Interests, the states of a GRU, are compared with items dimension by dimension: its units are theirs.
 
     So are those of the GRU behind it where the attention comes last (``gru_type`` GRU).

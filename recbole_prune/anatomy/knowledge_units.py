@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.general_units import of_tables
 from recbole_prune.anatomy.unit_blocks import inputs, left, linears, neurons, one_width, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
 _USER_ENTITY = ("user_embedding", "entity_embedding")
 
 
-def _projected(model: Any, tables: tuple[str, ...], *readers: Along) -> list[UnitGroup]:
+def _projected(model: AbstractRecommender, tables: tuple[str, ...], *readers: Along) -> list[UnitGroup]:
     """The dimensions of entities and those of relations, into which a matrix per relation takes the entities."""
     size, into = model.embedding_size, model.kg_embedding_size
     rows, columns = Along("trans_w.weight", 1, block=into), Along("trans_w.weight", 1, repeats=size, period=into)
@@ -29,11 +32,11 @@ def _widths(counts: Counts) -> dict[str, object]:
 _WIDTHS = {"embedding_size": left("width"), "kg_embedding_size": left("relation_width")}
 
 
-def _cke(model: Any) -> Anatomy:
+def _cke(model: AbstractRecommender) -> Anatomy:
     return Anatomy(_projected(model, ("user_embedding", "item_embedding", "entity_embedding")), _WIDTHS, _widths)
 
 
-def _kgat(model: Any) -> Anatomy:
+def _kgat(model: AbstractRecommender) -> Anatomy:
     """All layers stand one after another in what is scored."""
     layers = [f"aggregator_layers.{number}" for number in range(len(model.aggregator_layers))]
     parts = {layer: linears(model, layer) for layer in layers}
@@ -47,7 +50,7 @@ def _kgat(model: Any) -> Anatomy:
     return Anatomy(groups, _WIDTHS, lambda counts: {**_widths(counts), "layers": [counts[layer] for layer in layers]})
 
 
-def _neighbours(model: Any) -> Anatomy:
+def _neighbours(model: AbstractRecommender) -> Anatomy:
     """Layers add an entity and its neighbours; the weight of a neighbour is a mean over the width (rule R4)."""
     layers = linears(model, "linear_layers")
     repeats = 2 if model.aggregator_class == "concat" else 1
@@ -58,14 +61,14 @@ def _neighbours(model: Any) -> Anatomy:
     return one_width(model.embedding_size, *makes, *reads, tables=tables, scaled=scaled)
 
 
-def _mcclk(model: Any) -> Anatomy:
+def _mcclk(model: AbstractRecommender) -> Anatomy:
     """The projections of its contrasts are as wide as the tables; they take no part in scores."""
     projections = [layer for name in ("fc1", "fc2", "fc3") for layer in linears(model, name)]
     places = [place for layer in projections for place in (*outputs(model, layer), inputs(layer))]
     return one_width(model.embedding_size, *places, tables=(*_USER_ENTITY, "gcn.relation_embedding"))
 
 
-def _mkr(model: Any) -> Anatomy:
+def _mkr(model: AbstractRecommender) -> Anatomy:
     """A dimension without weights is sigmoid(0) in a user and the sum of two biases in an item.
 
     Their product is the same for all pairs after one unit that crosses and compresses; after more it is not. Layers
@@ -102,7 +105,7 @@ def _mkr(model: Any) -> Anatomy:
     return Anatomy([dimensions, *hidden], attributes, smaller)
 
 
-def _ripplenet(model: Any) -> Anatomy:
+def _ripplenet(model: AbstractRecommender) -> Anatomy:
     """A matrix of the width by the width stands for each relation."""
     size, table = model.embedding_size, "relation_embedding.weight"
     matrices = (Along(table, 1, block=size), Along(table, 1, repeats=size, period=size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_prune.anatomy.facet_units import FACETS
 from recbole_prune.anatomy.gru_units import RECURRENT
@@ -12,6 +12,9 @@ from recbole_prune.anatomy.session_graph_units import SESSION_GRAPHS
 from recbole_prune.anatomy.transformer_units import TRANSFORMERS
 from recbole_prune.anatomy.unit_blocks import LAYER_NORM, equal, inputs, left, normalisation, one_width, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 
 def _one_size(groups: Sequence[UnitGroup]) -> Any:
@@ -31,19 +34,19 @@ def _found(*groups: UnitGroup) -> Anatomy:
 def _tables(*tables: str, more: Sequence[Along] = ()) -> Finder:
     """Vectors that are added up and multiplied with each other, dimension by dimension."""
 
-    def find(model: Any) -> Anatomy:
+    def find(model: AbstractRecommender) -> Anatomy:
         return one_width(model.embedding_size, *more, tables=tables)
 
     return find
 
 
-def _fpmc(model: Any) -> Anatomy:
+def _fpmc(model: AbstractRecommender) -> Anatomy:
     """Two products: of users and items, and of the last item and items."""
     pairs = {"user_width": ("UI_emb", "IU_emb"), "item_width": ("LI_emb", "IL_emb")}
     return _found(*(width(name, model.embedding_size, tables=tables) for name, tables in pairs.items()))
 
 
-def _hgn(model: Any) -> Anatomy:
+def _hgn(model: AbstractRecommender) -> Anatomy:
     """Gates on every dimension of an item: one width for all."""
     places = [place for layer in ("w1", "w2") for place in (*outputs(model, layer), inputs(layer))]
     places += [Along("b"), inputs("w3"), inputs("w4")]
@@ -51,7 +54,7 @@ def _hgn(model: Any) -> Anatomy:
     return _found(width("width", model.embedding_size, *places, tables=tables))
 
 
-def _shan(model: Any) -> Anatomy:
+def _shan(model: AbstractRecommender) -> Anatomy:
     """Items are summed up by their projections' products with the user: two widths."""
     layers = ("long_w", "long_short_w")
     users = [*(place for layer in layers for place in outputs(model, layer)), Along("long_b"), Along("long_short_b")]
@@ -62,7 +65,7 @@ def _shan(model: Any) -> Anatomy:
     )
 
 
-def _stamp(model: Any) -> Anatomy:
+def _stamp(model: AbstractRecommender) -> Anatomy:
     layers = ("w1", "w2", "w3")
     places = [inputs(layer) for layer in (*layers, "mlp_a", "mlp_b")]
     places += [*outputs(model, "mlp_a"), *outputs(model, "mlp_b")]
@@ -73,7 +76,7 @@ def _stamp(model: Any) -> Anatomy:
     )
 
 
-def _nextitnet(model: Any) -> Anatomy:
+def _nextitnet(model: AbstractRecommender) -> Anatomy:
     """Blocks of two convolutions, each behind a LayerNorm, around which the vectors of items are handed on."""
     places = [*outputs(model, "final_layer"), inputs("final_layer")]
     inner: list[UnitGroup] = []
@@ -88,7 +91,7 @@ def _nextitnet(model: Any) -> Anatomy:
     return Anatomy([items, *inner])
 
 
-def _caser(model: Any) -> Anatomy:
+def _caser(model: AbstractRecommender) -> Anatomy:
     """Convolutions over items and over dimensions, one after another in the inputs of the first layer."""
     size, vertical, horizontal = model.embedding_size, model.n_v, model.n_h
     kernels = [f"conv_h.{number}" for number in range(len(model.conv_h))]
@@ -117,7 +120,7 @@ def _caser(model: Any) -> Anatomy:
     return Anatomy(groups, attributes, smaller)
 
 
-def _sine(model: Any) -> Anatomy:
+def _sine(model: AbstractRecommender) -> Anatomy:
     """Interests and prototypes are chosen by a softmax and a sort over them (rule R5): they are no units."""
     places = [Along(name, axis) for name, axis in (("w1", 0), ("w3", 0), ("w3", 1), ("w4", 0), ("w_k_1", 1))]
     places += [place for norm in ("ln2", "ln4") for place in normalisation(model, norm)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.unit_blocks import equal, inputs, left, outputs, width
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def session_graph(model: Any, path: str) -> tuple[list[Along], list[UnitGroup]]:
+
+def session_graph(model: AbstractRecommender, path: str) -> tuple[list[Along], list[UnitGroup]]:
     """What belongs to the dimensions of nodes, and the groups of messages along edges, in and out.
 
     The cell updates a node as a GRU does: gates of three parts, with the node for its units.
@@ -26,7 +29,7 @@ def session_graph(model: Any, path: str) -> tuple[list[Along], list[UnitGroup]]:
     return nodes, edges
 
 
-def _srgnn(model: Any) -> Anatomy:
+def _srgnn(model: AbstractRecommender) -> Anatomy:
     """The attention over a session is as wide as an item: the class views the one in the shape of the other."""
     nodes, edges = session_graph(model, "gnn")
     layers = ("linear_one", "linear_two")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.anatomy.session_graph_units import session_graph
 from recbole_prune.anatomy.unit_blocks import (
@@ -26,6 +26,9 @@ from recbole_prune.anatomy.unit_blocks import (
     width,
 )
 from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ _FREQUENCIES = _Parts(
 )
 
 
-def _transformer(model: Any, path: str, parts: _Parts = _PLAIN) -> tuple[list[UnitGroup], dict[str, Setting]]:
+def _transformer(
+    model: AbstractRecommender, path: str, parts: _Parts = _PLAIN
+) -> tuple[list[UnitGroup], dict[str, Setting]]:
     """Heads, head dimensions and feed-forward neurons of an encoder, and sizes to set."""
     groups: list[UnitGroup] = []
     sizes: dict[str, Setting] = {}
@@ -86,11 +91,11 @@ def _transformer(model: Any, path: str, parts: _Parts = _PLAIN) -> tuple[list[Un
     return groups, sizes
 
 
-def _layers(model: Any, path: str) -> list[str]:
+def _layers(model: AbstractRecommender, path: str) -> list[str]:
     return [f"{path}.layer.{number}" for number in range(len(model.get_submodule(f"{path}.layer")))]
 
 
-def _stream(model: Any, path: str, parts: _Parts = _PLAIN) -> list[Along]:
+def _stream(model: AbstractRecommender, path: str, parts: _Parts = _PLAIN) -> list[Along]:
     """The width that goes through all layers of an encoder: what reads it, adds to it and normalises it."""
     places: list[Along] = []
     for layer in _layers(model, path):
@@ -127,7 +132,7 @@ def _found(groups: Sequence[UnitGroup], sizes: Mapping[str, Setting]) -> Anatomy
 def _sequence(path: str = "trm_encoder", parts: _Parts = _PLAIN) -> Finder:
     """Vectors of items and positions, one encoder, and the items again."""
 
-    def find(model: Any) -> Anatomy:
+    def find(model: AbstractRecommender) -> Anatomy:
         groups, sizes = _transformer(model, path, parts)
         places = [*_columns("item_embedding", "position_embedding"), *normalisation(model, "LayerNorm")]
         return _found([_hidden(model.hidden_size, [*places, *_stream(model, path, parts)]), *groups], sizes)
@@ -135,19 +140,19 @@ def _sequence(path: str = "trm_encoder", parts: _Parts = _PLAIN) -> Finder:
     return find
 
 
-def with_hidden(model: Any, places: Sequence[Along], *groups: UnitGroup) -> Anatomy:
+def with_hidden(model: AbstractRecommender, places: Sequence[Along], *groups: UnitGroup) -> Anatomy:
     """As :func:`_sequence`, with more that belongs to the width, and more groups."""
     found = _sequence()(model)
     hidden = _hidden(model.hidden_size, [*found["hidden"].places, *places])
     return _found([hidden, *found.groups[1:], *groups], found.attributes)
 
 
-def _bert4rec(model: Any) -> Anatomy:
+def _bert4rec(model: AbstractRecommender) -> Anatomy:
     output = [inputs("output_ffn"), *outputs(model, "output_ffn"), *normalisation(model, "output_ln")]
     return with_hidden(model, output)
 
 
-def _s3rec(model: Any) -> Anatomy:
+def _s3rec(model: AbstractRecommender) -> Anatomy:
     """The vectors of attributes are compared with two projections, in the first stage alone."""
     norms = [inputs(f"{name}_norm") for name in ("aap", "mip", "map", "sp")]
     compared = [place for name in ("mip", "sp") for place in outputs(model, f"{name}_norm")]
@@ -156,7 +161,7 @@ def _s3rec(model: Any) -> Anatomy:
     return with_hidden(model, [*norms, *compared], features)
 
 
-def _sasrecf(model: Any) -> Anatomy:
+def _sasrecf(model: AbstractRecommender) -> Anatomy:
     size = model.hidden_size
     fields = model.concat_layer.in_features // size - 1
     tables = field_tables(model, "feature_embed_layer")
@@ -164,7 +169,7 @@ def _sasrecf(model: Any) -> Anatomy:
     return with_hidden(model, [*outputs(model, "concat_layer"), inputs("concat_layer")], features)
 
 
-def _fdsa(model: Any) -> Anatomy:
+def _fdsa(model: AbstractRecommender) -> Anatomy:
     paths = ("item_trm_encoder", "feature_trm_encoder")
     first = "feature_att_layer.projection.0"
     places = [*_columns("item_embedding", "position_embedding"), *field_tables(model, "feature_embed_layer")]
@@ -182,7 +187,7 @@ def _fdsa(model: Any) -> Anatomy:
     return _found([_hidden(model.hidden_size, places), *groups], sizes)
 
 
-def _core(model: Any) -> Anatomy:
+def _core(model: AbstractRecommender) -> Anatomy:
     """The vectors of items are summed up with weights: those of an encoder, or equal ones."""
     if model.dnn_type != "trm":
         return one_width(model.embedding_size, tables=("item_embedding",))
@@ -192,7 +197,7 @@ def _core(model: Any) -> Anatomy:
     return _found([_hidden(model.embedding_size, places), *groups], sizes)
 
 
-def _gcsan(model: Any) -> Anatomy:
+def _gcsan(model: AbstractRecommender) -> Anatomy:
     groups, sizes = _transformer(model, "self_attention")
     nodes, edges = session_graph(model, "gnn")
     places = [*_columns("item_embedding"), *nodes, *_stream(model, "self_attention")]

@@ -8,19 +8,29 @@ from typing import Any
 
 from torch import nn
 
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, UnitGroup
+from recbole_prune.anatomy.units import UNSCALED, Along, Anatomy, Counts, Scaling, UnitGroup
 
 LAYER_NORM = "LayerNorm divides by the deviation over all dimensions, those at 0 included"
 Setting = Callable[[Counts], object]
 
 
-def width(name: str, count: int, *places: Along, tables: Iterable[str] = (), **more: Any) -> UnitGroup:
+def width(
+    name: str,
+    count: int,
+    *places: Along,
+    tables: Iterable[str] = (),
+    inexact: str = "",
+    alike: str = "",
+    chunks: int = 1,
+    scaled: Scaling = UNSCALED,
+    constant: bool = False,
+) -> UnitGroup:
     """The dimensions of tables ``[rows, count]``, with what else belongs to them."""
     columns = tuple(Along(f"{table}.weight", 1) for table in tables)
-    return UnitGroup(name, "embedding", count, (*columns, *places), **more)
+    return UnitGroup(name, "embedding", count, (*columns, *places), inexact, chunks, alike, scaled, constant)
 
 
-def field_tables(model: Any, path: str = "") -> list[Along]:
+def field_tables(model: AbstractRecommender, path: str = "") -> list[Along]:
     """The columns of all tables that fields are looked up in, in the model or in a module of it; they have one width.
 
     Tables of numbers per feature, of width 1, are other modules and have no units.
@@ -56,9 +66,7 @@ def normalisation(model: nn.Module, path: str) -> list[Along]:
     return [Along(f"{path}.{name}") for name, tensor in held.items() if tensor.dim() == 1]
 
 
-def neurons(
-    model: nn.Module, path: str, after: Sequence[Along] = (), kind: str = "neuron", **more: Any
-) -> Iterator[UnitGroup]:
+def neurons(model: nn.Module, path: str, after: Sequence[Along] = (), kind: str = "neuron") -> Iterator[UnitGroup]:
     """The neurons of a network of linear layers one after another.
 
     Args:
@@ -66,7 +74,6 @@ def neurons(
         path: of the network (``MLPLayers``, ``nn.Sequential``); batch norms stand behind the layer they belong to.
         after: what reads its last layer; without, that layer's outputs are no units.
         kind: of the units.
-        more: further arguments of every group.
     """
     makers = network(model, path)
     layers = list(makers)
@@ -74,7 +81,7 @@ def neurons(
         readers = [inputs(layers[place + 1])] if place + 1 < len(layers) else list(after)
         if readers:
             count = len(model.get_parameter(f"{layer}.weight"))
-            yield UnitGroup(layer, kind, count, (*makers[layer], *readers), **more)
+            yield UnitGroup(layer, kind, count, (*makers[layer], *readers))
 
 
 def network(model: nn.Module, path: str) -> dict[str, list[Along]]:
@@ -150,7 +157,14 @@ def equal(counts: Counts, names: Iterable[str]) -> int | None:
 
 
 def one_width(
-    count: int, *places: Along, tables: Iterable[str] = (), attributes: Iterable[str] = ("embedding_size",), **more: Any
+    count: int,
+    *places: Along,
+    tables: Iterable[str] = (),
+    attributes: Iterable[str] = ("embedding_size",),
+    inexact: str = "",
+    chunks: int = 1,
+    scaled: Scaling = UNSCALED,
+    constant: bool = False,
 ) -> Anatomy:
     """A model whose units are the dimensions of its tables alone, which ``embedding_size`` sets.
 
@@ -159,8 +173,10 @@ def one_width(
         places: what else belongs to them.
         tables: paths of embeddings.
         attributes: those of the model that hold the width.
-        more: further arguments of the group.
+        inexact, chunks, scaled, constant: of the group.
     """
-    group = width("width", count, *places, tables=tables, **more)
+    group = width(
+        "width", count, *places, tables=tables, inexact=inexact, chunks=chunks, scaled=scaled, constant=constant
+    )
     held = {attribute: left("width") for attribute in attributes}
     return Anatomy([group], held, lambda counts: {"embedding_size": counts["width"]})

@@ -18,6 +18,11 @@ UNIT_KINDS = ("embedding", "neuron", "channel", "recurrent", "head", "head_dimen
 Counts = Mapping[str, int]
 
 
+# of tensors, by name, what their kept values are multiplied by, from the share of units that stays
+Scaling = Mapping[str, Callable[[float], float]]
+UNSCALED: Scaling = {}
+
+
 @dataclass(frozen=True)
 class Along:
     """Where the units of a group lie along an axis of a tensor.
@@ -75,7 +80,7 @@ class UnitGroup:
     inexact: str = ""
     chunks: int = 1
     alike: str = ""
-    scaled: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    scaled: Scaling = field(default_factory=dict)
     constant: bool = False
 
 

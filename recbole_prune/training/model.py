@@ -91,19 +91,21 @@ class MaskAware(_Model):
         self.set_masks(masks)
         refresh(self)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(
+        self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
         """RecBole's keys with tensors of full size."""
-        state = super().state_dict(*args, **kwargs)
+        state: dict[str, Any] = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         if self.shrunk is not None:
             for name, tensor in state.items():
                 state[name] = self.shrunk.expanded(name, tensor)
         return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
         """Take over tensors of full size, or of the size that the model has."""
         if self.shrunk is not None:
             state_dict = {name: self.shrunk.narrowed(name, tensor) for name, tensor in state_dict.items()}
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        return super().load_state_dict(state_dict, strict)
 
     def _unshrink(self) -> None:
         if self.shrunk is not None:
