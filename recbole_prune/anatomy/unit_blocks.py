@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from recbole_prune.anatomy.units import UNSCALED, Along, Anatomy, Counts, Scaling, UnitGroup
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 LAYER_NORM = "LayerNorm divides by the deviation over all dimensions, those at 0 included"
 Setting = Callable[[Counts], object]
