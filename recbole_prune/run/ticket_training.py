@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from recbole.utils import calculate_valid_score
 
-from recbole_prune.anatomy.removable import anatomy_of
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
-from recbole_prune.masking.unit_masks import units_of
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import measuring
 from recbole_prune.run.progress import Progress
+from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import REWIND, SERIES, RunFolder
 from recbole_prune.run.ticket import Metrics, Plan, Ticket
@@ -268,7 +267,7 @@ class TicketTraining(Files):
             wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, self.dense, bigger)
         mask_file, mask_sha256 = self._write_masks(masks)
         if plan.whole_units and masks is not None:
-            self.method.update(self._write_smaller(masks))
+            self.method.update(write_smaller(self.workshop, self.folder, plan.ticket, trainer, masks))
         checkpoint = self.folder.path / self.checkpoint_file
         weights = measuring.weights(self.scope, masks, kept, checkpoint)
         ticket = Ticket(
@@ -299,25 +298,6 @@ class TicketTraining(Files):
         self.folder.append_ticket(ticket.to_record())
         self.folder.drop_resume()
         return ticket
-
-    def _write_smaller(self, masks: MaskSet) -> dict[str, object]:
-        """A checkpoint of the class with smaller settings, where it can be; fields for the journal line."""
-        large = self.workshop.build_model()
-        anatomy = anatomy_of(large)
-        changes = anatomy.smaller(units_of(anatomy, masks))
-        if changes is None:
-            return {}
-        self.trainer.load_best()
-        large.whole_units, large.storage = True, "auto"
-        large.load_trained(self.trainer.model.state_dict(), masks)
-        small = self.workshop.build_model(changes)
-        states.copy_into(states.weights_of(small), states.weights_of(large))
-        files = Files()
-        trainer = self.workshop.trainer(small, Session("a smaller class", self.workshop.loaders, files), changes)
-        trainer._save_checkpoint(max(0, self.trainer.best_epoch - 1))
-        name = f"checkpoints/ticket-{self.plan.ticket:03d}-smaller.pth"
-        digest = self.folder.write(name, files.load_checkpoint())
-        return {"smaller": {"settings": changes, "checkpoint_file": name, "checkpoint_sha256": digest}}
 
     def _write_masks(self, masks: MaskSet | None) -> tuple[str | None, str | None]:
         """Name and sha256 of the mask file; (None, None) where the ticket has no masks."""
