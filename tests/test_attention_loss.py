@@ -37,12 +37,11 @@ def loss_of(teacher: list[Feature], student: list[Feature], **words: Any) -> Att
 
 
 def set_to(layer: nn.Module, weight: Any) -> None:
-    """Give a layer a weight and no bias, and take its batch norm away."""
+    """Give a layer a weight, and take its batch norm away."""
     assert isinstance(layer, nn.Sequential)
     layer[1] = nn.Identity()
     with torch.no_grad():
         layer[0].weight.copy_(torch.tensor(weight, dtype=torch.float32).reshape(layer[0].weight.shape))
-        layer[0].bias.zero_()
 
 
 def checked(official: bool, second: bool) -> tuple[AttentionLoss, list[Feature], list[Feature]]:

@@ -25,6 +25,7 @@ from recbole_prune.anatomy.feature_points_context import WITHOUT
 from recbole_prune.anatomy.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
 from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.vectors import shared_propagation
+from recbole_prune.distillers.losses.attention import energy
 
 QUICK = ["BPR", "NeuMF", "SASRec"]
 DIMENSIONS = {MAP: 4, SEQUENCE: 3, FIELDS: 3, VECTOR: 2, NODES: 2}
@@ -201,6 +202,19 @@ def test_what_a_loss_draws_is_given_to_a_teacher_of_the_same_class(
     for mine, theirs, own in zip(features, same, other):
         torch.testing.assert_close(theirs.values, mine.values)
         assert not torch.equal(own.values, mine.values)
+
+
+@pytest.mark.parametrize(
+    "name", slow_but(["SASRec"], ["SASRec", "LightSANs", "FEARec", "FDSA", "CORE", "GRU4Rec", "SHAN"])
+)
+def test_places_of_sequences_differ_in_energy(name: str, tiny_data: Path) -> None:
+    """Behind a layer normalisation they would not, and the loss would be 0 whatever the layers say."""
+    model, batch = built(name, tiny_data)
+    for feature in in_its_loss(model.eval(), batch):
+        if feature.kind == SEQUENCE:
+            assert feature.valid is not None
+            energies = energy(feature)[feature.valid].detach()
+            assert float(energies.std() / energies.mean()) > 1e-3, feature.name
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
@@ -251,21 +251,34 @@ class NoPadding:
         return [sequence.gt(0) for sequence in sequences if isinstance(sequence, torch.Tensor)]
 
 
-def activations(model: AbstractRecommender, path: str, kind: str = VECTOR, **words: Any) -> tuple[Point, ...]:
+def entering(path: str, kind: str, valid: Read, name: str, calls: slice) -> Point:
+    """What a module is given as its first argument; arguments as for :func:`output`."""
+    method = f"{path}.forward"
+
+    def read(model: AbstractRecommender, batch: Interaction) -> Calls:
+        given = (known.arguments[0] for known in calls_of(model, method)[calls])
+        return [values for values in given if isinstance(values, torch.Tensor)]
+
+    return Point(name, kind, read, (method, *(valid.noted if isinstance(valid, NoPadding) else ())), valid)
+
+
+def activations(
+    model: AbstractRecommender, path: str, kind: str = VECTOR, valid: Read | None = None
+) -> tuple[Point, ...]:
     """What each layer of RecBole's ``MLPLayers`` gives behind its activation; layers of one unit are left out.
 
     Args:
         model: the model.
         path: of the layers.
         kind: of feature.
-        words: more for :func:`output`.
+        valid: of sequences, which places are no padding.
     """
     layers = list(model.get_submodule(f"{path}.mlp_layers"))
     starts = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     # a layer ends before the dropout of the next one
     ends = [min(place for place in (*drops(layers), len(layers)) if place > start) - 1 for start in starts]
     wide = [end for start, end in zip(starts, ends) if layers[start].out_features > 1]
-    return tuple(output(f"{path}.mlp_layers.{end}", kind, **words) for end in wide)
+    return tuple(output(f"{path}.mlp_layers.{end}", kind, valid=valid) for end in wide)
 
 
 def drops(layers: Sequence[nn.Module]) -> list[int]:
@@ -273,17 +286,21 @@ def drops(layers: Sequence[nn.Module]) -> list[int]:
     return [place for place, layer in enumerate(layers) if isinstance(layer, nn.Dropout)]
 
 
-def encoder_layers(model: AbstractRecommender, path: str, **words: Any) -> tuple[Point, ...]:
-    """What each layer of one of RecBole's encoders gives for a sequence.
+def encoder_layers(
+    model: AbstractRecommender, path: str, valid: Read = NoPadding(), calls: slice = slice(None)
+) -> tuple[Point, ...]:
+    """What each layer of one of RecBole's encoders makes of a sequence, before its last normalisation.
+
+    Behind it the mean of squares over channels, by which sequences are compared, is the same at every place.
 
     Args:
         model: the model.
         path: of the encoder.
-        words: more for :func:`output`.
+        valid: which places of the sequence are no padding.
+        calls: which of the calls count.
     """
-    count = len(model.get_submodule(f"{path}.layer"))
-    settings = {"valid": NoPadding(), **words}
-    return tuple(output(f"{path}.layer.{number}", SEQUENCE, **settings) for number in range(count))
+    layers = (f"{path}.layer.{number}" for number in range(len(model.get_submodule(f"{path}.layer"))))
+    return tuple(entering(f"{layer}.feed_forward.LayerNorm", SEQUENCE, valid, layer, calls) for layer in layers)
 
 
 def rows_of(table: torch.Tensor) -> Lookup:

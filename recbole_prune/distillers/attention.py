@@ -120,22 +120,21 @@ class AttentionDistillation(Distiller):
         features = nothing if features is None else features
         logits = self._logit_loss(model, interaction) if logit_weight else nothing
         own = model.loss_in_work
-        parts = own if isinstance(own, tuple) else (own,)
-        for place, losses in enumerate(((weight * features,), parts)):
-            self._sums[place] = self._sums[place] + sum(loss.detach().sum().cpu() for loss in losses)
+        self._sums[0] = self._sums[0] + weight * features.detach()
+        for loss in own if isinstance(own, tuple) else (own,):
+            self._sums[1] = self._sums[1] + loss.detach().sum()
         return {"sad": (weight, size * features), "sad_logits": (logit_weight, logits)}
 
     def _feature_loss(self, model: MaskAware, batch: Interaction) -> torch.Tensor | None:
         """The mean over the rows of a batch; None of a single one, of which batch norms can say nothing."""
         mine, theirs = self._points.read(model, batch), self.teacher.features(batch, drawn_by(model))
         teacher, student = (_named(found, names) for found, names in zip((theirs, mine), self._names))
-        rows = min(len(teacher[0].values), len(student[0].values))  # of as many calls as both have
-        if rows < 2:
+        count = min(len(teacher[0].values), len(student[0].values))  # of as many calls as both have
+        if count < 2:
             return None
-        some = torch.arange(rows)
-        if self._loss.relates and rows > MOST_ROWS:
-            some = torch.randperm(rows)[:MOST_ROWS].sort()[0]
-        some = some.to(model.device)
+        some: slice | torch.Tensor = slice(count)
+        if self._loss.relates and count > MOST_ROWS:
+            some = torch.randperm(count)[:MOST_ROWS].sort()[0].to(model.device)
         loss: torch.Tensor = self._loss(_rows(teacher, some), _rows(student, some))
         return loss
 
@@ -153,7 +152,7 @@ class AttentionDistillation(Distiller):
     def end_epoch(self, trainer: Training) -> None:
         """Say how large the feature loss was beside the student's own."""
         added, own = (float(total) for total in self._sums)
-        self.share = round(added / own, 6) if own else None
+        self.share = float(f"{added / own:.4g}") if own else None
         getLogger("recbole_prune").info(f"epoch {self.epoch}: feature loss / own loss = {self.share}")
         super().end_epoch(trainer)
 
@@ -200,7 +199,7 @@ def _named(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
     return [known[name] for name in names]
 
 
-def _rows(features: Sequence[Feature], rows: torch.Tensor) -> list[Feature]:
+def _rows(features: Sequence[Feature], rows: slice | torch.Tensor) -> list[Feature]:
     return [
         each._replace(values=each.values[rows], valid=None if each.valid is None else each.valid[rows])
         for each in features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
     from recbole_prune.teachers.base import Teacher
-    from recbole_prune.training.model import MaskAware
 
 
 class Teaching:
@@ -70,7 +70,7 @@ class Teaching:
         data = workshop.train_data
         masked = workshop.config.settings.distill_mask_observed
         self._pupils = Pupils(
-            data._dataset, of_rows, whole_rows, len(data), masked, example=lambda: first_batch_of(workshop, student)
+            data._dataset, of_rows, whole_rows, len(data), masked, example=partial(first_batch_of, workshop)
         )
         self._class.check(workshop.config.settings, self._pupils, student)
         changed = contradiction_of_subclass(
@@ -109,12 +109,12 @@ class Teaching:
         return self._class(self._config.settings, self.teacher, self._pupils)
 
 
-def first_batch_of(workshop: Workshop, student: MaskAware) -> Interaction:
+def first_batch_of(workshop: Workshop) -> Interaction:
     """The first training batch of a run; streams and data order stay where they are."""
     states = loader_states(workshop.loaders)
     with preserved_random_streams():
         try:
-            return first_batch(workshop.train_data, student)
+            return first_batch(workshop.train_data, workshop.build_model())
         finally:
             set_loader_states(workshop.loaders, states)
 

@@ -145,7 +145,8 @@ class MetaNetwork(nn.Module):
 
 
 def _linear(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width, track_running_stats=False))
+    """A layer and a batch norm, which would take a bias between them away."""
+    return nn.Sequential(nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width, track_running_stats=False))
 
 
 class AttentionLoss(nn.Module):
