@@ -18,7 +18,6 @@ from recbole_prune.distillers.attention import logits_of
 from recbole_prune.distillers.losses.attention import MOST_ROWS
 from recbole_prune.distillers.losses.divergence import softmax_divergence
 
-
 OVER_ALL_ITEMS = ("MultiVAE", "CDAE", "SASRec", "GRU4Rec", "STAMP")
 
 
@@ -118,6 +117,7 @@ def test_a_batch_of_one_row_is_left_out(tiny_data: Path, tmp_path: Path) -> None
 def test_one_feature_is_said_to_learn_from_all(
     tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "recbole_prune")
     lesson_of(tiny_data, tmp_path, "MultiVAE", "CDAE")
     assert "h_act is all that the student says in vectors: nothing is picked" in caplog.text
 

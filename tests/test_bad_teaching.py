@@ -136,7 +136,7 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "EASE", ("--distiller=sad", "--distill_teacher_model=BPR"), ("EASE is not trained by gradient",),
     ),
     "a teacher that reads other fields": (
-        "BPR", ("--distiller=sad", "--distill_teacher_model=DIEN"), ("teacher DIEN", "reads the field"),
+        "MultiVAE", ("--distiller=sad", "--distill_teacher_model=NeuMF"), ("teacher NeuMF", "reads the field 'item_id'"),
     ),
     "nothing to prune": (
         "BPR", ("--pruner=imp", "--prune_exclude=['*']", *FIRST), ("nothing to prune",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -90,7 +90,8 @@ def features_of(
     tables = node_tables(model) if tables is None else tables
     with evaluating(model), shared_propagation(model, points.noted):
         if drawn is not None and drawn.model_class is known_class(type(model)):
-            call(model, drawn.call.path, *drawn.call.arguments, **drawn.call.named)
+            named: dict[str, Any] = dict(drawn.call.named)
+            call(model, drawn.call.path, *drawn.call.arguments, **named)
         elif points.needs_a_run:
             points.run(model, batch)
         return points.read(model, batch, tables)
