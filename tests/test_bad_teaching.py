@@ -135,8 +135,9 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "student without a gradient": (
         "EASE", ("--distiller=sad", "--distill_teacher_model=BPR"), ("EASE is not trained by gradient",),
     ),
-    "a teacher that reads other fields": (
-        "MultiVAE", ("--distiller=sad", "--distill_teacher_model=NeuMF"), ("teacher NeuMF", "reads the field 'item_id'"),
+    "other fields": (
+        "MultiVAE", ("--distiller=sad", "--distill_teacher_model=NeuMF"),
+        ("teacher NeuMF", "reads the field 'item_id'"),
     ),
     "nothing to prune": (
         "BPR", ("--pruner=imp", "--prune_exclude=['*']", *FIRST), ("nothing to prune",),
