@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from marks import slow_but
 from recbole.data.interaction import Interaction
 from teachers import Beginner, checkpoint, refusal
 
@@ -42,7 +43,7 @@ def first_batch(lesson: Beginner) -> Interaction:
     return found
 
 
-def test_a_lesson(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lesson(tiny_data: Path, tmp_path: Path) -> None:
     """A graph teaches a factorisation: rows are drawn among all pairs, the list is that of both items."""
     lesson = lesson_of(tiny_data, tmp_path, "LightGCN", "BPR")
     loss, seen = lesson.part._loss, []
@@ -151,7 +152,7 @@ LOGITS = [("BPR", 2), ("NeuMF", 1), ("MultiVAE", 0), ("SASRec", 0)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "count"), slow_but([], LOGITS))
+@pytest.mark.parametrize(("model", "count"), LOGITS)
 def test_logits_are_those_that_the_loss_compares(model: str, count: int, tiny_data: Path, tmp_path: Path) -> None:
     lesson = lesson_of(tiny_data, tmp_path, model, model)
     pupils, batch = lesson.teacher.pupils, first_batch(lesson)
@@ -159,11 +160,9 @@ def test_logits_are_those_that_the_loss_compares(model: str, count: int, tiny_da
         assert logits_of(pupils, source, batch).shape == (len(batch), count or pupils.item_count - 1)
 
 
+@pytest.mark.slow
 def test_points_hold_no_model(tiny_data: Path, tmp_path: Path) -> None:
     """They stay for a training, and a deep copy is read with them too."""
-    import gc
-    import weakref
-
     model = checkpoint(tiny_data, tmp_path, "ConvNCF")[0].model
     points, known = feature_points(model), weakref.ref(model)
     assert points.points

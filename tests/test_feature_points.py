@@ -168,6 +168,7 @@ def test_tables_are_rows_of_the_batch(tiny_data: Path) -> None:
     assert torch.equal(products.values, users.values * items.values)
 
 
+@pytest.mark.slow
 def test_layers_of_a_graph_are_those_of_its_mean(tiny_data: Path) -> None:
     model, batch = built("LightGCN", tiny_data)
     features = {feature.name: feature.values for feature in in_its_loss(model, batch)}
@@ -176,6 +177,7 @@ def test_layers_of_a_graph_are_those_of_its_mean(tiny_data: Path) -> None:
         torch.testing.assert_close(layers.mean(0), features[f"mean {side}"])
 
 
+@pytest.mark.slow
 def test_a_teacher_needs_no_field_on_which_no_layer_depends(tiny_data: Path) -> None:
     """Neither labels nor negative items."""
     for name, student in (("NeuMF", "BPR"), ("ConvNCF", "NeuMF")):

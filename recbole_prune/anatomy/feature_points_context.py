@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Callable
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_prune.anatomy.features import (
-    FIELDS,
-    VECTOR,
-    Calls,
-    FeaturePoints,
-    Point,
-    activations,
-    output,
-    results,
-)
+from recbole_prune.anatomy.feature_places import activations, output, results
+from recbole_prune.anatomy.features import FIELDS, VECTOR, Calls, FeaturePoints, Point
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
