@@ -49,12 +49,14 @@ class MaskAware(_Model):
         added_losses: called with a batch; scalars by name that are added to its recommendation loss. Vectors and
             logits that they ask ``anatomy/`` for come from what that loss has computed.
         own_loss: called after that; the factor on the recommendation loss, which 0 leaves out.
+        noted: paths of methods, of the model or its modules, whose calls in that loss are kept for the added ones.
         loss_in_work: while :attr:`added_losses` is called, the recommendation loss of the batch; else None.
     """
 
     masks: MaskSet | None = None
     added_losses: Callable[[Interaction], Mapping[str, torch.Tensor]] | None = None
     own_loss: Callable[[], float | torch.Tensor] | None = None
+    noted: tuple[str, ...] = ()
     loss_in_work: Losses | None = None
     storage: str = "masked"
     whole_units: bool = False
@@ -285,7 +287,7 @@ def mask_aware(model_class: type) -> type:
         own: Callable[..., Losses] = getattr(super(made, self), name)
         if self.added_losses is None:
             return own(interaction, *args, **kwargs)
-        with shared_propagation(self):
+        with shared_propagation(self, self.noted):
             return self.with_added_losses(own(interaction, *args, **kwargs), interaction)
 
     loss.__name__ = name
