@@ -67,6 +67,8 @@ def settings_of(method: str, model: str, data: Path, **changes: Any) -> dict[str
     """Settings with which a method takes seconds on ``tiny``; the last ticket is exported."""
     used = used_keys(method)
     settings = {**config_for(model, data), "epochs": 2, "pruner": method}
+    if get_pruner(method).distiller:
+        settings.update(distiller=get_pruner(method).distiller, distill_alone=False)
     settings.update({name: value for name, value in _SMALL.items() if name in used})
     settings["export_ticket"] = rounds_planned({**settings, "distiller": None})
     known = {name: value for name, value in changes.items() if name not in schema.known_keys() or _takes(name, used)}
@@ -209,10 +211,18 @@ class Subject:
     def run(self, output: str, witness: Witness | None = None, **changes: Any) -> Outcome:
         """One run under an output folder of its own."""
         witness = witness or Witness()
-        settings = {**self.settings, **changes, "output_dir": str(self.folder / output)}
+        settings = {**self.settings, **self.teaching, **changes, "output_dir": str(self.folder / output)}
         with pytest.MonkeyPatch.context() as patch, witness.watching():
             patch.setattr(quick_start, "count_tickets", self.count_once)
             return Outcome(run_recbole_prune(self.model, DATASET, config_dict=settings), witness)
+
+    @cached_property
+    def teaching(self) -> dict[str, str]:
+        """Who teaches, for methods that need a teacher: a run of the model itself."""
+        if not get_pruner(self.method).distiller:
+            return {}
+        settings = {**config_for(self.model, self.data), "epochs": 2, "output_dir": str(self.folder / "teacher")}
+        return {"distill_teacher": str(run_recbole_prune(self.model, DATASET, config_dict=settings)["folder"])}
 
     def count_once(self, experiment: Experiment, tickets: list[Ticket]) -> dict[int, Any]:
         """What tickets cost, counted in the first run for all: that takes as long as a training, and no check asks."""
@@ -236,7 +246,7 @@ class Subject:
     @cached_property
     def experiment(self) -> Experiment:
         """The whole run, for those who ask on."""
-        return experiment_of(self.whole.result, self.model, self.settings)
+        return experiment_of(self.whole.result, self.model, {**self.settings, **self.teaching})
 
     @cached_property
     def counts(self) -> list[int]:

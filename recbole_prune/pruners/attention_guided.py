@@ -13,8 +13,6 @@ from recbole_prune.pruners.magnitude import IterativeMagnitudePruning
 from recbole_prune.pruners.structured import StructuredPruning
 from recbole_prune.run.ticket import Plan, Ticket
 
-_DISTILLER = "sad"
-
 
 class PruningUnderDistillation(MaskPruner):
     """SP-SAD and LTH-SAD: every level a ticket, on from the level before or from the initial weights.
@@ -25,7 +23,8 @@ class PruningUnderDistillation(MaskPruner):
     """
 
     iterative = True
-    promises = Promises(exact=False, refuses=(*StructuredPruning.promises.refuses, "needs --distiller"))
+    distiller = "sad"
+    promises = Promises(exact=False, refuses=StructuredPruning.promises.refuses)
 
     @cached_property
     def chooser(self) -> MaskPruner:
@@ -35,10 +34,10 @@ class PruningUnderDistillation(MaskPruner):
 
     def check(self) -> None:
         """There is a teacher, and the model has what is to be removed."""
-        if self.settings.distiller != _DISTILLER:
+        if self.settings.distiller != self.distiller:
             raise ConfigError(
-                f"pruner={self.settings.pruner} needs --distiller={_DISTILLER} and a teacher, whose features carry the "
-                f"student over what is removed; for pruning alone take --pruner=structured or imp"
+                f"pruner={self.settings.pruner} needs --distiller={self.distiller} and a teacher, whose features carry "
+                f"the student over what is removed; for pruning alone take --pruner=structured or imp"
             )
         self.chooser.check()
 
@@ -64,17 +63,18 @@ class SparseStudent(PruningUnderDistillation):
     def counts(self) -> list[int]:
         """The last masks are worn twice."""
         counts = super().counts()
-        return [*counts, counts[-1]]
+        return [*counts, counts[-1]] if self.settings.prune_teach_last else counts
 
     def tickets(self) -> Iterator[Ticket]:
         """Stage 1 without a teacher, then stage 2 with fixed masks."""
         dense = previous = self.experiment.dense(self.dense_is_taught)
         yield dense
-        *counts, _ = self.counts()
+        counts = super().counts()
         for number, keep in enumerate(counts[1:], 1):
             previous = self.experiment.obtain(number, partial(self.alone, number, keep, previous, dense))
             yield previous
-        yield self.experiment.obtain(len(counts), partial(self.taught, len(counts), previous))
+        if self.settings.prune_teach_last:
+            yield self.experiment.obtain(len(counts), partial(self.taught, len(counts), previous))
 
     def alone(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> Plan:
         """A lottery ticket of stage 1."""

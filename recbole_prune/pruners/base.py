@@ -54,11 +54,13 @@ class Pruner(ABC):
 
     Attributes:
         iterative: whether a ticket is made from the one before; others reach a target in one step.
+        distiller: the only one it goes with; "" where it goes with any and with none.
         dense_is_taught: whether the teacher of the run, if there is one, teaches ticket 0 too.
         promises: what the method owes.
     """
 
     iterative: ClassVar[bool] = False
+    distiller: ClassVar[str] = ""
     dense_is_taught: ClassVar[bool] = True
     promises: ClassVar[Promises] = Promises()
 
