@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 WINDOWS = ("train", "validate", "recommend")
 
 
 class Meter:
-    """Measures nothing; a meter that does overrides :meth:`window`."""
+    """Measures nothing; a meter that does overrides this."""
 
     def window(self, name: str) -> AbstractContextManager[None]:
         """A context around one of :data:`WINDOWS`.
 
-        ``train`` is one epoch, ``validate`` one validation, ``recommend`` ranking all users of the test data.
+        ``train`` is one epoch, ``validate`` one validation, ``recommend`` making lists for the users of the test data,
+        maybe several times.
         """
         if name not in WINDOWS:
             raise ValueError(f"{name} is not one of {', '.join(WINDOWS)}")
         return nullcontext()
+
+    def begin(self) -> None:
+        """Forget the windows of the ticket before, and measure what the machine takes when nothing is done."""
+
+    def state(self) -> Any:
+        """The windows so far as JSON, for a resume point."""
+        return None
+
+    def restore(self, state: Any) -> None:
+        """Undo :meth:`state`."""
+
+    def makes_lists(self, lists: int, seconds: float) -> int:
+        """How often lists are to be made in a window ``recommend``; 0 for not at all.
+
+        Args:
+            lists: made at once.
+            seconds: that it took.
+        """
+        return 0
+
+    def record(self) -> dict[str, Any] | None:
+        """What was measured of a ticket, as JSON; None where nothing was asked for."""
+        return None

@@ -1,0 +1,246 @@
+"""Measures the energy of windows: which meters there are, readings at both edges of a window, and what is made of them.
+
+A meter that is missing, or fails in a window, costs a number and its reason is recorded; it never stops a training.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from recbole_prune.metering import nvml, zeusd
+from recbole_prune.metering.accounts import PARTS, Window, account
+from recbole_prune.metering.rapl import POWERCAP, Rapl
+from recbole_prune.metering.readings import ABSENT, CONTAMINATED, Energy, MeterError, Reading, Source
+from recbole_prune.metering.windows import WINDOWS, Meter
+
+_LEAST_LISTS = 3  # passes over the users
+Missing = Mapping[str, MeterError]
+
+
+def find_sources(
+    device: Any, environment: Mapping[str, str] = os.environ, powercap: Path = POWERCAP
+) -> tuple[list[Source], dict[str, MeterError]]:
+    """The meters of this machine for a torch device.
+
+    Returns:
+        (meters, for every part of :data:`PARTS` without one the reason).
+    """
+    sources: list[Source] = []
+    missing: dict[str, MeterError] = {}
+    daemon = zeusd.Zeusd(environment)
+    try:
+        sources.append(_of_gpu(device, daemon))
+    except MeterError as error:
+        missing["gpu"] = error
+    try:
+        sources.append(_first(lambda: Rapl(powercap), lambda: zeusd.cpu_source(daemon, powercap)))
+    except MeterError as error:
+        missing["cpu"] = missing["dram"] = error
+    measured = {channel.part for source in sources for channel in source.channels}
+    if "dram" not in {*measured, *missing}:
+        missing["dram"] = MeterError(ABSENT, "the memory has no counter of its own")
+    return sources, missing
+
+
+def _of_gpu(device: Any, daemon: zeusd.Zeusd) -> Source:
+    if device.type != "cuda":
+        raise MeterError(ABSENT, f"the run computes on {device}")
+    board = nvml.board_of(device)
+    return _first(lambda: nvml.Nvml(nvml.load(), board), lambda: zeusd.gpu_source(daemon, board.pci))
+
+
+def _first(own: Callable[[], Source], daemon: Callable[[], Source]) -> Source:
+    """What this process can read itself, else what the daemon reads.
+
+    Raises:
+        MeterError: neither; with the daemon's reason where there is one, and what was found of both.
+    """
+    try:
+        return own()
+    except MeterError as error:
+        first = error
+    try:
+        return daemon()
+    except MeterError as second:
+        reason = first.reason if second.reason == ABSENT else second.reason
+        raise MeterError(reason, f"{first.detail}; {second.detail}") from None
+
+
+class EnergyMeter(Meter):
+    """Reads meters around windows.
+
+    Args:
+        sources: the meters.
+        missing: for every part of :data:`PARTS` that none of them covers the reason.
+        device: name of the device, for the record.
+        synchronize: waits until the device has done its work; without that queued work falls outside of a window.
+        idle_seconds: for how long the machine rests to measure what it takes when nothing is done; 0: never.
+        list_seconds: how long making lists is repeated in one window.
+        clock, sleep: of this process.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        missing: Missing,
+        device: str,
+        *,
+        synchronize: Callable[[], object] = lambda: None,
+        idle_seconds: float = 10.0,
+        list_seconds: float = 20.0,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.sources, self.missing, self.device = list(sources), dict(missing), device
+        self._synchronize, self._clock, self._sleep = synchronize, clock, sleep
+        self._idle_seconds, self._list_seconds = idle_seconds, list_seconds
+        self._windows: dict[str, list[Window]] = {name: [] for name in WINDOWS}
+        self._idle: list[Window] = []
+        self._lists = 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is a meter at all."""
+        return bool(self.sources)
+
+    def begin(self) -> None:
+        """Forget the windows of the ticket before; its last rest is the first one of the next."""
+        self._windows = {name: [] for name in WINDOWS}
+        self._idle = self._idle[-1:]
+        if not self._idle:
+            self._rest()
+
+    @contextmanager
+    def window(self, name: str) -> Iterator[None]:
+        """Measure what is inside; a window that an exception ends is forgotten."""
+        super().window(name)
+        self._synchronize()
+        start, first = self._clock(), [source.read() for source in self.sources]
+        traces = [[readings] for readings in first]
+        with self._polled(traces):
+            yield
+            self._synchronize()
+        for source, trace in zip(self.sources, traces):
+            trace.append(source.read())
+        seconds = self._clock() - start
+        self._windows[name].append(Window(seconds, self._energies(traces), self._lists))
+        self._lists = 0
+
+    @contextmanager
+    def _polled(self, traces: list[list[list[Reading]]]) -> Iterator[None]:
+        """Meters that must be read inside a window too are read by a thread."""
+        pairs = [(source, trace) for source, trace in zip(self.sources, traces) if source.period is not None]
+        if not pairs:
+            yield
+            return
+        done = Event()
+        thread = Thread(target=_poll, args=(pairs, done), name="recbole_prune meters", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _energies(self, traces: list[list[list[Reading]]]) -> dict[str, Energy]:
+        """The energy of every part that has a meter, its counters added up."""
+        found: dict[str, list[Energy]] = {}
+        for source, trace in zip(self.sources, traces):
+            shared = source.others() is not None
+            for number, channel in enumerate(source.channels):
+                energy = channel.energy([readings[number] for readings in trace])
+                if shared and energy.joules is not None:
+                    energy = Energy(None, CONTAMINATED, energy.good, energy.failed)
+                found.setdefault(channel.part, []).append(energy)
+        return {part: _added(energies) for part, energies in found.items()}
+
+    def _rest(self) -> None:
+        if not (self.measures and self._idle_seconds):
+            return
+        kept, self._windows = self._windows, {name: [] for name in WINDOWS}
+        with self.window("train"):
+            self._sleep(self._idle_seconds)
+        self._idle += self._windows["train"]
+        self._windows = kept
+
+    def makes_lists(self, lists: int, seconds: float) -> int:
+        """As often as fills the window; the next window ``recommend`` counts for so many lists."""
+        if not (self.measures and lists):
+            return 0
+        times = max(_LEAST_LISTS, ceil(self._list_seconds / max(seconds, 1e-6)))
+        self._lists = times * lists
+        return times
+
+    def state(self) -> dict[str, Any]:
+        """The windows and rests so far."""
+        return {
+            "windows": {name: [window.to_json() for window in windows] for name, windows in self._windows.items()},
+            "idle": [window.to_json() for window in self._idle[:1]],
+        }
+
+    def restore(self, state: Any) -> None:
+        """Take over the windows of a training that was killed; None where it measured nothing."""
+        if state is not None:
+            for name, windows in state["windows"].items():
+                self._windows[name] = [Window.from_json(window) for window in windows]
+
+    def record(self) -> dict[str, Any]:
+        """Rest once more, and add up."""
+        self._rest()
+        flags = sorted({flag for source in self.sources for flag in source.flags})
+        return account(self._windows, self._idle, flags, device=self.device, meters=self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """Method and details of the meter of every part; of a part without one the reason."""
+        found: dict[str, Any] = {}
+        for source in self.sources:
+            for part in {channel.part for channel in source.channels}:
+                found[part] = {"method": source.method, **source.details}
+        for part, error in self.missing.items():
+            found[part] = {"method": None, "reason": error.reason, "detail": error.detail}
+        return {part: found[part] for part in PARTS if part in found}
+
+
+def _poll(pairs: list[tuple[Source, list[list[Reading]]]], done: Event) -> None:
+    """Read each meter whenever its period is over."""
+    due = {index: time.monotonic() + (source.period or 0) for index, (source, _) in enumerate(pairs)}
+    while not done.wait(max(0.0, min(due.values()) - time.monotonic())):
+        for index, (source, trace) in enumerate(pairs):
+            if due[index] <= time.monotonic():
+                trace.append(source.read())
+                due[index] = time.monotonic() + (source.period or 0)
+
+
+def _added(energies: Sequence[Energy]) -> Energy:
+    """The sum over the counters of a part; None where one of them has no number."""
+    reason = next((energy.reason for energy in energies if energy.joules is None), None)
+    good, failed, wraps = (sum(getattr(energy, name) for energy in energies) for name in ("good", "failed", "wraps"))
+    joules = None if reason is not None else sum(energy.joules or 0.0 for energy in energies)
+    return Energy(joules, reason, good, failed, wraps)
+
+
+def open_meter(device: Any, *, idle_seconds: float, list_seconds: float) -> EnergyMeter:
+    """The meters of this machine around work on a torch device."""
+    sources, missing = find_sources(device)
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(device)
+
+    return EnergyMeter(
+        sources,
+        missing,
+        str(device),
+        synchronize=synchronize,
+        idle_seconds=idle_seconds,
+        list_seconds=list_seconds,
+    )
