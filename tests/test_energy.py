@@ -74,7 +74,9 @@ def test_without_any_meter_nothing_is_waited_for(clock: Clock) -> None:
     worked(found, clock, 3)
     record = found.record()
     assert clock.now == 3, "no rest"
-    assert found.makes_lists(10, 1.0) == 0
+    found.recommend(lambda: 5)
+    assert found.record()["recommend"]["lists"] == 15, "seconds of three passes"
+    assert not found.has_meters
     assert record["train"]["window_s"] == 3
     assert {record["train"][f"{part}_energy_J"] for part in ("gpu", "cpu", "dram")} == {None}
 
@@ -83,13 +85,23 @@ def test_energy_of_lists_c9(clock: Clock) -> None:
     assert per_thousand(12.5, 50_000) == pytest.approx(0.25)
     found = meter(clock, Steady(clock, 25))
     found.begin()
-    times = found.makes_lists(lists=1000, seconds=0.5)
-    assert times == 40, "20 seconds"
-    worked(found, clock, times * 0.5, "recommend")
+
+    def work(seconds: float, lists: int = 1000) -> int:
+        clock.sleep(seconds)
+        return lists
+
+    found.recommend(lambda: work(0.5))
     record = found.record()["recommend"]
-    assert record["lists"] == 40_000
+    assert (record["lists"], record["window_s"]) == (40_000, pytest.approx(20)), (
+        "20 seconds, the first pass not counted"
+    )
     assert record["gpu_energy_per_1000_rec_J"] == pytest.approx(25 * 20 / 40)
-    assert found.makes_lists(lists=1000, seconds=600) == 3
+    found.begin()
+    found.recommend(lambda: work(600))
+    assert found.record()["recommend"]["lists"] == 3000, "three passes at least"
+    found.begin()
+    found.recommend(lambda: work(1, lists=0))
+    assert found.record()["recommend"]["windows"] == 0
 
 
 def test_a_drifting_idle_baseline_is_said(clock: Clock) -> None:

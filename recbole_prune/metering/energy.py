@@ -86,6 +86,8 @@ class EnergyMeter(Meter):
         clock, sleep: of this process.
     """
 
+    measures = True
+
     def __init__(
         self,
         sources: Sequence[Source],
@@ -106,8 +108,8 @@ class EnergyMeter(Meter):
         self._lists = 0
 
     @property
-    def measures(self) -> bool:
-        """Whether there is a meter at all."""
+    def has_meters(self) -> bool:
+        """Whether there is any; without one only seconds are measured."""
         return bool(self.sources)
 
     def begin(self) -> None:
@@ -162,7 +164,7 @@ class EnergyMeter(Meter):
         return {part: _added(energies) for part, energies in found.items()}
 
     def _rest(self) -> None:
-        if not (self.measures and self._idle_seconds):
+        if not (self.has_meters and self._idle_seconds):
             return
         kept, self._windows = self._windows, {name: [] for name in WINDOWS}
         with self.window("train"):
@@ -170,13 +172,20 @@ class EnergyMeter(Meter):
         self._idle += self._windows["train"]
         self._windows = kept
 
-    def makes_lists(self, lists: int, seconds: float) -> int:
-        """As often as fills the window; the next window ``recommend`` counts for so many lists."""
-        if not (self.measures and lists):
-            return 0
-        times = max(_LEAST_LISTS, ceil(self._list_seconds / max(seconds, 1e-6)))
+    def recommend(self, work: Callable[[], int]) -> None:
+        """Make lists once to warm up and to see how long that takes, then as often as fills one window."""
+        self._synchronize()
+        start = self._clock()
+        lists = work()
+        self._synchronize()
+        if not lists:
+            return
+        wanted = self._list_seconds / max(self._clock() - start, 1e-6) if self.has_meters else 0
+        times = max(_LEAST_LISTS, ceil(wanted))
         self._lists = times * lists
-        return times
+        with self.window("recommend"):
+            for _ in range(times):
+                work()
 
     def state(self) -> dict[str, Any]:
         """The windows and rests so far."""

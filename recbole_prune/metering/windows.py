@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,7 +10,13 @@ WINDOWS = ("train", "validate", "recommend")
 
 
 class Meter:
-    """Measures nothing; a meter that does overrides this."""
+    """Measures nothing; a meter that does overrides this.
+
+    Attributes:
+        measures: whether anything is measured at all.
+    """
+
+    measures: bool = False
 
     def window(self, name: str) -> AbstractContextManager[None]:
         """A context around one of :data:`WINDOWS`.
@@ -31,14 +38,12 @@ class Meter:
     def restore(self, state: Any) -> None:
         """Undo :meth:`state`."""
 
-    def makes_lists(self, lists: int, seconds: float) -> int:
-        """How often lists are to be made in a window ``recommend``; 0 for not at all.
+    def recommend(self, work: Callable[[], int]) -> None:
+        """Measure making lists.
 
         Args:
-            lists: made at once.
-            seconds: that it took.
+            work: makes one for every user and says how many that were; it may be called several times.
         """
-        return 0
 
     def record(self) -> dict[str, Any] | None:
         """What was measured of a ticket, as JSON; None where nothing was asked for."""

@@ -25,7 +25,8 @@ def method_name(pruner: str, distiller: str | None) -> str:
 class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
 
-    ``best_epoch`` counts trained epochs, 1 for the first. ``method`` holds what a method adds under its own name.
+    ``best_epoch`` counts trained epochs, 1 for the first. ``measured`` is None in lines of older versions. ``method``
+    holds what a method adds under its own name.
     """
 
     ticket: int
@@ -49,6 +50,7 @@ class Ticket:
     checkpoint_sha256: str
     history: list[list[float]] = field(default_factory=list)
     relative_epochs: float | None = None
+    measured: dict[str, Any] | None = None
     method: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from logging import getLogger
 from math import isfinite
+from typing import Any
 
 import torch
 from recbole.utils import calculate_valid_score
@@ -13,6 +14,7 @@ from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
+from recbole_prune.run import measuring
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import REWIND, SERIES, RunFolder
@@ -71,6 +73,7 @@ class TicketTraining(Files):
         self.method = dict(plan.method)
         self.checkpoint_file = f"checkpoints/ticket-{plan.ticket:03d}.pth"
         self.checkpoint_sha256 = ""
+        self._measured: dict[str, Any] = {}
         self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
         self._keeps_state = False
         self.trainer = self._build_trainer()
@@ -98,8 +101,10 @@ class TicketTraining(Files):
         getLogger().info(f"ticket {plan.ticket}: sparsity {sparsity:.4f}, {kept} entries kept")
         self.progress.ticket_begins(plan.ticket, sparsity, workshop.steps_per_epoch)
         valid = None
+        self.meter.begin()
         if plan.train:
             self._connect_state()
+        memory = measuring.PeakMemory(trainer.device)
         series = f"ticket-{plan.ticket:03d}-sparsity-{sparsity:.4f}"
         with tracked(trainer, self.folder.subfolder(SERIES) / series, self.folder.path.name):
             if plan.train:
@@ -108,9 +113,13 @@ class TicketTraining(Files):
                 if not trainer.best_epoch:
                     trainer._save_checkpoint(trainer.epochs_done - 1)
                 valid = trainer.evaluate(workshop.select_data, load_best_model=True)
+            memory.note("training")
             self.progress.evaluation_begins("test")
-            with self.meter.window("recommend"):
-                test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+            test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+            memory.note("ranking")
+        lists = workshop.test_data or workshop.select_data
+        latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
+        self._measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
         if groups is not None:
             self.method["recall_by_popularity"] = groups
         return self._finish(self._plain("validation", valid), self._plain("test", test or {}))
@@ -190,7 +199,8 @@ class TicketTraining(Files):
             self.method["rewind_epoch"] = epoch
             self.method["rewind_sha256"] = self.folder.write(REWIND, codec.encode(trainer.rewind_state()))
         if epoch and epoch % settings.prune_save_interval == 0:
-            extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method}
+            meter = self.meter.state()
+            extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method, "meter": meter}
             self.folder.save_resume(self.plan.ticket, epoch, codec.encode(trainer.resume_state()), extra)
             for part in self.parts:
                 part.point_saved()
@@ -210,6 +220,7 @@ class TicketTraining(Files):
             self.trainer.start_epoch = point["epoch"]
             self.checkpoint_sha256 = point["checkpoint_sha256"]
             self.method.update(point["method"])
+            self.meter.restore(point.get("meter"))  # older versions measured nothing
 
     # ---- the journal line --------------------------------------------------------------------------------------------
 
@@ -244,6 +255,8 @@ class TicketTraining(Files):
             bigger = bool(config["valid_metric_bigger"])
             wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, self.dense, bigger)
         mask_file, mask_sha256 = self._write_masks(masks)
+        checkpoint = self.folder.path / self.checkpoint_file
+        weights = measuring.weights(self.scope, masks, kept, checkpoint)
         ticket = Ticket(
             ticket=plan.ticket,
             sparsity=1 - kept / self.scope.prunable,
@@ -266,6 +279,7 @@ class TicketTraining(Files):
             checkpoint_sha256=self.checkpoint_sha256,
             history=[list(point) for point in trainer.history],
             relative_epochs=relative,
+            measured={**weights, **self._measured},
             method={**self.method, "changes": plan.changes} if plan.changes else self.method,
         )
         self.folder.append_ticket(ticket.to_record())
