@@ -28,11 +28,11 @@ class Results:
 
     Args:
         benchmark: name of the subcommand.
-        units: unit of each measure, ``seconds`` or ``bytes``.
+        units: unit of each measure, ``seconds``, ``bytes``, ``joules`` or ``watts``.
         references: names of the candidates that others are compared with.
         file: where the JSON goes; None writes none.
         command: the words after ``recbole-prune bench``.
-        speedups: ratios of seconds say how many times faster; False: they say the part of the reference, as for bytes.
+        speedups: ratios of seconds say how many times faster; False: the part of the reference, as for all else.
 
     Attributes:
         settings: settings of the runs, filled in when they are known.
@@ -277,7 +277,9 @@ def _cells(found: Mapping[str, Any], unit: str, ranged: bool, faster: bool, refe
 
 
 def quantity(value: float, unit: str) -> str:
-    """Seconds or bytes with three digits that count."""
+    """Seconds, bytes, joules or watts with three digits that count."""
+    if unit in ("joules", "watts"):
+        return f"{value:,.0f} {unit[0].upper()}" if abs(value) >= 1000 else f"{value:.3g} {unit[0].upper()}"
     if unit == "seconds":
         return f"{value:.3g} s" if 1 <= value < 1000 else f"{value:.0f} s" if value >= 1 else f"{1000 * value:.3g} ms"
     for power, name in ((3, "GiB"), (2, "MiB"), (1, "KiB")):

@@ -91,6 +91,22 @@ BENCHMARKS = {
             ),
         },
     ),
+    "energy": Benchmark(
+        "energy",
+        "joules and mean power of training epochs, or of making lists (scores, masks, top-k) with a model trained for "
+        "--epochs (here 1) and pruned by magnitude; needs a meter: NVML, RAPL or zeusd",
+        {"joules": "joules", "net_joules": "joules", "watts": "watts", "seconds": "seconds"},
+        ("plain",),
+        {
+            "sparsities": own.SPARSITIES,
+            **_COMMON,
+            "work": Option(own.work, "train", "train or lists", "what is measured"),
+            "repeats": own.number(4, "samples of each candidate, in the order A B B A"),
+            "seconds": Option(own.seconds, 20.0, "a number above 0", "least length of a window"),
+            "rest": Option(own.seconds, 10.0, "a number above 0", "seconds of rest between windows"),
+        },
+        speedups=False,
+    ),
     "artifact": Benchmark(
         "artifact",
         "bytes on disk and time to load; a model trained for --epochs (here 1) and pruned by magnitude",
