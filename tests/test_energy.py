@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from meters import Clock, FakeNvml, Steady, zeusd_server, zone
 
-from recbole_prune.metering import energy as energy_module
+from recbole_prune.metering import machine
 from recbole_prune.metering.accounts import per_thousand
-from recbole_prune.metering.energy import EnergyMeter, find_sources
+from recbole_prune.metering.company import CpuTimes, is_shared, read_cpu_times
+from recbole_prune.metering.energy import EnergyMeter
+from recbole_prune.metering.machine import find_sources
 from recbole_prune.metering.nvml import Board
 from recbole_prune.metering.readings import MeterError, Reading, sampled
 from recbole_prune.metering.reductions import JOULES_PER_WATT_HOUR, Cost, reduction
@@ -141,6 +143,51 @@ def test_one_window_without_a_number_leaves_no_sum(clock: Clock) -> None:
     assert train["gpu_readings"] == {"good": 4, "failed": 2, "wraps": 0}
 
 
+@pytest.mark.parametrize(("own", "shared"), [(29.0, False), (20.0, True)])
+def test_other_processes_on_the_processors_are_said(clock: Clock, own: float, shared: bool) -> None:
+    """Their meters are of the whole socket; nearly every machine has some of them, so the number stays."""
+    found = EnergyMeter(
+        [Steady(clock, 30, "cpu")], {"gpu": MISSING["cpu"]}, "cpu", clock=clock, sleep=clock.sleep, idle_seconds=0,
+        cpu_times=lambda: CpuTimes(clock.now, own / 30 * clock.now),
+    )  # fmt: skip
+    found.begin()
+    worked(found, clock, 30)
+    record = found.record()
+    assert record["flags"] == (["shared_cpu"] if shared else [])
+    assert record["train"]["cpu_energy_J"] == pytest.approx(900)
+
+
+def test_times_of_the_processors() -> None:
+    before = read_cpu_times()
+    if before is None:
+        pytest.skip("no /proc/stat")
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    after = read_cpu_times()
+    assert after is not None and after.own - before.own >= 0.03 and after.busy >= before.busy > 0
+    assert not is_shared(before, None)
+
+
+def test_a_meter_that_breaks_costs_its_number_only(clock: Clock) -> None:
+    class Broken(Steady):
+        def read(self) -> list[Reading]:
+            raise RuntimeError("the library is gone")
+
+    found = meter(clock, Broken(clock, 50))
+    found.begin()
+    worked(found, clock, 30)
+    train = found.record()["train"]
+    assert (train["gpu_energy_J"], train["gpu_reason"]) == (None, "read_error")
+
+
+def test_an_evaluation_without_lists_has_no_energy_of_lists(clock: Clock) -> None:
+    found = meter(clock, Steady(clock, 50))
+    found.begin()
+    record = found.record()["recommend"]
+    assert (record["gpu_energy_per_1000_rec_J"], record["gpu_reason"]) == (None, "unsupported")
+
+
 def test_counters_of_one_part_are_added(clock: Clock) -> None:
     found = EnergyMeter(
         [Steady(clock, 30, "cpu"), Steady(clock, 40, "cpu")], {"gpu": MISSING["cpu"]}, "cpu", clock=clock,
@@ -248,8 +295,8 @@ def test_the_daemon_reads_what_is_for_root_only(tmp_path: Path, monkeypatch: pyt
 
 def test_the_board_of_the_device_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeNvml(["GPU-a", "GPU-b"])
-    monkeypatch.setattr(energy_module.nvml, "load", lambda: fake)
-    monkeypatch.setattr(energy_module.nvml, "board_of", lambda device: Board(device.index, uuid="b"))
+    monkeypatch.setattr(machine.nvml, "load", lambda: fake)
+    monkeypatch.setattr(machine.nvml, "board_of", lambda device: Board(device.index, uuid="b"))
     sources, missing = find_sources(CUDA, {}, tmp_path)
     assert [(source.method, source.details["name"]) for source in sources] == [("nvml_counter", "board GPU-b")]
     assert set(missing) == {"cpu", "dram"}

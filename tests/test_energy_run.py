@@ -16,7 +16,7 @@ from zoo import DATASET, config_for
 
 from recbole_prune import cli, run_recbole_prune
 from recbole_prune.bench.results import read_document
-from recbole_prune.metering import energy as metering_energy
+from recbole_prune.metering import machine
 from recbole_prune.metering.readings import MeterError, Reading
 from recbole_prune.run import measuring
 from recbole_prune.run.energy import cost_of_teacher, reductions, summary_of_energy, total_cost
@@ -56,7 +56,7 @@ class Runs:
             "measure_idle_seconds": 0.02,
         }  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(metering_energy, "find_sources", find)
+            patch.setattr(machine, "find_sources", find)
             patch.setattr(sys, "argv", ["test"])
             return run_recbole_prune("BPR", DATASET, config_dict={**settings, **changes})
 
@@ -210,7 +210,7 @@ def bench(runs: Runs, find: Any, file: Path, *words: str) -> dict[str, Any]:
     settings.write_text(json.dumps(config_for("BPR", runs.data)))
     common = ["--threads=1", "--sparsities=0.5", f"--to={file}", "--model=BPR", f"--dataset={DATASET}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metering_energy, "find_sources", find)
+        patch.setattr(machine, "find_sources", find)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
             patch.setenv(name, "1")
         assert cli.main(["bench", "energy", *common, f"--config_files={settings}", *words]) == 0

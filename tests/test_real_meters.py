@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_prune.metering.energy import EnergyMeter, open_meter
+from recbole_prune.metering.energy import EnergyMeter
+from recbole_prune.metering.machine import open_meter
 from recbole_prune.metering.nvml import SAMPLING_PERIOD
 from recbole_prune.metering.readings import sampled
 from recbole_prune.run.measuring import said_of_meters

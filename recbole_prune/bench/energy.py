@@ -17,7 +17,8 @@ from recbole_prune.bench.results import Results
 from recbole_prune.bench.runs import OurRun, our_config, scratch_folder, settings_of
 from recbole_prune.errors import ConfigError
 from recbole_prune.metering.accounts import LISTS
-from recbole_prune.metering.energy import EnergyMeter, open_meter
+from recbole_prune.metering.energy import EnergyMeter
+from recbole_prune.metering.machine import open_meter
 from recbole_prune.run.measuring import said_of_meters
 from recbole_prune.training.lists import list_maker
 

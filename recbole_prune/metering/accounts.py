@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from recbole_prune.metering.readings import Energy
+from recbole_prune.metering.readings import UNSUPPORTED, Energy
 
 PARTS = ("gpu", "cpu", "dram")
 LISTS = 1000  # recommendations that energy is given for
@@ -105,7 +105,7 @@ def totals(
             "energy_J": total,
             "energy_net_J": None if total is None or power is None else total - power * seconds,
             "mean_power_W": None if total is None or not seconds else total / seconds,
-            "reason": _reason(energies, reasons.get(part)),
+            "reason": _reason(kind, energies, reasons.get(part)),
             "readings": _readings(energies),
         }
         if kind == "train":
@@ -139,7 +139,9 @@ def _drifts(powers: Sequence[float | None]) -> bool:
     return len(known) > 1 and max(known) - min(known) > _DRIFT * min(known)
 
 
-def _reason(energies: Sequence[Energy | None], without_meter: str | None) -> str | None:
+def _reason(kind: str, energies: Sequence[Energy | None], without_meter: str | None) -> str | None:
+    if kind == "recommend" and not energies and without_meter is None:
+        return UNSUPPORTED  # the evaluation ranks something else than all items
     return next((energy.reason for energy in energies if energy is not None and energy.joules is None), without_meter)
 
 

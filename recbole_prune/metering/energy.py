@@ -1,76 +1,24 @@
-"""Measures the energy of windows: which meters there are, readings at both edges of a window, and what is made of them.
+"""Measures the energy of windows: readings at both edges of a window, inside it where needed, and what they add up to.
 
 A meter that is missing, or fails in a window, costs a number and its reason is recorded; it never stops a training.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from recbole_prune.metering import nvml, zeusd
 from recbole_prune.metering.accounts import PARTS, Window, account
-from recbole_prune.metering.rapl import POWERCAP, Rapl
-from recbole_prune.metering.readings import ABSENT, CONTAMINATED, Energy, MeterError, Reading, Source
+from recbole_prune.metering.company import CpuTimes, is_shared, read_cpu_times
+from recbole_prune.metering.readings import CONTAMINATED, READ_ERROR, Energy, MeterError, Reading, Source
 from recbole_prune.metering.windows import WINDOWS, Meter
 
 _LEAST_LISTS = 3  # passes over the users
 Missing = Mapping[str, MeterError]
-
-
-def find_sources(
-    device: Any, environment: Mapping[str, str] = os.environ, powercap: Path = POWERCAP
-) -> tuple[list[Source], dict[str, MeterError]]:
-    """The meters of this machine for a torch device.
-
-    Returns:
-        (meters, for every part of :data:`PARTS` without one the reason).
-    """
-    sources: list[Source] = []
-    missing: dict[str, MeterError] = {}
-    daemon = zeusd.Zeusd(environment)
-    try:
-        sources.append(_of_gpu(device, daemon))
-    except MeterError as error:
-        missing["gpu"] = error
-    try:
-        sources.append(_first(lambda: Rapl(powercap), lambda: zeusd.cpu_source(daemon, powercap)))
-    except MeterError as error:
-        missing["cpu"] = missing["dram"] = error
-    measured = {channel.part for source in sources for channel in source.channels}
-    if "dram" not in {*measured, *missing}:
-        missing["dram"] = MeterError(ABSENT, "the memory has no counter of its own")
-    return sources, missing
-
-
-def _of_gpu(device: Any, daemon: zeusd.Zeusd) -> Source:
-    if device.type != "cuda":
-        raise MeterError(ABSENT, f"the run computes on {device}")
-    board = nvml.board_of(device)
-    return _first(lambda: nvml.Nvml(nvml.load(), board), lambda: zeusd.gpu_source(daemon, board.pci))
-
-
-def _first(own: Callable[[], Source], daemon: Callable[[], Source]) -> Source:
-    """What this process can read itself, else what the daemon reads.
-
-    Raises:
-        MeterError: neither; with the daemon's reason where there is one, and what was found of both.
-    """
-    try:
-        return own()
-    except MeterError as error:
-        first = error
-    try:
-        return daemon()
-    except MeterError as second:
-        reason = first.reason if second.reason == ABSENT else second.reason
-        raise MeterError(reason, f"{first.detail}; {second.detail}") from None
 
 
 class EnergyMeter(Meter):
@@ -84,6 +32,7 @@ class EnergyMeter(Meter):
         idle_seconds: for how long the machine rests to measure what it takes when nothing is done; 0: never.
         list_seconds: how long making lists is repeated in one window.
         clock, sleep: of this process.
+        cpu_times: seconds that the processors were busy, and those of them for this process; None if not known.
     """
 
     measures = True
@@ -99,6 +48,7 @@ class EnergyMeter(Meter):
         list_seconds: float = 20.0,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], object] = time.sleep,
+        cpu_times: Callable[[], CpuTimes | None] = read_cpu_times,
     ) -> None:
         self.sources, self.missing, self.device = list(sources), dict(missing), device
         self._synchronize, self._clock, self._sleep = synchronize, clock, sleep
@@ -106,6 +56,8 @@ class EnergyMeter(Meter):
         self._windows: dict[str, list[Window]] = {name: [] for name in WINDOWS}
         self._idle: list[Window] = []
         self._lists = 0
+        self._cpu_times = cpu_times if "cpu" in _parts_of(self.sources) else lambda: None
+        self._shared = False
 
     @property
     def has_meters(self) -> bool:
@@ -115,7 +67,7 @@ class EnergyMeter(Meter):
     def begin(self) -> None:
         """Forget the windows of the ticket before; its last rest is the first one of the next."""
         self._windows = {name: [] for name in WINDOWS}
-        self._idle = self._idle[-1:]
+        self._idle, self._shared = self._idle[-1:], False
         if not self._idle:
             self._rest()
 
@@ -124,14 +76,16 @@ class EnergyMeter(Meter):
         """Measure what is inside; a window that an exception ends is forgotten."""
         super().window(name)
         self._synchronize()
-        start, first = self._clock(), [source.read() for source in self.sources]
+        before = self._cpu_times()
+        start, first = self._clock(), [_read(source) for source in self.sources]
         traces = [[readings] for readings in first]
         with self._polled(traces):
             yield
             self._synchronize()
         for source, trace in zip(self.sources, traces):
-            trace.append(source.read())
+            trace.append(_read(source))
         seconds = self._clock() - start
+        self._shared |= is_shared(before, self._cpu_times())
         self._windows[name].append(Window(seconds, self._energies(traces), self._lists))
         self._lists = 0
 
@@ -188,15 +142,16 @@ class EnergyMeter(Meter):
                 work()
 
     def state(self) -> dict[str, Any]:
-        """The windows and rests so far."""
+        """The windows so far."""
         return {
             "windows": {name: [window.to_json() for window in windows] for name, windows in self._windows.items()},
-            "idle": [window.to_json() for window in self._idle[:1]],
+            "shared": self._shared,
         }
 
     def restore(self, state: Any) -> None:
         """Take over the windows of a training that was killed; None where it measured nothing."""
         if state is not None:
+            self._shared |= state["shared"]
             for name, windows in state["windows"].items():
                 self._windows[name] = [Window.from_json(window) for window in windows]
 
@@ -204,17 +159,30 @@ class EnergyMeter(Meter):
         """Rest once more, and add up."""
         self._rest()
         flags = sorted({flag for source in self.sources for flag in source.flags})
+        flags += ["shared_cpu"] if self._shared else []
         return account(self._windows, self._idle, flags, device=self.device, meters=self.describe())
 
     def describe(self) -> dict[str, Any]:
         """Method and details of the meter of every part; of a part without one the reason."""
         found: dict[str, Any] = {}
         for source in self.sources:
-            for part in {channel.part for channel in source.channels}:
+            for part in _parts_of([source]):
                 found[part] = {"method": source.method, **source.details}
         for part, error in self.missing.items():
             found[part] = {"method": None, "reason": error.reason, "detail": error.detail}
         return {part: found[part] for part in PARTS if part in found}
+
+
+def _parts_of(sources: Sequence[Source]) -> set[str]:
+    return {channel.part for source in sources for channel in source.channels}
+
+
+def _read(source: Source) -> list[Reading]:
+    """A reading of every channel; a meter that breaks in a way of its own costs numbers, not the training."""
+    try:
+        return source.read()
+    except Exception:
+        return [Reading(time.perf_counter(), None, READ_ERROR) for _ in source.channels]
 
 
 def _poll(pairs: list[tuple[Source, list[list[Reading]]]], done: Event) -> None:
@@ -223,7 +191,7 @@ def _poll(pairs: list[tuple[Source, list[list[Reading]]]], done: Event) -> None:
     while not done.wait(max(0.0, min(due.values()) - time.monotonic())):
         for index, (source, trace) in enumerate(pairs):
             if due[index] <= time.monotonic():
-                trace.append(source.read())
+                trace.append(_read(source))
                 due[index] = time.monotonic() + (source.period or 0)
 
 
@@ -233,23 +201,3 @@ def _added(energies: Sequence[Energy]) -> Energy:
     good, failed, wraps = (sum(getattr(energy, name) for energy in energies) for name in ("good", "failed", "wraps"))
     joules = None if reason is not None else sum(energy.joules or 0.0 for energy in energies)
     return Energy(joules, reason, good, failed, wraps)
-
-
-def open_meter(device: Any, *, idle_seconds: float, list_seconds: float) -> EnergyMeter:
-    """The meters of this machine around work on a torch device."""
-    sources, missing = find_sources(device)
-
-    def synchronize() -> None:
-        if device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(device)
-
-    return EnergyMeter(
-        sources,
-        missing,
-        str(device),
-        synchronize=synchronize,
-        idle_seconds=idle_seconds,
-        list_seconds=list_seconds,
-    )

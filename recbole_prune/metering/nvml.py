@@ -66,6 +66,8 @@ def load() -> Any:
         nvml = import_module("pynvml")
     except ImportError:
         raise MeterError(ABSENT, "pynvml is not installed: pip install 'recbole-prune[energy]'") from None
+    except Exception as error:  # a broken package may raise anything
+        raise MeterError(ABSENT, f"pynvml does not work, {type(error).__name__}: {error}") from None
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

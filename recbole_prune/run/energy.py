@@ -30,8 +30,10 @@ def measured_parts(record: Mapping[str, Any]) -> list[str]:
 def cost_of(ticket: Ticket, kind: str) -> Cost:
     """Joules of all parts that have a meter, and seconds, of ``train``, ``validate`` or ``recommend``.
 
-    Of ``recommend`` for 1,000 lists. Seconds of training are known without a meter too.
+    Of ``recommend`` for 1,000 lists. Seconds of training are known without a meter too; what was not trained took none.
     """
+    if kind == "train" and not ticket.epochs:
+        return Cost(0.0, 0.0)
     record = energy_record(ticket)
     if record is None:
         return Cost(None, ticket.train_seconds if kind == "train" else None)

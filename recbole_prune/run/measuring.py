@@ -11,7 +11,7 @@ import torch
 
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
-from recbole_prune.metering.energy import open_meter
+from recbole_prune.metering.machine import open_meter
 from recbole_prune.metering.memory import peak_bytes, reset_peak_bytes
 from recbole_prune.metering.sizes import bytes_of_model
 from recbole_prune.metering.windows import Meter
