@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,10 @@ from recbole_prune.metering.energy import EnergyMeter
 from recbole_prune.metering.machine import open_meter
 from recbole_prune.run.measuring import said_of_meters
 from recbole_prune.training.lists import list_maker
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
+    from recbole.trainer import Trainer
 
 _PER = {"train": "an epoch", "lists": "1,000 lists"}
 
@@ -64,7 +68,7 @@ def _epochs(plain: PlainRun, ours: OurRun, sparsities: list[float]) -> list[Tria
     return trials
 
 
-def _epoch(trainer: Any, data: Any) -> Callable[[], int]:
+def _epoch(trainer: Trainer, data: AbstractDataLoader) -> Callable[[], int]:
     def work() -> int:
         trainer._train_epoch(data, 1)
         return 1

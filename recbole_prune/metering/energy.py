@@ -148,7 +148,7 @@ class EnergyMeter(Meter):
             "shared": self._shared,
         }
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Take over the windows of a training that was killed; None where it measured nothing."""
         if state is not None:
             self._shared |= state["shared"]

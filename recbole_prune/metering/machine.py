@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_prune.metering import nvml, zeusd
 from recbole_prune.metering.energy import EnergyMeter
 from recbole_prune.metering.rapl import POWERCAP, Rapl
 from recbole_prune.metering.readings import ABSENT, MeterError, Source
 
+if TYPE_CHECKING:
+    import torch
+
 
 def find_sources(
-    device: Any, environment: Mapping[str, str] = os.environ, powercap: Path = POWERCAP
+    device: torch.device, environment: Mapping[str, str] = os.environ, powercap: Path = POWERCAP
 ) -> tuple[list[Source], dict[str, MeterError]]:
     """The meters of this machine for a torch device.
 
@@ -38,7 +41,7 @@ def find_sources(
     return sources, missing
 
 
-def _of_gpu(device: Any, daemon: zeusd.Zeusd) -> Source:
+def _of_gpu(device: torch.device, daemon: zeusd.Zeusd) -> Source:
     if device.type != "cuda":
         raise MeterError(ABSENT, f"the run computes on {device}")
     board = nvml.board_of(device)
@@ -62,7 +65,7 @@ def _first(own: Callable[[], Source], daemon: Callable[[], Source]) -> Source:
         raise MeterError(reason, f"{first.detail}; {second.detail}") from None
 
 
-def open_meter(device: Any, *, idle_seconds: float, list_seconds: float) -> EnergyMeter:
+def open_meter(device: torch.device, *, idle_seconds: float, list_seconds: float) -> EnergyMeter:
     """The meters of this machine around work on a torch device."""
     sources, missing = find_sources(device)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from time import perf_counter
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from recbole_prune.metering.readings import (
     ABSENT,
@@ -26,6 +27,9 @@ from recbole_prune.metering.readings import (
     counted,
     sampled,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLING_PERIOD = 0.1
 _LONGEST_GAP = 1.0  # seconds that samples may be apart
@@ -43,7 +47,7 @@ class Board:
     pci: str | None = None
 
 
-def board_of(device: Any) -> Board:
+def board_of(device: torch.device) -> Board:
     """The board behind a CUDA device of torch."""
     import torch
 
@@ -56,7 +60,7 @@ def board_of(device: Any) -> Board:
     return Board(index, None if uuid is None else str(uuid), pci)
 
 
-def load() -> Any:
+def load() -> ModuleType:
     """The module ``pynvml``, begun.
 
     Raises:
@@ -75,7 +79,7 @@ def load() -> Any:
     return nvml
 
 
-def reason_of(nvml: Any, error: Exception) -> str:
+def reason_of(nvml: ModuleType, error: Exception) -> str:
     """The reason that an error of NVML is."""
     kinds = {
         "NVMLError_NotSupported": UNSUPPORTED,
@@ -103,7 +107,7 @@ class Nvml:
 
     flags: tuple[str, ...] = ()
 
-    def __init__(self, nvml: Any, board: Board, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, nvml: ModuleType, board: Board, clock: Callable[[], float] = perf_counter) -> None:
         self._nvml, self._clock = nvml, clock
         try:
             self._handle = find_board(nvml, board)
@@ -177,14 +181,14 @@ class Nvml:
         return facts
 
 
-def _field(nvml: Any, handle: Any, field: int) -> int:
+def _field(nvml: ModuleType, handle: object, field: int) -> int:
     [found] = nvml.nvmlDeviceGetFieldValues(handle, [field])
     if found.nvmlReturn:
         raise nvml.NVMLError(found.nvmlReturn)
     return int(found.value.uiVal)
 
 
-def find_board(nvml: Any, board: Board) -> Any:
+def find_board(nvml: ModuleType, board: Board) -> object:
     """The handle of a board; NVML's numbers are not torch's, which ``CUDA_VISIBLE_DEVICES`` changes.
 
     Raises:

@@ -31,11 +31,11 @@ class Meter:
     def begin(self) -> None:
         """Forget the windows of the ticket before, and measure what the machine takes when nothing is done."""
 
-    def state(self) -> Any:
+    def state(self) -> dict[str, Any] | None:
         """The windows so far as JSON, for a resume point."""
         return None
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Undo :meth:`state`."""
 
     def recommend(self, work: Callable[[], int]) -> None:

@@ -18,6 +18,8 @@ from recbole_prune.metering.windows import Meter
 from recbole_prune.training.lists import latency, list_maker, nothing_changed
 
 if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
+
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -78,7 +80,7 @@ class PeakMemory:
         self._begin()
 
 
-def recommend(trainer: MaskAwareTrainer, loader: Any, meter: Meter, users: int) -> Record | None:
+def recommend(trainer: MaskAwareTrainer, loader: AbstractDataLoader, meter: Meter, users: int) -> Record | None:
     """Have making lists measured, and time those of some users one by one.
 
     Returns:

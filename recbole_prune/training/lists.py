@@ -16,11 +16,12 @@ from recbole_prune.scoring.probe import attributes_of, set_attributes
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
     from recbole.trainer import Trainer
 
 
 @contextmanager
-def nothing_changed(trainer: Trainer, loader: Any) -> Iterator[None]:
+def nothing_changed(trainer: Trainer, loader: AbstractDataLoader) -> Iterator[None]:
     """Put random streams, the loader's place and what the model keeps back as they were."""
     attributes, states = attributes_of(trainer.model), loader_states([loader])
     with preserved_random_streams(), torch.no_grad():
@@ -32,7 +33,7 @@ def nothing_changed(trainer: Trainer, loader: Any) -> Iterator[None]:
             set_loader_states([loader], states)
 
 
-def list_maker(trainer: Trainer, loader: Any) -> Callable[[], int] | None:
+def list_maker(trainer: Trainer, loader: AbstractDataLoader) -> Callable[[], int] | None:
     """What makes the list of every user: scores, leaving out what the user has had, the best items.
 
     A mask-aware trainer makes them as it evaluates, in blocks of users where it does that; RecBole's by its batches.
@@ -61,13 +62,13 @@ def list_maker(trainer: Trainer, loader: Any) -> Callable[[], int] | None:
     return by_batches
 
 
-def _lists(trainer: Trainer, batch: Any, k: int) -> int:
+def _lists(trainer: Trainer, batch: tuple[Any, ...], k: int) -> int:
     """Lists of a batch of RecBole's."""
     scores = trainer._full_sort_batch_eval(batch)[1]
     return len(torch.topk(scores, k, dim=-1).indices)
 
 
-def latency(trainer: Trainer, loader: Any, users: int) -> dict[str, Any] | None:
+def latency(trainer: Trainer, loader: AbstractDataLoader, users: int) -> dict[str, Any] | None:
     """Seconds that the list of one user takes, one at a time, over evenly spread users.
 
     Returns:
