@@ -133,7 +133,9 @@ def leaks(model: Any, masks: MaskSet) -> int:
 
 def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
     """What journal lines of equal trainings have in common; checkpoints hold the settings, output_dir too."""
-    return {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
+    kept = {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
+    counted = ("parameters", "live_parameters", "bytes_by_format")  # the rest is read off the machine
+    return {**kept, "measured": {name: kept["measured"][name] for name in counted}}
 
 
 @torch.no_grad()
