@@ -34,7 +34,7 @@ class Benchmark:
         units: unit of each measure.
         references: candidates that others are compared with.
         options: its own options.
-        speedups: as in :class:`~recbole_prune.bench.results.Results`.
+        speedups, ranges: as in :class:`~recbole_prune.bench.results.Results`.
     """
 
     module: str
@@ -43,6 +43,7 @@ class Benchmark:
     references: tuple[str, ...]
     options: Mapping[str, Option]
     speedups: bool = True
+    ranges: tuple[str, ...] | None = None
 
 
 _COMMON = {"threads": own.THREADS, "to": own.TO}
@@ -106,6 +107,7 @@ BENCHMARKS = {
             "rest": Option(own.seconds, 10.0, "a number above 0", "seconds of rest between windows"),
         },
         speedups=False,
+        ranges=("joules",),
     ),
     "artifact": Benchmark(
         "artifact",
@@ -189,7 +191,13 @@ def measure(name: str, options: dict[str, Any], words: list[str], command: list[
 
     benchmark = BENCHMARKS[name]
     results = Results(
-        name, benchmark.units, benchmark.references, options["to"], command=command, speedups=benchmark.speedups
+        name,
+        benchmark.units,
+        benchmark.references,
+        options["to"],
+        command=command,
+        speedups=benchmark.speedups,
+        ranges=benchmark.ranges,
     )
     results.save()  # a file that cannot be written is better known before the work
 
