@@ -211,17 +211,23 @@ class Subject:
     def run(self, output: str, witness: Witness | None = None, **changes: Any) -> Outcome:
         """One run under an output folder of its own."""
         witness = witness or Witness()
-        settings = {**self.settings, **self.teaching, **changes, "output_dir": str(self.folder / output)}
+        settings = {
+            **self.settings,
+            **self.teaching(changes.get("seed")),
+            **changes,
+            "output_dir": str(self.folder / output),
+        }
         with pytest.MonkeyPatch.context() as patch, witness.watching():
             patch.setattr(quick_start, "count_tickets", self.count_once)
             return Outcome(run_recbole_prune(self.model, DATASET, config_dict=settings), witness)
 
-    @cached_property
-    def teaching(self) -> dict[str, str]:
-        """Who teaches, for methods that need a teacher: a run of the model itself."""
+    def teaching(self, seed: int | None = None) -> dict[str, str]:
+        """Who teaches, for methods that need a teacher: a run of the model itself, with the same split."""
         if not get_pruner(self.method).distiller:
             return {}
         settings = {**config_for(self.model, self.data), "epochs": 2, "output_dir": str(self.folder / "teacher")}
+        if seed is not None:
+            settings["seed"] = seed
         return {"distill_teacher": str(run_recbole_prune(self.model, DATASET, config_dict=settings)["folder"])}
 
     def count_once(self, experiment: Experiment, tickets: list[Ticket]) -> dict[int, Any]:
@@ -246,7 +252,7 @@ class Subject:
     @cached_property
     def experiment(self) -> Experiment:
         """The whole run, for those who ask on."""
-        return experiment_of(self.whole.result, self.model, {**self.settings, **self.teaching})
+        return experiment_of(self.whole.result, self.model, {**self.settings, **self.teaching()})
 
     @cached_property
     def counts(self) -> list[int]:
