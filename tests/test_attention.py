@@ -137,17 +137,6 @@ def test_width_and_parity(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.M
     assert lesson.part._loss.network.width == 128 and lesson.part._loss.official
 
 
-@pytest.mark.slow
-def test_the_network_can_be_renewed(tiny_data: Path, tmp_path: Path) -> None:
-    """A pruner that rewinds within a training keeps it, unless it says so."""
-    lesson = lesson_of(tiny_data, tmp_path, "BPR", "BPR")
-    before = {name: (id(each), each.detach().clone()) for name, each in lesson.part.parameters().items()}
-    lesson.part.renew()
-    now = lesson.part.parameters()
-    assert {name: id(each) for name, each in now.items()} == {name: place for name, (place, _) in before.items()}
-    assert not torch.equal(now["attention.network.of_teacher"], before["attention.network.of_teacher"][1])
-
-
 LOGITS = [("BPR", 2), ("NeuMF", 1), ("MultiVAE", 0), ("SASRec", 0)]
 
 

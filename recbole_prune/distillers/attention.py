@@ -38,8 +38,8 @@ class AttentionDistillation(Distiller):
     """``sad``: Ji, Heo, Park, "Show, Attend and Distill", AAAI 2021, and their logits (A9, A10).
 
     Source: methods/attention_distillation_pruning.md. What layers say comes from the computation of the student's own
-    loss, and from the same batch through the teacher in evaluation mode. A pruner that rewinds weights within a
-    training leaves the network that picks layers as it is; :meth:`renew` draws it anew.
+    loss, and from the same batch through the teacher in evaluation mode. The network that picks layers
+    is drawn anew for every ticket.
     """
 
     share: float | None = None
@@ -95,11 +95,6 @@ class AttentionDistillation(Distiller):
                 logger.info(
                     f"{alone[0]} is all that the student says in {group}: nothing is picked, it learns from all"
                 )
-
-    def renew(self) -> None:
-        """Draw the network that picks layers anew; its parameters stay the same objects."""
-        with self._draws(self.epoch, self._batch):
-            self._loss.renew()
 
     @property
     def _loss(self) -> AttentionLoss:
