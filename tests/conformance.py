@@ -468,7 +468,7 @@ def check_above_random(method: str, data: Path, folder: Path, seed: int = 1) -> 
 
 
 # each goes the way of a method that is quick, and only chooses other entries
-_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set"}
+_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set", "sp_sad", "lth_sad"}
 
 
 # on further models a resumed run shows that the same command gives the same
@@ -479,9 +479,10 @@ def cases() -> list[Any]:
     """(method, model, storage, check) for every line of the table; what is not quick is marked."""
     compact = [(method, QUICK_MODEL, "compact", check) for method in PRUNERS for check in CHECKS]
     quick = [case for case in compact if case[0] not in _ALIKE and case[-1] is not check_another_seed]
-    others = [(method, QUICK_MODEL, "masked", check) for method in PRUNERS for check in CHECKS]
+    alone = [method for method in PRUNERS if not get_pruner(method).distiller]  # the others add a teacher to these
+    others = [(method, QUICK_MODEL, "masked", check) for method in alone for check in CHECKS]
     further = [check for check in CHECKS if check not in _ON_ONE_MODEL]
-    others += [(method, model, "auto", check) for model in MODELS[1:] for method in PRUNERS for check in further]
+    others += [(method, model, "auto", check) for model in MODELS[1:] for method in alone for check in further]
     return slow_but(quick, [*compact, *others])
 
 
