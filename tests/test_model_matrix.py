@@ -205,7 +205,7 @@ def test_every_pruner_on_every_model(model: str, method: str, storage: str, rows
         return
     assert not any(witness.leaked)
     assert bool(witness.leaked) == promises.masks or method == "none", "nothing was looked at"
-    assert storage == "masked" or not witness.held_dense
+    assert storage == "masked" or not witness.held_dense or tickets[-1].has_units  # of which tables stay, but smaller
     for ticket in tickets:
         assert all(value is not None and isfinite(value) for value in (*ticket.valid.values(), *ticket.test.values()))
     check_kept(experiment, tickets, promises.exact)

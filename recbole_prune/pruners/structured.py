@@ -94,11 +94,15 @@ class StructuredPruning(MaskPruner):
         return [1 - count / _PARTS for count in counts]
 
     def removed(self, number: int) -> dict[str, int]:
-        """Units of each kind that are gone at a ticket."""
-        return {
-            kind: units_removed(self.fractions, sum(group.count for group in groups))[number]
-            for kind, groups in self.groups.items()
-        }
+        """Units of each kind that are gone at a ticket: the schedule's share of them, or as many as can go."""
+        return {kind: min(self._asked(kind)[number], self._most(kind)) for kind in self.groups}
+
+    def _asked(self, kind: str) -> list[int]:
+        """Units of a kind that the schedule removes at each ticket."""
+        return units_removed(self.fractions, sum(group.count for group in self.groups[kind]))
+
+    def _most(self, kind: str) -> int:
+        return most_removed(self.groups[kind], self.settings.prune_max_ratio)
 
     def counts(self) -> list[int]:
         """Live entries of each ticket if every layer of a kind lost the same share of its units."""
@@ -111,16 +115,23 @@ class StructuredPruning(MaskPruner):
         return counts
 
     def check(self) -> None:
-        """The model needs units, and every ticket has to remove one more without emptying a layer."""
-        for kind, groups in self.groups.items():
-            total, most = sum(group.count for group in groups), most_removed(groups, self.settings.prune_max_ratio)
-            last = self.removed(len(self.fractions) - 1)[kind]
-            if last > most:
+        """The model needs units, and every ticket has to remove one more without emptying a layer.
+
+        Kinds that were not asked for by name go as far as they can, if another kind follows the schedule to its end.
+        """
+        short = [kind for kind in self.groups if self._asked(kind)[-1] > self._most(kind)]
+        for kind in short:
+            total = sum(group.count for group in self.groups[kind])
+            said = (
+                f"the schedule removes {self._asked(kind)[-1]} of {total} {kind} units, but only {self._most(kind)} "
+                f"can go: every layer keeps one, and prune_max_ratio={self.settings.prune_max_ratio} is the largest "
+                "share of a layer that goes"
+            )
+            if "prune_units" in self.settings.explicit or len(short) == len(self.groups):
                 raise ConfigError(
-                    f"the schedule removes {last} of {total} {kind} units, but only {most} can go: every layer keeps "
-                    f"one, and prune_max_ratio={self.settings.prune_max_ratio} is the largest share of a layer that "
-                    f"goes; lower the final sparsity ({self.fractions[-1]:g}) or leave {kind} out of prune_units"
+                    f"{said}; lower the final sparsity ({self.fractions[-1]:g}) or leave {kind} out of prune_units"
                 )
+            self.experiment.logger.info(said)
         for number in range(1, len(self.fractions)):
             if self.removed(number) == self.removed(number - 1):
                 total = sum(group.count for groups in self.groups.values() for group in groups)
