@@ -20,6 +20,7 @@ from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
 from recbole_prune.run.log_file import LogFile
+from recbole_prune.run.measuring import meter_of
 from recbole_prune.run.opening import open_folder, run_path
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import ARTIFACT, RunFolder
@@ -89,12 +90,12 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     # reads and checks the data, before what is written binds the folder to it
     workshop = workshop or Workshop(config)
     provenance.record(config, folder, data)
-    experiment = Experiment(workshop, folder)
+    experiment = Experiment(workshop, folder, meter=meter_of(config))
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
     alone = tuition.teach(experiment, trained, log, run)
-    siblings.adopt_dense(experiment)
+    siblings.adopt_dense(experiment, pruner.dense_is_taught)
     count = len(pruner.counts())
     before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""
     experiment.logger.info(

@@ -67,6 +67,8 @@ def settings_of(method: str, model: str, data: Path, **changes: Any) -> dict[str
     """Settings with which a method takes seconds on ``tiny``; the last ticket is exported."""
     used = used_keys(method)
     settings = {**config_for(model, data), "epochs": 2, "pruner": method}
+    if get_pruner(method).distiller:
+        settings.update(distiller=get_pruner(method).distiller, distill_alone=False)
     settings.update({name: value for name, value in _SMALL.items() if name in used})
     settings["export_ticket"] = rounds_planned({**settings, "distiller": None})
     known = {name: value for name, value in changes.items() if name not in schema.known_keys() or _takes(name, used)}
@@ -209,10 +211,24 @@ class Subject:
     def run(self, output: str, witness: Witness | None = None, **changes: Any) -> Outcome:
         """One run under an output folder of its own."""
         witness = witness or Witness()
-        settings = {**self.settings, **changes, "output_dir": str(self.folder / output)}
+        settings = {
+            **self.settings,
+            **self.teaching(changes.get("seed")),
+            **changes,
+            "output_dir": str(self.folder / output),
+        }
         with pytest.MonkeyPatch.context() as patch, witness.watching():
             patch.setattr(quick_start, "count_tickets", self.count_once)
             return Outcome(run_recbole_prune(self.model, DATASET, config_dict=settings), witness)
+
+    def teaching(self, seed: int | None = None) -> dict[str, str]:
+        """Who teaches, for methods that need a teacher: a run of the model itself, with the same split."""
+        if not get_pruner(self.method).distiller:
+            return {}
+        settings = {**config_for(self.model, self.data), "epochs": 2, "output_dir": str(self.folder / "teacher")}
+        if seed is not None:
+            settings["seed"] = seed
+        return {"distill_teacher": str(run_recbole_prune(self.model, DATASET, config_dict=settings)["folder"])}
 
     def count_once(self, experiment: Experiment, tickets: list[Ticket]) -> dict[int, Any]:
         """What tickets cost, counted in the first run for all: that takes as long as a training, and no check asks."""
@@ -236,7 +252,7 @@ class Subject:
     @cached_property
     def experiment(self) -> Experiment:
         """The whole run, for those who ask on."""
-        return experiment_of(self.whole.result, self.model, self.settings)
+        return experiment_of(self.whole.result, self.model, {**self.settings, **self.teaching()})
 
     @cached_property
     def counts(self) -> list[int]:
@@ -263,7 +279,9 @@ def check_counts(subject: Subject) -> None:
     records, counts, promises = subject.whole.records, subject.counts, subject.promises
     kept = [record["kept"] for record in records]
     assert [record["ticket"] for record in records] == list(range(len(counts)))
-    assert kept == sorted(set(kept), reverse=True) and kept[-1] > 0
+    levels = kept[:-1] if promises.repeats_last else kept
+    assert levels == sorted(set(levels), reverse=True) and kept[-1] > 0
+    assert not promises.repeats_last or kept[-1] == kept[-2]
     for record in records:
         assert record["prunable"] == subject.experiment.scope.prunable
         assert record["sparsity"] == pytest.approx(1 - record["kept"] / record["prunable"])
@@ -450,7 +468,7 @@ def check_above_random(method: str, data: Path, folder: Path, seed: int = 1) -> 
 
 
 # each goes the way of a method that is quick, and only chooses other entries
-_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set"}
+_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set", "sp_sad", "lth_sad"}
 
 
 # on further models a resumed run shows that the same command gives the same
@@ -461,9 +479,10 @@ def cases() -> list[Any]:
     """(method, model, storage, check) for every line of the table; what is not quick is marked."""
     compact = [(method, QUICK_MODEL, "compact", check) for method in PRUNERS for check in CHECKS]
     quick = [case for case in compact if case[0] not in _ALIKE and case[-1] is not check_another_seed]
-    others = [(method, QUICK_MODEL, "masked", check) for method in PRUNERS for check in CHECKS]
+    alone = [method for method in PRUNERS if not get_pruner(method).distiller]  # the others add a teacher to these
+    others = [(method, QUICK_MODEL, "masked", check) for method in alone for check in CHECKS]
     further = [check for check in CHECKS if check not in _ON_ONE_MODEL]
-    others += [(method, model, "auto", check) for model in MODELS[1:] for method in PRUNERS for check in further]
+    others += [(method, model, "auto", check) for model in MODELS[1:] for method in alone for check in further]
     return slow_but(quick, [*compact, *others])
 
 

@@ -36,7 +36,7 @@ def kinds() -> list[str]:
     found: dict[tuple[bool, ...], str] = {}
     for method in DISTILLERS:
         promises = get_distiller(method).promises
-        found.setdefault((promises.vectors, promises.lists, promises.teacher), method)
+        found.setdefault((promises.vectors, promises.features, promises.lists, promises.teacher), method)
     return list(found.values())
 
 

@@ -14,6 +14,7 @@ from zoo import DATASET, all_models, config_for, gradient_models, kind_of, missi
 from zoo_data import make_dataset
 
 from recbole_prune.anatomy.prunable import ALL, FILE, PrunableModel, as_text, read_models
+from recbole_prune.anatomy.removable import anatomy_of
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import DISTILLERS, get_distiller
 from recbole_prune.distillers.teaching import require_student
@@ -37,12 +38,25 @@ def row_of(model: str, data: Path) -> PrunableModel:
     settings = {**config_for(model, data), "pruner": "imp"}
     config = PruneConfig(model=model, dataset=DATASET, config_dict=settings)
     workshop = Workshop(config)
-    taught = taught_by(workshop.build_model())
+    built = workshop.build_model()
+    taught, units = taught_by(built), units_of(built)
     try:
         scope = workshop.find_scope()
     except NothingToPrune as refusal:
-        return PrunableModel(model, kind, "", str(refusal), *taught)
-    return PrunableModel(model, kind, listed([target.name for target in scope]), notes(scope), *taught)
+        return PrunableModel(model, kind, "", str(refusal), *taught, *units)
+    return PrunableModel(model, kind, listed([target.name for target in scope]), notes(scope), *taught, *units)
+
+
+def units_of(model: Any) -> tuple[str, str, str]:
+    """Kinds of units with how many groups there are: that can be taken out, that are only masked; settings."""
+    anatomy = anatomy_of(model)
+    exact, inexact = ([g.kind for g in anatomy if bool(g.inexact) is masked] for masked in (False, True))
+    settings = anatomy.smaller({}) or {}
+    return _counted(exact), _counted(inexact), ", ".join(settings)
+
+
+def _counted(kinds: list[str]) -> str:
+    return ", ".join(kind + (f" ({count})" if count > 1 else "") for kind, count in Counter(kinds).items())
 
 
 def taught_by(student: Any) -> tuple[str, str]:

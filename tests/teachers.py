@@ -147,11 +147,19 @@ class Beginner:
         teacher: file of the teacher.
         folder: for what RecBole writes.
         model: of the student.
+        whole_rows: whether the student's loss compares all items of a row.
         changes: of the settings.
     """
 
     def __init__(
-        self, method: str, data: Path, teacher: Path, folder: Path, model: str = "BPR", **changes: Any
+        self,
+        method: str,
+        data: Path,
+        teacher: Path,
+        folder: Path,
+        model: str = "BPR",
+        whole_rows: bool = False,
+        **changes: Any,
     ) -> None:
         changes = {"distiller": method, **changes}
         config = student_config(data, teacher, model, **changes)
@@ -161,6 +169,8 @@ class Beginner:
         self.trained = Trained(model, settings_of(model, data, seed=5, **mine), folder)
         self.student: Any = self.trained.model.train()
         self.teacher.pupils.batches = len(self.trained.train_data)
+        self.teacher.pupils.whole_rows = whole_rows
+        self.teacher.pupils._example = lambda: next(iter(self.trained.train_data))
         self.part: Any = get_distiller(method)(config.settings, self.teacher, self.teacher.pupils)
         self.part.ask(self.student, self.teacher)
         self.part.attach(self.student)

@@ -121,6 +121,24 @@ BEFORE_TRAINING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "MultiVAE", ("--pruner=small_dense", "--distiller=rrd", "--distill_teacher_model=BPR"),
         ("pruner=small_dense", "MultiVAE"),
     ),
+    "layers of other kinds": (
+        "STAMP", ("--distiller=sad", "--distill_teacher_model=SASRec"),
+        ("teacher SASRec", "nothing to compare with the student", "sequences", "STAMP vectors"),
+    ),
+    "several without layers in common": (
+        "BPR", ("--distiller=sad", "--distill_teacher_models=BPR,NeuMF"), ("have no layers in common to copy",),
+    ),
+    "student without layers": (
+        "LR", ("--distiller=sad", "--distill_teacher_model=DeepFM"),
+        ("distiller=sad cannot teach LR", "no hidden layer"),
+    ),
+    "student without a gradient": (
+        "EASE", ("--distiller=sad", "--distill_teacher_model=BPR"), ("EASE is not trained by gradient",),
+    ),
+    "other fields": (
+        "MultiVAE", ("--distiller=sad", "--distill_teacher_model=NeuMF"),
+        ("teacher NeuMF", "reads the field 'item_id'"),
+    ),
     "nothing to prune": (
         "BPR", ("--pruner=imp", "--prune_exclude=['*']", *FIRST), ("nothing to prune",),
     ),
@@ -237,6 +255,9 @@ FILES: dict[str, tuple[str, Callable[[Files], Path], tuple[str, ...]]] = {
     "NaN in scores": ("cd", with_scores, ("line 1", "finite numbers", "nan")),
     "no scores": ("cd", lambda f: f.lists("\t".join([f.tokens()[0][0], *f.tokens()[1]])), ("lists without scores",)),
     "lists and vectors": ("de", lambda f: f.lists("\t".join([f.tokens()[0][0], *f.tokens()[1]])), ("no vectors",)),
+    "lists and layers": (
+        "sad", lambda f: f.lists("\t".join([f.tokens()[0][0], *f.tokens()[1]])), ("no layers to copy",),
+    ),
     "lists and logits": ("kd", lambda f: f.lists("\t".join([f.tokens()[0][0], *f.tokens()[1]])), ("no scores of",)),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,12 @@ def test_windows_of_a_run_reach_a_meter(tiny_data: Path, tmp_path: Path) -> None
     seen = []
 
     class Counting(Meter):
+        measures = True
+
+        def recommend(self, work: Callable[[], int]) -> None:
+            with self.window("recommend"):
+                seen.append(work())
+
         def window(self, name: str) -> Any:
             seen.append(name)
             return super().window(name)
@@ -183,7 +190,9 @@ def test_windows_of_a_run_reach_a_meter(tiny_data: Path, tmp_path: Path) -> None
     settings = {**config_for("BPR", tiny_data), "epochs": 3, "eval_step": 2}
     workshop = Workshop(PruneConfig("BPR", DATASET, config_dict=settings))
     Experiment(workshop, RunFolder(tmp_path / "run"), meter=Counting()).dense()
-    assert seen == ["train", "train", "validate", "train", "recommend"] and set(seen) == set(WINDOWS)
+    *windows, lists = seen
+    assert windows == ["train", "train", "validate", "train", "recommend"] and set(windows) == set(WINDOWS)
+    assert lists == len(workshop.test_data.uid_list), "a list for every user of the test"
     with pytest.raises(ValueError, match="nap is not one of train, validate, recommend"):
         Meter().window("nap")
 

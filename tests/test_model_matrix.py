@@ -177,8 +177,13 @@ def rows(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 def cells() -> list[Any]:
-    """(model, method, storage) of every cell; storages alternate, and both are taken where a cell is quick."""
-    methods, models = list(PRUNERS), gradient_models()
+    """(model, method, storage) of every cell; storages alternate, and both are taken where a cell is quick.
+
+    Of methods of one class the first is taken, and none that only adds a teacher to others.
+    """
+    by_class = {get_pruner(name): name for name in reversed(PRUNERS)}
+    methods = [name for name in PRUNERS if by_class[get_pruner(name)] == name and not get_pruner(name).distiller]
+    models = gradient_models()
     places = product(enumerate(models), enumerate(methods))
     every = [(model, method, STORAGES[(x + y) % 2]) for (x, model), (y, method) in places]
     quick = [cell for cell in every if cell[0] in QUICK and cell[1] in QUICK_METHODS]
@@ -200,7 +205,7 @@ def test_every_pruner_on_every_model(model: str, method: str, storage: str, rows
         return
     assert not any(witness.leaked)
     assert bool(witness.leaked) == promises.masks or method == "none", "nothing was looked at"
-    assert storage == "masked" or not witness.held_dense
+    assert storage == "masked" or not witness.held_dense or tickets[-1].has_units  # of which tables stay, but smaller
     for ticket in tickets:
         assert all(value is not None and isfinite(value) for value in (*ticket.valid.values(), *ticket.test.values()))
     check_kept(experiment, tickets, promises.exact)

@@ -45,7 +45,7 @@ def test_a_named_model_says_why_it_cannot_be_taught(capsys: pytest.CaptureFixtur
     assert cli.main(["models", "deepfm", "BPR", "EASE", "--kind=tree"]) == 0
     out = capsys.readouterr().out
     words = " ".join(out.split())
-    assert "taught by all sequential" not in words and "taught by hint, kd DeepFM reads bundles of fields" in words
+    assert "taught by all sequential" not in words and "taught by hint, kd, sad DeepFM reads bundles of fields" in words
     assert words.count("its rows have no lists of items") == 1
     assert "taught by none without a gradient it" in words
     assert words.count("taught by none") == 3, "XGBoost and LightGBM, without reasons"

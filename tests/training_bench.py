@@ -133,7 +133,12 @@ def leaks(model: Any, masks: MaskSet) -> int:
 
 def without_clocks(record: dict[str, Any]) -> dict[str, Any]:
     """What journal lines of equal trainings have in common; checkpoints hold the settings, output_dir too."""
-    return {k: v for k, v in record.items() if not k.endswith("seconds") and k != "checkpoint_sha256"}
+    clocks = {key for key in record if key.endswith("seconds") or key == "checkpoint_sha256"}
+    kept = {key: value for key, value in record.items() if key not in clocks}
+    if "smaller" in kept:
+        kept["smaller"] = {key: value for key, value in kept["smaller"].items() if key != "checkpoint_sha256"}
+    counted = ("parameters", "live_parameters", "bytes_by_format")  # the rest is read off the machine
+    return {**kept, "measured": {name: kept["measured"][name] for name in counted}}
 
 
 @torch.no_grad()

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_suffix(".tsv")
-HEADER = ("model", "kind", "pruned by default", "notes", "taught by", "why not by others")
+HEADER = (
+    "model",
+    "kind",
+    "pruned by default",
+    "notes",
+    "taught by",
+    "why not by others",
+    "units",
+    "units that are only masked",
+    "smaller class",
+)
 ALL = "all"
 _NOTHING = "-"
 
@@ -26,6 +36,9 @@ class PrunableModel(NamedTuple):
         notes: what a reader may not expect; "" where there is nothing.
         taught_by: distillers, :data:`ALL`, or all but some; "" where no distiller can teach it.
         reasons: why the others cannot, a sentence each; "" where all can.
+        units: kinds of units that can be taken out, and how many groups of each there are; "" where there are none.
+        masked_units: those whose removal would change scores, so that they are set to 0 and stay.
+        smaller_class: the settings with which plain RecBole builds what is left; "" where it cannot.
     """
 
     name: str
@@ -34,6 +47,9 @@ class PrunableModel(NamedTuple):
     notes: str
     taught_by: str
     reasons: str
+    units: str = ""
+    masked_units: str = ""
+    smaller_class: str = ""
 
 
 def read_models(file: Path = FILE) -> list[PrunableModel]:

@@ -20,7 +20,7 @@ Watched = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """A call of a model's method; two are the same where they were given the very same objects in the same mode."""
 
     path: str
@@ -33,6 +33,7 @@ class _Call:
     def is_of(
         self, path: str, mode: tuple[bool, bool], arguments: tuple[object, ...], named: Mapping[str, Any]
     ) -> bool:
+        """Whether it is the call of a method with these arguments in this mode."""
         return (
             (self.path, self.mode) == (path, mode)
             and len(self.arguments) == len(arguments)
@@ -53,10 +54,12 @@ class _Step:
 
     Attributes:
         layer: a layer of the model whose inputs and outputs are kept with each call.
+        noted: paths of methods whose calls are kept without gradients too.
     """
 
     layer: nn.Module | None
-    calls: list[_Call] = field(default_factory=list)
+    noted: frozenset[str] = frozenset()
+    calls: list[Call] = field(default_factory=list)
 
 
 _open: WeakKeyDictionary[nn.Module, _Step] = WeakKeyDictionary()
@@ -77,7 +80,9 @@ def watched(layer: nn.Module | None) -> Iterator[Watched]:
 
 
 @contextmanager
-def sharing(model: nn.Module, methods: tuple[str, ...], layer: nn.Module | None = None) -> Iterator[None]:
+def sharing(
+    model: nn.Module, methods: tuple[str, ...], layer: nn.Module | None = None, noted: tuple[str, ...] = ()
+) -> Iterator[None]:
     """While it is open, :func:`call` gives the results of calls that the model itself has made.
 
     The model's own calls always compute, so its loss is what it is without (FEARec calls ``forward`` twice with the
@@ -89,19 +94,20 @@ def sharing(model: nn.Module, methods: tuple[str, ...], layer: nn.Module | None 
         model: a RecBole model whose weights do not change inside.
         methods: paths from the model of the methods to remember, for example ``forward`` or ``GcEncoder.forward``.
         layer: a layer of the model to be watched in each of these calls.
+        noted: paths of further methods, whose calls :func:`calls_of` gives with and without gradients.
     """
     if model in _open:
         yield
         return
-    step = _open[model] = _Step(layer)
+    step = _open[model] = _Step(layer, frozenset(noted))
     forget_caches(model)
     with ExitStack() as undo:
         undo.callback(forget_caches, model)
         undo.callback(_open.pop, model)
-        for path in methods:
+        for path in dict.fromkeys((*methods, *noted)):
             owner, name = _owner(model, path)
             vars(owner)[name] = _remembering(step, model, path, getattr(owner, name))
-            undo.callback(vars(owner).pop, name)
+            undo.callback(vars(owner).pop, name, None)  # a module may have two paths
         yield
 
 
@@ -118,8 +124,8 @@ def _remembering(step: _Step, model: nn.Module, path: str, method: Callable[...,
     def call_and_remember(*arguments: object, **named: object) -> Any:
         with watched(step.layer if torch.is_grad_enabled() else None) as seen:
             result = method(*arguments, **named)
-        if torch.is_grad_enabled():
-            step.calls.append(_Call(path, _mode(model), arguments, named, result, seen))
+        if torch.is_grad_enabled() or path in step.noted:
+            step.calls.append(Call(path, _mode(model), arguments, named, result, seen))
         return result
 
     return call_and_remember
@@ -141,8 +147,13 @@ def call(model: AbstractRecommender, path: str, *arguments: object, whole: bool 
     owner, name = _owner(model, path)
     result = getattr(owner, name)(*arguments, **named)
     if step and whole and not any(known.is_of(path, mode, arguments, named) for known in step.calls):
-        step.calls.append(_Call(path, mode, arguments, named, result, []))
+        step.calls.append(Call(path, mode, arguments, named, result, []))
     return result
+
+
+def calls_of(model: nn.Module, path: str) -> list[Call]:
+    """The calls of a noted method in the open step, in their order."""
+    return [known for known in _open[model].calls if known.path == path]
 
 
 def input_of(layer: nn.Module, model: AbstractRecommender, path: str, *arguments: object) -> torch.Tensor:

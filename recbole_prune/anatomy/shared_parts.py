@@ -43,7 +43,7 @@ _BY_WEIGHTS = ("FISM", "GCMC", "MCCLK", "RecVAE")
 _OBJECTIVES = {
     **dict.fromkeys(("MultiDAE", "MultiVAE", "RecVAE", "MacridVAE", "RaCT"), MULTINOMIAL),
     **dict.fromkeys(("GCMC", "LINE", "UltraGCN", "KGCN", "KGNNLS"), BCE),
-    "ENMF": MSE,
+    **dict.fromkeys(("ENMF", "DiffRec", "LDiffRec"), MSE),
     "SimpleX": "",  # a margin on cosines
 }
 

@@ -85,12 +85,16 @@ def reason_unknown(model_class: type) -> str:
 
 
 @contextmanager
-def shared_propagation(model: AbstractRecommender) -> Iterator[None]:
+def shared_propagation(model: AbstractRecommender, noted: tuple[str, ...] = ()) -> Iterator[None]:
     """While it is open, vectors and logits come from what the model's own loss has computed, where that is the same.
 
     For the length of one training step; or, without gradients, of many calls on a model whose weights do not change:
     its propagated tables are then computed once.
+
+    Args:
+        model: a RecBole model.
+        noted: paths of methods of the model whose calls are kept too (:func:`shared_calls.calls_of`).
     """
     scorer = scorer_of(model)
-    with sharing(model, scorer.methods if scorer else (), scorer.layer(model) if scorer else None):
+    with sharing(model, scorer.methods if scorer else (), scorer.layer(model) if scorer else None, noted):
         yield

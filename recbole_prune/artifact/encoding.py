@@ -1,10 +1,11 @@
-"""A masked table as bytes: the live values, and where they stand, in the smallest of three exact encodings.
+"""A masked table as bytes: the live values, and where they stand, in the smallest of four exact encodings.
 
 A tensor is read as a table of ``shape[0]`` rows; a tensor of one dimension is one row. Live values follow each other
 row by row. Their positions are stored as
 
 ``bitmap``  one bit per entry;
 ``rows``    the number of live entries of each row and their column numbers, both in the fewest bits that hold them;
+``grid``    one bit per row and one per column, where whole rows and columns are pruned and nothing else;
 ``dense``   not at all: every entry is stored. Used where nothing is pruned, or where the pruned entries are exactly
             the zeros of the table.
 
@@ -31,14 +32,20 @@ from recbole_prune.artifact.value_types import DTYPES, VALUE_TYPES, has_nan, sto
 from recbole_prune.errors import ArtifactError
 from recbole_prune.masking.bound import information_bound_bits
 
-ENCODINGS = ("dense", "bitmap", "rows")
+ENCODINGS = ("dense", "bitmap", "rows", "grid")
 
 Array = NDArray[Any]
 
 _MOST_DIMENSIONS = 32
 _LONGEST_SIDE = 1 << 40
 
-_PARTS = {"dense": {"values"}, "bitmap": {"values", "bitmap"}, "rows": {"values", "counts", "columns"}}
+_PARTS = {
+    "dense": {"values"},
+    "bitmap": {"values", "bitmap"},
+    "rows": {"values", "counts", "columns"},
+    "grid": {"values", "row_bits", "column_bits"},
+}
+_GRID = ("row_bits", "column_bits")
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,11 @@ class EncodedTensor:
     Attributes:
         shape: shape of the tensor.
         dtype: numpy name of the decoded dtype.
-        encoding: ``dense``, ``bitmap`` or ``rows``.
+        encoding: one of :data:`ENCODINGS`.
         kept: live entries.
-        parts: ``values`` and what the encoding needs beside them: ``bitmap`` (uint8), or ``counts`` and ``columns``
-            (packed, uint8), and for int8 values ``scales`` (float16, one for each row with a live entry).
+        parts: ``values`` and what the encoding needs beside them, uint8: ``bitmap``, or ``counts`` and ``columns``
+            (packed), or ``row_bits`` and ``column_bits``; for int8 values also ``scales`` (float16, one for each row
+            with a live entry).
         count_base: smallest number of live entries in a row; ``counts`` holds what comes on top (``rows`` only).
         count_bits: bits of one of ``counts`` (``rows`` only).
         source: file and field that it was read from, for messages.
@@ -157,6 +165,8 @@ class EncodedTensor:
             "bitmap": bytes_of(self.entries),
             "counts": bytes_of(self.rows * self.count_bits),
             "columns": bytes_of(self.kept * bits_below(self.columns)),
+            "row_bits": bytes_of(self.rows),
+            "column_bits": bytes_of(self.columns),
         }
         for part in _PARTS[self.encoding]:
             if self.parts[part].size != sizes[part]:
@@ -171,8 +181,11 @@ class EncodedTensor:
             counts, columns = self._counts_and_columns()
             live[np.repeat(np.arange(self.rows), counts), columns] = True
             return live
-        if self.encoding == "bitmap":
-            flat = np.unpackbits(self.parts["bitmap"], count=self.entries, bitorder="little").astype(bool)
+        if self.encoding == "grid":
+            sides = [_unpacked(self.parts[name], n) for name, n in zip(_GRID, (self.rows, self.columns))]
+            flat = (sides[0][:, None] & sides[1]).reshape(-1)
+        elif self.encoding == "bitmap":
+            flat = _unpacked(self.parts["bitmap"], self.entries)
         elif self.kept == self.entries:
             flat = np.ones(self.entries, dtype=bool)
         else:
@@ -256,6 +269,10 @@ class EncodedTensor:
         return error.reshape(self.shape)
 
 
+def _unpacked(bits: Array, count: int) -> NDArray[np.bool_]:
+    return np.unpackbits(bits, count=count, bitorder="little").astype(bool)
+
+
 def encode(tensor: Array, live: NDArray[np.bool_] | None = None, values: str = "fp32") -> EncodedTensor:
     """Encode one tensor.
 
@@ -307,12 +324,17 @@ def _choose_positions(
         "bitmap": bytes_of(mask.size),
         "rows": bytes_of(mask.shape[0] * bits) + bytes_of(stored.size * column_bits),
     }
+    rows, sides = mask.any(axis=1), mask.any(axis=0)
+    if np.count_nonzero(rows) * np.count_nonzero(sides) == stored.size:
+        sizes["grid"] = bytes_of(rows.size) + bytes_of(sides.size)
     # zeros that are live could not be told from pruned ones
     if stored.size == mask.size or bool((stored != 0).all()):
         sizes["dense"] = (mask.size - stored.size) * stored.itemsize
     encoding = "dense" if stored.size == mask.size else min(sorted(sizes), key=lambda name: sizes[name])
     if encoding == "bitmap":
         return encoding, {"bitmap": np.packbits(mask.reshape(-1), bitorder="little")}, 0, 0
+    if encoding == "grid":
+        return encoding, {n: np.packbits(b, bitorder="little") for n, b in zip(_GRID, (rows, sides))}, 0, 0
     if encoding == "dense":
         return encoding, {}, 0, 0
     packed = {"counts": pack_bits(counts - base, bits), "columns": pack_bits(np.nonzero(mask)[1], column_bits)}

@@ -41,7 +41,11 @@ def wrong_type(parts: Mapping[str, Array], dtype: str, dimensions: int) -> str |
         dimensions: of the decoded tensor.
     """
     rounded = dimensions > 1 and dtype in ("float32", "float64")
-    wanted = {**dict.fromkeys(("bitmap", "counts", "columns"), "uint8"), "scales": "float16", "values": dtype}
+    wanted = {
+        **dict.fromkeys(("bitmap", "counts", "columns", "row_bits", "column_bits"), "uint8"),
+        "scales": "float16",
+        "values": dtype,
+    }
     if "scales" in parts:
         wanted["values"] = "int8" if rounded else "unscaled"
     elif rounded and parts["values"].dtype.name == "float16":

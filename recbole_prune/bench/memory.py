@@ -26,11 +26,10 @@ from recbole_prune.bench.results import Results, quantity
 from recbole_prune.bench.runs import OurRun, name_of_candidate, our_config, scratch_folder, settings_of, ways_to_train
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.metering.memory import peak_bytes, reset_peak_bytes
 from recbole_prune.signals import on_abort
 from recbole_prune.training.state import optimizers_of
 from recbole_prune.training.trainer import MaskAwareTrainer
-
-_STATUS = Path("/proc/self/status")
 
 
 def run(options: dict[str, Any], words: list[str], results: Results) -> None:
@@ -129,7 +128,7 @@ def _train_and_count(job: dict[str, Any]) -> dict[str, Any]:
             trainer, data = ours.candidate(job["sparsity"], job["taught"])[1], ours.workshop.train_data
             ours.reseed()
         before = peak_bytes()
-        _reset_peak()
+        reset_peak_bytes()
         trainer._train_epoch(first_batches(data, job["batches"]), 0)
         of_epoch = peak_bytes()
         details = tensor_bytes(trainer)
@@ -142,25 +141,6 @@ def _train_and_count(job: dict[str, Any]) -> dict[str, Any]:
             "peak_of_epoch": of_epoch,
             "peak_on_device": torch.cuda.max_memory_allocated(config["device"]) if cuda else None,
         }
-
-
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far, or since :func:`_reset_peak`."""
-    if _STATUS.exists():
-        [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-        return 1024 * int(line.split()[1])
-    import resource
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else 1024 * largest
-
-
-def _reset_peak() -> None:
-    """Let the peak begin at the present, where the system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 def tensor_bytes(trainer: Any) -> dict[str, int]:

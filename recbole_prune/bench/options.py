@@ -23,6 +23,21 @@ def value_types(text: str) -> list[str]:
     return names
 
 
+def seconds(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def work(text: str) -> str:
+    """What ``bench energy`` measures."""
+    if text not in ("train", "lists"):
+        raise ValueError(text)
+    return text
+
+
 def path(text: str) -> Path:
     """A path that is not empty."""
     return Path(some_text(text))

@@ -28,11 +28,12 @@ class Results:
 
     Args:
         benchmark: name of the subcommand.
-        units: unit of each measure, ``seconds`` or ``bytes``.
+        units: unit of each measure, ``seconds``, ``bytes``, ``joules`` or ``watts``.
         references: names of the candidates that others are compared with.
         file: where the JSON goes; None writes none.
         command: the words after ``recbole-prune bench``.
-        speedups: ratios of seconds say how many times faster; False: they say the part of the reference, as for bytes.
+        ranges: measures whose range the table shows; None: all.
+        speedups: ratios of seconds say how many times faster; False: the part of the reference, as for all else.
 
     Attributes:
         settings: settings of the runs, filled in when they are known.
@@ -48,6 +49,7 @@ class Results:
         file: Path | None = None,
         command: Sequence[str] = (),
         speedups: bool = True,
+        ranges: Sequence[str] | None = None,
     ) -> None:
         self.benchmark = benchmark
         self.units = dict(units)
@@ -55,6 +57,7 @@ class Results:
         self.file = file
         self.command = ["recbole-prune", "bench", *command]
         self.ratios = {name: FASTER if speedups and unit == "seconds" else PART for name, unit in units.items()}
+        self.ranges = list(units if ranges is None else ranges)
         self.settings: dict[str, Any] = {}
         self.notes: list[str] = []
         self.complete = False
@@ -101,6 +104,7 @@ class Results:
             "settings": self.settings,
             "units": self.units,
             "ratios": self.ratios,
+            "ranges": self.ranges,
             "references": self.references,
             "candidates": [self._describe(candidate) for candidate in self._candidates],
             "notes": self.notes,
@@ -247,12 +251,14 @@ def table_of(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         having = [c["measures"][measure] for c in candidates if measure in c["measures"]]
         if not having:
             continue
-        ranged = any(len(m["samples"]) > 1 for m in having)
+        ranged = measure in document.get("ranges", units) and any(len(m["samples"]) > 1 for m in having)
         references = [name for name in document["references"] if any(name in m["ratio_to"] for m in having)]
         faster = document["ratios"][measure] == FASTER
         columns.append((measure, unit, ranged, faster, references))
         header += [measure, *(["min - max"] if ranged else [])]
         header += [f"{'times faster than' if faster else 'of'} {name}" for name in references]
+    if not columns and any(candidate.get("failed") for candidate in candidates):
+        header.append("result")
     rows = []
     for candidate in candidates:
         sparsity = candidate["sparsity"]
@@ -277,7 +283,9 @@ def _cells(found: Mapping[str, Any], unit: str, ranged: bool, faster: bool, refe
 
 
 def quantity(value: float, unit: str) -> str:
-    """Seconds or bytes with three digits that count."""
+    """Seconds, bytes, joules or watts with three digits that count."""
+    if unit in ("joules", "watts"):
+        return f"{value:,.0f} {unit[0].upper()}" if abs(value) >= 1000 else f"{value:.3g} {unit[0].upper()}"
     if unit == "seconds":
         return f"{value:.3g} s" if 1 <= value < 1000 else f"{value:.0f} s" if value >= 1 else f"{1000 * value:.3g} ms"
     for power, name in ((3, "GiB"), (2, "MiB"), (1, "KiB")):

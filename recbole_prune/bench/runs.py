@@ -27,9 +27,10 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.random_masks import kept_by_target, random_masks
 from recbole_prune.masking.schedule import removed_exact
 from recbole_prune.masking.scope import Scope
-from recbole_prune.masking.scores import magnitude
+from recbole_prune.masking.scores import magnitude, uniform
 from recbole_prune.pruners import get_pruner
 from recbole_prune.pruners.dynamic_sparse import StaticSparseTraining
+from recbole_prune.pruners.structured import StructuredPruning
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Plan
@@ -93,7 +94,7 @@ class OurRun:
         if _moves(self.config.settings, sparsity):
             workshop, plan = self._moving(sparsity)
         else:
-            workshop, plan = self.workshop, _of_masks(self.random_masks(sparsity))
+            workshop, plan = self.workshop, self._of_masks(self.random_masks(sparsity))
         if taught:
             plan = replace(plan, parts=(*plan.parts, self._teaching.distiller()))
         return name_of_candidate(self.config.settings, sparsity, taught), self._begun(workshop, plan)
@@ -120,7 +121,11 @@ class OurRun:
 
     def trainer(self, masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) -> MaskAwareTrainer:
         """The trainer of a ticket under masks, from the initial weights or from given ones; as in a run."""
-        return self._begun(self.workshop, _of_masks(masks, weights))
+        return self._begun(self.workshop, self._of_masks(masks, weights))
+
+    def _of_masks(self, masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) -> Plan:
+        number = 0 if masks.is_dense else 1
+        return Plan(number, masks, weights=weights, whole_units=_removes_units(self.config.settings, number))
 
     def _begun(self, workshop: Workshop, plan: Plan) -> MaskAwareTrainer:
         trainer = TicketTraining(workshop, self.experiment.folder, plan, scope=self.scope).trainer
@@ -132,14 +137,29 @@ class OurRun:
         reseed(self.config, self.workshop.loaders, number)
 
     def random_masks(self, sparsity: float) -> MaskSet:
-        """Masks of exactly this sparsity in every target, drawn by the seed."""
+        """Masks of exactly this sparsity in every target, or of so many units of every kind, drawn by the seed."""
         if not sparsity:
             return MaskSet.dense(self.scope)
+        if _removes_units(self.config.settings, sparsity):
+            return self._without_units(uniform(self.scope, self.config["seed"]), sparsity)
         return random_masks(self.scope, kept_by_target(self.scope, 1 - sparsity, "exact"), "exact", self.config["seed"])
 
     def magnitude_masks(self, weights: Mapping[str, torch.Tensor], sparsity: float) -> MaskSet:
-        """Masks of exactly this sparsity that keep the largest weights."""
+        """Masks of exactly this sparsity that keep the largest weights, or so many units of every kind."""
+        if _removes_units(self.config.settings, sparsity):
+            squares = {name: values.square() for name, values in magnitude(weights, self.scope).items()}
+            return self._without_units(squares, sparsity)
         return _masks(magnitude(weights, self.scope), self.scope, sparsity)
+
+    def _without_units(self, scores: Mapping[str, torch.Tensor], share: float) -> MaskSet:
+        changes = {"prune_target_sparsity": share, "prune_rounds": 1}
+        workshop = self.workshop.with_config(
+            PruneConfig.from_plain_settings({**self.config.plain_settings(), **changes})
+        )
+        pruner = get_pruner(self.config.settings.pruner)(Experiment(workshop, self.experiment.folder))
+        pruner.check()
+        assert isinstance(pruner, StructuredPruning)
+        return pruner.without_units(pruner.removed(1), scores)
 
     def trained(self, epochs: int) -> dict[str, torch.Tensor]:
         """The dense model's ``state_dict`` after some epochs, without validation."""
@@ -149,10 +169,6 @@ class OurRun:
         return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
-def _of_masks(masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) -> Plan:
-    return Plan(0 if masks.is_dense else 1, masks, weights=weights)
-
-
 def _masks(scores: Mapping[str, torch.Tensor], scope: Scope, sparsity: float) -> MaskSet:
     dense = MaskSet.dense(scope)
     return select(scores, dense, scope.prunable - removed_exact(sparsity, scope.prunable)) if sparsity else dense
@@ -160,13 +176,18 @@ def _masks(scores: Mapping[str, torch.Tensor], scope: Scope, sparsity: float) ->
 
 def name_of_candidate(settings: Settings, sparsity: float, taught: bool) -> str:
     """What results call our side at a sparsity, with or without the distiller of the settings."""
-    pruner = [settings.pruner] if _moves(settings, sparsity) else []
+    pruner = [settings.pruner] if _moves(settings, sparsity) or _removes_units(settings, sparsity) else []
     return ", ".join(["ours", *pruner, *([settings.distiller] if taught else [])])
 
 
 def _moves(settings: Settings, sparsity: float) -> bool:
     """Whether a sparse-from-scratch pruner decides the masks."""
     return sparsity > 0 and issubclass(get_pruner(settings.pruner), StaticSparseTraining)
+
+
+def _removes_units(settings: Settings, sparsity: float) -> bool:
+    """Whether sparsities are shares of units, all of which belongs to is taken out."""
+    return sparsity > 0 and issubclass(get_pruner(settings.pruner), StructuredPruning)
 
 
 def ways_to_train(config: PruneConfig) -> tuple[bool, ...]:

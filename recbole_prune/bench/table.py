@@ -14,6 +14,7 @@ TITLES = {
     "eval": "Full-sort validation",
     "recommend": "Top-k for all users from the artifact",
     "memory": "Memory of training",
+    "energy": "Energy",
     "artifact": "Artifact on disk",
     "search": "A whole search against one dense run of plain RecBole",
 }

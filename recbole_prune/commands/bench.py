@@ -34,7 +34,7 @@ class Benchmark:
         units: unit of each measure.
         references: candidates that others are compared with.
         options: its own options.
-        speedups: as in :class:`~recbole_prune.bench.results.Results`.
+        speedups, ranges: as in :class:`~recbole_prune.bench.results.Results`.
     """
 
     module: str
@@ -43,6 +43,7 @@ class Benchmark:
     references: tuple[str, ...]
     options: Mapping[str, Option]
     speedups: bool = True
+    ranges: tuple[str, ...] | None = None
 
 
 _COMMON = {"threads": own.THREADS, "to": own.TO}
@@ -90,6 +91,23 @@ BENCHMARKS = {
                 words_of.yes_or_no, False, "True or False", "leave plain RecBole out where it cannot run"
             ),
         },
+    ),
+    "energy": Benchmark(
+        "energy",
+        "joules and mean power of training epochs, or of making lists (scores, masks, top-k) with a model trained for "
+        "--epochs (here 1) and pruned by magnitude; needs a meter: NVML, RAPL or zeusd",
+        {"joules": "joules", "net_joules": "joules", "watts": "watts", "seconds": "seconds"},
+        ("plain",),
+        {
+            "sparsities": own.SPARSITIES,
+            **_COMMON,
+            "work": Option(own.work, "train", "train or lists", "what is measured"),
+            "repeats": own.number(4, "samples of each candidate, in the order A B B A"),
+            "seconds": Option(own.seconds, 20.0, "a number above 0", "least length of a window"),
+            "rest": Option(own.seconds, 10.0, "a number above 0", "seconds of rest between windows"),
+        },
+        speedups=False,
+        ranges=("joules",),
     ),
     "artifact": Benchmark(
         "artifact",
@@ -173,7 +191,13 @@ def measure(name: str, options: dict[str, Any], words: list[str], command: list[
 
     benchmark = BENCHMARKS[name]
     results = Results(
-        name, benchmark.units, benchmark.references, options["to"], command=command, speedups=benchmark.speedups
+        name,
+        benchmark.units,
+        benchmark.references,
+        options["to"],
+        command=command,
+        speedups=benchmark.speedups,
+        ranges=benchmark.ranges,
     )
     results.save()  # a file that cannot be written is better known before the work
 

@@ -18,6 +18,8 @@ with the reasons why other distillers cannot. A * stands for numbers, (2) for tw
 which numbers there are depends on your data. --prune_scope, --prune_include and --prune_exclude
 change what is pruned; --dry_run=True shows it for your data, with the reason for every tensor that
 is left alone. Tensors that receive no gradient (LR owns a table that it never uses) are left out.
+Units are what --pruner=structured removes whole, with the number of layers that have such; where the
+class can be built smaller with other settings, a checkpoint that plain RecBole loads is written too.
 """
 KINDS = ["general", "sequential", "context", "knowledge", "traditional", "tree"]
 WIDTH = 100
@@ -69,8 +71,11 @@ def _entry(model: PrunableModel, explained: bool) -> list[str]:
     notes = f"({model.notes})" if model.targets and model.notes else model.notes
     taught = f"taught by {model.taught_by or 'none'}"
     reasons = model.reasons.split("; ") if explained else []
+    units = f"units: {model.units or 'none that can be taken out'}"
+    units += f"; masked only: {model.masked_units}" if model.masked_units else ""
+    smaller = f"smaller class by {model.smaller_class}" if model.smaller_class else ""
     lines: list[str] = []
-    for text in filter(None, (model.targets, notes, taught, *reasons)):
+    for text in filter(None, (model.targets, notes, units, smaller, taught, *reasons)):
         lines += textwrap.wrap(text, WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
     indented = textwrap.indent("\n".join(lines), " " * _INDENT).splitlines()
     return [f"  {model.name}".ljust(_INDENT) + lines[0], *indented[1:]]

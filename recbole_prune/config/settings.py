@@ -132,9 +132,10 @@ def defaults(pruner: str | None = None, distiller: str | None = None) -> dict[st
 
 
 def rounds_planned(values: Mapping[str, Any]) -> int | None:
-    """Prunes, or None where it follows from the entries of the model (a target reached in steps of a rate)."""
+    """Tickets beside the dense one; None where that follows from the model (a target reached in steps of a rate)."""
     if is_used("prune_rounds", values):
-        return values["prune_rounds"]  # type: ignore[no-any-return]
+        once_more = is_used("prune_teach_last", values) and values.get("prune_teach_last", True)
+        return values["prune_rounds"] + int(once_more) if values["prune_rounds"] else None
     return 1 if is_used("prune_target_sparsity", values) else 0
 
 

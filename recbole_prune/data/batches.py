@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,19 +61,25 @@ def assemble_batches_fast(train_data: AbstractDataLoader) -> None:
 
 
 def first_batch(train_data: AbstractDataLoader, model: nn.Module) -> Interaction:
-    """The first training batch; of a knowledge graph one with interactions and triples.
+    """The first training batch; arguments as for :func:`first_batches`."""
+    return first_batches(train_data, model, 1)[0]
+
+
+def first_batches(train_data: AbstractDataLoader, model: nn.Module, count: int) -> list[Interaction]:
+    """The first training batches; of a knowledge graph such with interactions and triples.
 
     Args:
         train_data: a training loader; its position in random streams moves.
         model: scores the candidates of dynamic negative sampling.
+        count: how many, or as many as there are.
     """
     if hasattr(train_data, "set_mode"):
         train_data.set_mode(KGDataLoaderState.RSKG)
     if not hasattr(train_data, "get_model"):
-        return next(iter(train_data))
+        return list(islice(train_data, count))
     train_data.get_model(model)
     try:
-        return next(iter(train_data))
+        return list(islice(train_data, count))
     finally:
         train_data.get_model(None)  # a loader that keeps the model would keep its tables in memory
 

@@ -32,6 +32,7 @@ DISTILLERS: MethodTable[Distiller] = MethodTable(
         "freqd": ".graph_hints:GraphHints",
         "rce_kd": ".rce:RejuvenatedCrossEntropy",
         "concf": ".consensus:ConsensusLearning",
+        "sad": ".attention:AttentionDistillation",
     },
 )
 

@@ -43,6 +43,7 @@ class Promises:
     Attributes:
         vectors: it copies user and item vectors, so teacher and student must have some.
         one_space: those of users and those of items must be comparable.
+        features: it copies what layers say of the rows of a batch, so teacher and student must have feature points.
         lists: it copies what the teacher ranks, so the student must give logits of any items.
         closed_users: it needs the same users in every epoch, not histories.
         many_teachers: it needs two teachers or more.
@@ -54,6 +55,7 @@ class Promises:
 
     vectors: bool = False
     one_space: bool = False
+    features: bool = False
     lists: bool = False
     closed_users: bool = False
     many_teachers: bool = False
@@ -197,7 +199,8 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
         rows: of a full batch.
     """
     weights = tuple(
-        f"distill_{name}" for name in ("weight", "item_weight", "vector_weight", "order_weight", "head_weight")
+        f"distill_{name}"
+        for name in ("weight", "item_weight", "vector_weight", "order_weight", "head_weight", "logit_weight")
     )
     counted = [name for name in weights if is_used(name, settings) and idle_with(name, settings) is None]
     given: dict[str, float] = {name: settings[name] for name in counted}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole.data.dataloader.user_dataloader import UserDataLoader
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_prune.anatomy.feature_points import reason_without_features
 from recbole_prune.anatomy.logits import reason_without_lists
 from recbole_prune.anatomy.shared_parts import reason_without_parts
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.schema import known_keys
 from recbole_prune.config.teachers import trained_first
+from recbole_prune.data.batches import first_batch
+from recbole_prune.data.random_streams import loader_states, preserved_random_streams, set_loader_states
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.errors import ConfigError
@@ -26,6 +30,8 @@ from recbole_prune.teachers.store import ListStore
 from recbole_prune.teachers.training import teacher_config
 
 if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.summary import RunResult
@@ -63,7 +69,9 @@ class Teaching:
         whole_rows = isinstance(workshop.train_data, UserDataLoader) or over_all_items
         data = workshop.train_data
         masked = workshop.config.settings.distill_mask_observed
-        self._pupils = Pupils(data._dataset, of_rows, whole_rows, batches=len(data), mask_observed=masked)
+        self._pupils = Pupils(
+            data._dataset, of_rows, whole_rows, len(data), masked, example=partial(first_batch_of, workshop)
+        )
         self._class.check(workshop.config.settings, self._pupils, student)
         changed = contradiction_of_subclass(
             student, workshop.config.model_class, self._pupils.first_rows().to(student.device)
@@ -101,6 +109,16 @@ class Teaching:
         return self._class(self._config.settings, self.teacher, self._pupils)
 
 
+def first_batch_of(workshop: Workshop) -> Interaction:
+    """The first training batch of a run; streams and data order stay where they are."""
+    states = loader_states(workshop.loaders)
+    with preserved_random_streams():
+        try:
+            return first_batch(workshop.train_data, workshop.build_model())
+        finally:
+            set_loader_states(workshop.loaders, states)
+
+
 def require_student(distiller: type[Distiller], config: PruneConfig, student: Any) -> None:
     """Refuse a student without what the distiller copies.
 
@@ -116,6 +134,8 @@ def require_student(distiller: type[Distiller], config: PruneConfig, student: An
         reason = f"{kind.__name__} has no user and item vectors with these settings"
     if not reason and promises.one_space and accessor is not None and not accessor.shared_space:
         reason = f"the user and item vectors of {kind.__name__} are not in one space, so their cosines say nothing"
+    if not reason and promises.features:
+        reason = reason_without_features(kind)
     if not reason and promises.lists:
         reason = reason_without_lists(kind)
     if not reason and promises.parts:

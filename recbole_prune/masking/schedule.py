@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import cos, floor, pi
+from math import ceil, cos, floor, pi
 
 from recbole_prune.errors import ConfigError
 
@@ -28,12 +28,14 @@ def kept_counts(
     target: float | None = None,
     current: int | None = None,
     official: bool = False,
+    of_initial: bool = False,
 ) -> list[int]:
     """Live entries of ticket 0, 1, 2, ...
 
     Without a target every round removes ``rate`` of what is live. A target with ``rounds`` takes geometric
     steps that end exactly there, ``prunable - floor(target * prunable)``; a target without ``rounds`` takes
-    steps of ``rate`` and shortens the last one.
+    steps of ``rate`` and shortens the last one. With ``of_initial`` rates are shares of all entries, so that rounds
+    add up (``floor(k * rate * prunable)`` are gone after k) and steps to a target are equal.
 
     Args:
         prunable: entries that count.
@@ -42,12 +44,15 @@ def kept_counts(
         target: sparsity in (0, 1) to end at.
         current: live entries before the first round, ``prunable`` by default.
         official: the count rule of the LTH-MRS code; without ties this is what its rule keeps.
+        of_initial: rates are shares of ``prunable``, not of what is live.
 
     Raises:
         ConfigError: the target is not above the current sparsity, or nothing is left to remove.
     """
     counts = [prunable if current is None else current]
-    if target is None:
+    if target is None and of_initial:
+        counts += [counts[0] - removed_exact(rate, k * prunable) for k in range(1, (rounds or DEFAULT_ROUNDS) + 1)]
+    elif target is None:
         for _ in range(rounds or DEFAULT_ROUNDS):
             live = counts[-1]
             counts.append(live - (removed_official(rate, live) if official else removed_exact(rate, live)))
@@ -60,7 +65,12 @@ def kept_counts(
                 f"prune_target_sparsity={target} keeps {goal} entries, but only {counts[0]} are live now "
                 f"(sparsity {1 - counts[0] / prunable:.4f}): choose a higher target"
             )
-        counts += _geometric(counts[0], goal, rounds) if rounds else _stepwise(counts[0], goal, rate)
+        if of_initial:
+            counts += _linear(
+                counts[0], goal, rounds or ceil((counts[0] - goal) / max(1, removed_exact(rate, prunable)))
+            )
+        else:
+            counts += _geometric(counts[0], goal, rounds) if rounds else _stepwise(counts[0], goal, rate)
     if any(after >= before for before, after in zip(counts, counts[1:])) or counts[-1] < 1:
         raise ConfigError(
             f"the schedule {', '.join(map(str, counts))} does not remove at least one entry per round "
@@ -72,6 +82,10 @@ def kept_counts(
 def _geometric(live: int, goal: int, rounds: int) -> list[int]:
     ratio = goal / live
     return [round(live * ratio ** (step / rounds)) for step in range(1, rounds)] + [goal]
+
+
+def _linear(live: int, goal: int, rounds: int) -> list[int]:
+    return [live - (live - goal) * step // rounds for step in range(1, rounds + 1)]
 
 
 def _stepwise(live: int, goal: int, rate: float) -> list[int]:

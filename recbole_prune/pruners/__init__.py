@@ -18,6 +18,10 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "rigl": ".dynamic_sparse:DynamicSparseTraining",
         "set": ".dynamic_sparse:SparseEvolutionaryTraining",
         "lcm": ".smaller_tables:LinearCompression",
+        "structured": ".structured:StructuredPruning",
+        "sp_sad": ".attention_guided:PruningUnderDistillation",
+        "lth_sad": ".attention_guided:PruningUnderDistillation",
+        "ss_sad": ".attention_guided:SparseStudent",
         "small_dense": ".smaller_tables:SmallerDenseTables",
     },
 )

@@ -32,6 +32,7 @@ class Promises:
         trains: tickets beside the dense one are trained; without, they wear the dense one's weights.
         needs_dense: ticket 0 is always there; without, ``prune_dense`` can leave it out.
         above_random: a ticket validates better than one of as many random entries.
+        repeats_last: the last two tickets have the same masks.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
@@ -41,6 +42,7 @@ class Promises:
     trains: bool = True
     needs_dense: bool = True
     above_random: bool = False
+    repeats_last: bool = False
     refuses: tuple[str, ...] = ()
 
 
@@ -52,10 +54,14 @@ class Pruner(ABC):
 
     Attributes:
         iterative: whether a ticket is made from the one before; others reach a target in one step.
+        distiller: the only one it goes with; "" where it goes with any and with none.
+        dense_is_taught: whether the teacher of the run, if there is one, teaches ticket 0 too.
         promises: what the method owes.
     """
 
     iterative: ClassVar[bool] = False
+    distiller: ClassVar[str] = ""
+    dense_is_taught: ClassVar[bool] = True
     promises: ClassVar[Promises] = Promises()
 
     def __init__(self, experiment: Experiment) -> None:
@@ -79,6 +85,7 @@ class Pruner(ABC):
             rounds=self.rounds(),
             target=self.settings.prune_target_sparsity,
             official=getattr(self.settings, "prune_parity", "exact") == "official",
+            of_initial=getattr(self.settings, "prune_rate_of", "live") == "initial",
         )
 
     def rounds(self) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any
 from recbole_prune.config.usage import is_used
 from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
+from recbole_prune.report.energy import energy_lines
 from recbole_prune.report.popularity import popularity_lesson
 from recbole_prune.report.table import is_taught, legend, live_parameters, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
@@ -30,7 +31,7 @@ def result_text(result: RunResult) -> str:
         result.tickets,
         metric,
         chosen=result.chosen,
-        bytes_of={number: costs["bytes"] for number, costs in result.costs.items()},
+        bytes_of=result.bytes_of,
         others=result.siblings,
         every_metric=verbose,
         teacher=result.teacher,
@@ -41,7 +42,9 @@ def result_text(result: RunResult) -> str:
     notice += [f"NOTE {result.notice}"] if result.notice else []
     notes = legend(result.tickets, metric, verbose, result.teacher)
     said = [" ".join(_outcome(result)), *_lesson(result), seconds, *_advice(result), *notice]
-    return "\n".join(["", table, *map(_wrapped, notes), "", *map(_wrapped, said), *map(printable, _places(result))])
+    energy = [text if "\n" in text else _wrapped(text) for text in energy_lines(result)]
+    places = map(printable, _places(result))
+    return "\n".join(["", table, *map(_wrapped, notes), *energy, "", *map(_wrapped, said), *places])
 
 
 def _wrapped(text: str) -> str:

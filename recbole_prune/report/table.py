@@ -10,8 +10,8 @@ from typing import Any
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import printable
 from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
+from recbole_prune.run.energy import run_folder_of
 from recbole_prune.run.siblings import SiblingRow
-from recbole_prune.run.store import ARTIFACT
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
 
@@ -63,7 +63,7 @@ def ticket_table(
         record = {**alone.to_record(), "bytes": bytes_of.get(0)}
         add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
     for ticket in tickets:
-        label = ("taught " if taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
+        label = ("taught " if taught and ticket.is_taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
         record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}
         add(_row(label, record, names), live_parameters(ticket), record)
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
@@ -158,9 +158,7 @@ def teacher_name(teacher: Mapping[str, Any]) -> str:
         return f"ranked lists in {printable(path.name)}"
     if teacher.get("ticket") is None:
         return f"{teacher['model']}, {printable(path.name)}"
-    # a run may be named by a file in its folder checkpoints, and an artifact may lie in a run folder
-    folder = path.parent.parent if path.suffix == ".pth" else path.parent if path.name == ARTIFACT else path
-    return f"ticket {teacher['ticket']} of {teacher['model']}/{printable(folder.name)}"
+    return f"ticket {teacher['ticket']} of {teacher['model']}/{printable(run_folder_of(path).name)}"
 
 
 def _row(label: str, record: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -49,8 +49,9 @@ def keep(which: str, folder: RunFolder, tickets: Iterable[Ticket], chosen: Ticke
             missed.append(str(ticket.ticket))
         elif not stays and path.exists():
             removed.append(str(ticket.ticket))
-            size += path.stat().st_size
-            folder.remove(ticket.checkpoint_file)
+            for name in ticket.checkpoint_files:
+                size += (folder.path / name).stat().st_size if folder.has(name) else 0
+                folder.remove(name)
         if not stays and ticket.ticket == 0:
             folder.remove(REWIND)  # of use to those only who share the dense model
     logger, setting = getLogger("recbole_prune"), f"prune_keep_checkpoints={which}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from recbole_prune.artifact.export import weight_bytes
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.masking.masks import MaskSet
     from recbole_prune.training.model import MaskAware
 
 Record = dict[str, Any]  # JSON
@@ -46,13 +48,27 @@ def count_tickets(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int
                     models.clear()  # one at a time
                     models[shape] = experiment.workshop.config_with(changes), experiment.workshop.build_model(changes)
                 config, model = models[shape]
-                masks = {} if ticket.mask_file is None else experiment.masks_of(ticket)
-                record["bytes"] = weight_bytes(model, masks, values)
-                record["macs"] = _count(experiment, ticket, config, model, masks)
+                record["bytes"] = weight_bytes(model, experiment.live_of(ticket, model), values)
+                masks = None if ticket.mask_file is None else experiment.masks_of(ticket)
+                with _without_units(model, masks if ticket.has_units else None):
+                    worn = {} if masks is None or model.shrunk is not None else masks
+                    record["macs"] = _count(experiment, ticket, config, model, worn)
             except Exception as error:  # a figure beside the result is no reason to lose the result
                 experiment.logger.debug("cause", exc_info=True)
                 record["macs"] = {"not_counted": [f"{type(error).__name__}: {error}"]}
     return records
+
+
+@contextmanager
+def _without_units(model: MaskAware, masks: MaskSet | None) -> Iterator[None]:
+    """While it is open, the model is as small as the ticket trained it; None leaves it as it is."""
+    model.whole_units = masks is not None
+    model.set_masks(masks)
+    try:
+        yield
+    finally:
+        model.set_masks(None)
+        model.whole_units = False
 
 
 def _counted_before(folder: RunFolder, values: str) -> dict[int, Record]:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.utils import calculate_valid_score
 
+from recbole_prune.anatomy.removable import anatomy_of
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
+from recbole_prune.masking.unit_masks import units_of, zeros_of
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import checkpoints
 from recbole_prune.run.progress import Progress
@@ -114,6 +116,24 @@ class Experiment:
             raise StoreError(f"ticket {ticket.ticket} has no mask")
         return MaskSet.from_bytes(self.folder.read(ticket.mask_file, ticket.mask_sha256), self.scope)
 
+    def live_of(self, ticket: Ticket, model: MaskAware) -> dict[str, torch.Tensor]:
+        """Which entries of weights are live, by name; of others all are.
+
+        Args:
+            ticket: a finished one.
+            model: as it is built for the ticket, with tensors of full size. Where whole units are gone, all that
+                belonged to them counts as pruned: biases, and the columns of padding rows.
+        """
+        if ticket.mask_file is None:
+            return {}
+        masks = self.masks_of(ticket)
+        live = dict(masks)
+        if ticket.has_units:
+            anatomy = anatomy_of(model)
+            for name, zeros in zeros_of(anatomy, units_of(anatomy, masks), model).items():
+                live[name] = live.get(name, ~zeros) & ~zeros
+        return live
+
     def checkpoint_of(self, ticket: Ticket) -> dict[str, Any]:
         """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled.
 
@@ -150,11 +170,11 @@ class Experiment:
 
     def _taught(self, plan: Plan) -> Plan:
         """A plan with the distiller among its parts; where nothing is trained its journal line has the teacher too."""
-        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller else plan
+        return replace(plan, parts=(*plan.parts, self.distiller())) if self.distiller and plan.taught else plan
 
-    def dense(self) -> Ticket:
-        """Ticket 0: the dense model through the same way."""
-        return self.obtain(0, lambda: Plan(0, MaskSet.dense(self.scope)))
+    def dense(self, taught: bool = True) -> Ticket:
+        """Ticket 0: the dense model through the same way, with the run's teacher or without."""
+        return self.obtain(0, lambda: Plan(0, MaskSet.dense(self.scope), taught=taught))
 
     def validate(self, weights: Weights, masks: MaskSet) -> float:
         """Validation score of given weights under masks, without any training."""

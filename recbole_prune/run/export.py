@@ -21,6 +21,7 @@ def choose_ticket(experiment: Experiment, tickets: Sequence[Ticket]) -> tuple[Ti
         bigger=experiment.bigger,
         target=settings.get("prune_target_sparsity"),
         number=settings.export_ticket,
+        tolerance=settings.get("prune_tolerance"),
         taught=settings.distiller is not None,
     )
 
@@ -38,10 +39,11 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
     if provenance.artifact_is(folder, wanted):
         return folder
     config = experiment.workshop.config_with(chosen.changes)
+    model = experiment.trained_model(chosen)
     export_ticket(
         folder,
-        model=experiment.trained_model(chosen),
-        masks={} if chosen.mask_file is None else dict(experiment.masks_of(chosen)),
+        model=model,
+        masks=experiment.live_of(chosen, model),
         config=config,
         dataset=experiment.workshop.dataset,
         seen=experiment.workshop.seen,

@@ -48,11 +48,15 @@ def _others(folder: RunFolder) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
             yield other, record
 
 
-def adopt_dense(experiment: Experiment) -> None:
+def adopt_dense(experiment: Experiment, taught: bool = True) -> None:
     """Copy ticket 0 of another run, instead of training the same dense model again.
 
     Only a run with the same training settings, data, library versions and scope qualifies; its files are
     hash-checked. The journal line says where the ticket comes from.
+
+    Args:
+        experiment: of this run.
+        taught: whether its teacher, if there is one, teaches ticket 0 too.
     """
     folder, settings = experiment.folder, experiment.settings
     if settings.fresh or experiment.tickets or folder.load_resume(0) is not None:
@@ -61,7 +65,7 @@ def adopt_dense(experiment: Experiment) -> None:
     for other, record in _others(folder):
         with _harmless(other.path, "a dense model is not shared"):
             dense = _dense_of(other) if record.get("scope") == scope else None
-            if dense is None:
+            if dense is None or dense.is_taught != taught:
                 continue
             if not other.has(dense.checkpoint_file):
                 unkept.append(other.path.name)

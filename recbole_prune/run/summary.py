@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_prune.errors import PruneError
 from recbole_prune.run.costs import Record
+from recbole_prune.run.energy import summary_of_energy
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
@@ -50,6 +51,11 @@ class RunResult:
         """Ticket 0, None where the run has none."""
         return next((ticket for ticket in self.tickets if ticket.ticket == 0), None)
 
+    @property
+    def bytes_of(self) -> dict[int, int | None]:
+        """Bytes of a ticket's weights in an artifact, by its number; None where they could not be counted."""
+        return {number: costs["bytes"] for number, costs in self.costs.items()}
+
     def raise_failure(self) -> None:
         """Raise ``failure``, if there is one."""
         if self.failure is not None:
@@ -88,6 +94,7 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "chosen": result.chosen.ticket,
         "reason": result.reason,
         "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
+        "energy": summary_of_energy(result.tickets, result.chosen, result.bytes_of, result.teacher),
         "tickets": [_ticket_summary(ticket, result.costs[ticket.ticket]) for ticket in result.tickets],
     }
 
@@ -100,5 +107,6 @@ def _alone_summary(alone: Ticket) -> dict[str, Any]:
 def _ticket_summary(ticket: Ticket, costs: Record) -> dict[str, Any]:
     fields = (
         "ticket", "sparsity", "kept", "valid", "test", "wins_metric", "wins", "relative_epochs", "train_seconds",
+        "measured",
     )  # fmt: skip
     return {**{name: getattr(ticket, name) for name in fields}, **costs}

@@ -25,7 +25,8 @@ def method_name(pruner: str, distiller: str | None) -> str:
 class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
 
-    ``best_epoch`` counts trained epochs, 1 for the first. ``method`` holds what a method adds under its own name.
+    ``best_epoch`` counts trained epochs, 1 for the first. ``measured`` is None in lines of older versions. ``method``
+    holds what a method adds under its own name.
     """
 
     ticket: int
@@ -49,6 +50,7 @@ class Ticket:
     checkpoint_sha256: str
     history: list[list[float]] = field(default_factory=list)
     relative_epochs: float | None = None
+    measured: dict[str, Any] | None = None
     method: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,6 +58,22 @@ class Ticket:
         """RecBole settings of this ticket's model that differ from the run's."""
         changes: dict[str, Any] = self.method.get("changes", {})
         return changes
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether the teacher of its run, if there is one, taught it."""
+        return bool(self.method.get("taught", True))
+
+    @property
+    def has_units(self) -> bool:
+        """Whether its masks are zero on whole units; the journal line says how many are left of each group."""
+        return "units" in self.method
+
+    @property
+    def checkpoint_files(self) -> list[str]:
+        """Its checkpoint, and that of the smaller class where there is one."""
+        smaller = self.method.get("smaller")
+        return [self.checkpoint_file, *([smaller["checkpoint_file"]] if smaller else [])]
 
     def to_record(self) -> dict[str, Any]:
         """A JSON object; the fields of ``method`` stand beside the common ones."""
@@ -82,6 +100,9 @@ class Plan:
         changes: RecBole settings that differ from the run's (a smaller ``embedding_size``).
         parts: what trains along with this ticket (prune and grow, LCM's affine maps).
         kept: live entries where there are no masks.
+        epochs: of the training; None: RecBole's setting.
+        taught: whether the run's teacher, if there is one, teaches.
+        whole_units: the masks are zero on whole units, which are taken out where that is exact.
         method: fields to add to the journal line.
     """
 
@@ -93,4 +114,7 @@ class Plan:
     changes: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     kept: int | None = None
+    epochs: int | None = None
+    taught: bool = True
+    whole_units: bool = False
     method: dict[str, Any] = field(default_factory=dict)

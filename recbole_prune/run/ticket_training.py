@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from logging import getLogger
 from math import isfinite
+from typing import Any
 
 import torch
 from recbole.utils import calculate_valid_score
@@ -13,7 +14,9 @@ from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
+from recbole_prune.run import measuring
 from recbole_prune.run.progress import Progress
+from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import REWIND, SERIES, RunFolder
 from recbole_prune.run.ticket import Metrics, Plan, Ticket
@@ -68,9 +71,10 @@ class TicketTraining(Files):
         self.progress = progress or Progress(enabled=False)
         self.meter = meter or Meter()
         self.settings = workshop.config.settings
-        self.method = dict(plan.method)
+        self.method = dict(plan.method) if plan.taught else {**plan.method, "taught": False}
         self.checkpoint_file = f"checkpoints/ticket-{plan.ticket:03d}.pth"
         self.checkpoint_sha256 = ""
+        self._measured: dict[str, Any] = {}
         self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
         self._keeps_state = False
         self.trainer = self._build_trainer()
@@ -98,8 +102,10 @@ class TicketTraining(Files):
         getLogger().info(f"ticket {plan.ticket}: sparsity {sparsity:.4f}, {kept} entries kept")
         self.progress.ticket_begins(plan.ticket, sparsity, workshop.steps_per_epoch)
         valid = None
+        self.meter.begin()
         if plan.train:
             self._connect_state()
+        memory = measuring.PeakMemory(trainer.device)
         series = f"ticket-{plan.ticket:03d}-sparsity-{sparsity:.4f}"
         with tracked(trainer, self.folder.subfolder(SERIES) / series, self.folder.path.name):
             if plan.train:
@@ -108,9 +114,13 @@ class TicketTraining(Files):
                 if not trainer.best_epoch:
                     trainer._save_checkpoint(trainer.epochs_done - 1)
                 valid = trainer.evaluate(workshop.select_data, load_best_model=True)
+            memory.note("training")
             self.progress.evaluation_begins("test")
-            with self.meter.window("recommend"):
-                test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+            test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+            memory.note("ranking")
+        lists = workshop.test_data or workshop.select_data
+        latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
+        self._measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
         if groups is not None:
             self.method["recall_by_popularity"] = groups
         return self._finish(self._plain("validation", valid), self._plain("test", test or {}))
@@ -134,7 +144,8 @@ class TicketTraining(Files):
             watcher=self.progress,
             meter=self.meter,
         )
-        trainer = self.workshop.trainer(model, session, plan.changes)
+        changes = plan.changes if plan.epochs is None else {**plan.changes, "epochs": plan.epochs}
+        trainer = self.workshop.trainer(model, session, changes)
         trainer.saved_model_file = str(self.folder.path / self.checkpoint_file)
         return trainer
 
@@ -142,18 +153,27 @@ class TicketTraining(Files):
         """A newly built model with the weights and masks of the plan."""
         plan, workshop = self.plan, self.workshop
         model = workshop.build_model(plan.changes)
+        model.whole_units = plan.whole_units
+        if plan.whole_units:  # what is attached is as wide as what is left
+            self._start(model)
         for part in self.parts:
             part.attach(model)
+        if not plan.whole_units:
+            self._start(model)
+        return model
+
+    def _start(self, model: MaskAware) -> None:
+        """Give a model the weights that the plan says, and its masks."""
+        plan = self.plan
         if plan.weights is not None:
             model.load_trained(plan.weights, plan.masks)
-            return model
+            return
         if plan.rewind == "reinit":
-            fresh = workshop.fresh_weights(7919 * (plan.ticket + 1), plan.changes)
+            fresh = self.workshop.fresh_weights(7919 * (plan.ticket + 1), plan.changes)
             states.copy_into(states.weights_of(model), fresh)
         elif self._rewinds_late:
             states.copy_into(states.weights_of(model), self._rewind_state()["weights"])
         model.set_masks(plan.masks)
-        return model
 
     def _rewind_state(self) -> State:
         """The dense run's state before epoch ``prune_rewind_epoch``.
@@ -190,7 +210,8 @@ class TicketTraining(Files):
             self.method["rewind_epoch"] = epoch
             self.method["rewind_sha256"] = self.folder.write(REWIND, codec.encode(trainer.rewind_state()))
         if epoch and epoch % settings.prune_save_interval == 0:
-            extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method}
+            meter = self.meter.state()
+            extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method, "meter": meter}
             self.folder.save_resume(self.plan.ticket, epoch, codec.encode(trainer.resume_state()), extra)
             for part in self.parts:
                 part.point_saved()
@@ -210,6 +231,7 @@ class TicketTraining(Files):
             self.trainer.start_epoch = point["epoch"]
             self.checkpoint_sha256 = point["checkpoint_sha256"]
             self.method.update(point["method"])
+            self.meter.restore(point.get("meter"))  # older versions measured nothing
 
     # ---- the journal line --------------------------------------------------------------------------------------------
 
@@ -244,6 +266,10 @@ class TicketTraining(Files):
             bigger = bool(config["valid_metric_bigger"])
             wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, self.dense, bigger)
         mask_file, mask_sha256 = self._write_masks(masks)
+        if plan.whole_units and masks is not None:
+            self.method.update(write_smaller(self.workshop, self.folder, plan.ticket, trainer, masks))
+        checkpoint = self.folder.path / self.checkpoint_file
+        weights = measuring.weights(self.scope, masks, kept, checkpoint)
         ticket = Ticket(
             ticket=plan.ticket,
             sparsity=1 - kept / self.scope.prunable,
@@ -266,6 +292,7 @@ class TicketTraining(Files):
             checkpoint_sha256=self.checkpoint_sha256,
             history=[list(point) for point in trainer.history],
             relative_epochs=relative,
+            measured={**weights, **self._measured},
             method={**self.method, "changes": plan.changes} if plan.changes else self.method,
         )
         self.folder.append_ticket(ticket.to_record())

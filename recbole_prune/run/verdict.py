@@ -43,13 +43,16 @@ def choose(
     bigger: bool,
     target: float | None = None,
     number: int | None = None,
+    tolerance: float | None = None,
     taught: bool = False,
 ) -> tuple[Ticket, str]:
     """The ticket to export and the reason in a sentence.
 
-    ``number`` (export_ticket) decides if given; else the ticket at the target sparsity if one was asked for; else
-    the sparsest that wins; if none wins, the sparsest that is as good as the dense model in more epochs; if none is,
-    the pruned ticket with the best validation score. ``taught`` says that the dense model had a teacher.
+    ``number`` (export_ticket) decides if given; else, with a ``tolerance``, the sparsest whose validation score is
+    worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity if one
+    was asked for; else the sparsest that wins; if none wins, the sparsest that is as good as the dense model in more
+    epochs; if none is, the pruned ticket with the best validation score. ``taught`` says that the dense model had a
+    teacher.
 
     Raises:
         ConfigError: there is no ticket ``number``.
@@ -62,6 +65,13 @@ def choose(
     pruned = [ticket for ticket in tickets if ticket.ticket > 0]
     if not pruned:
         return tickets[0], f"the {'taught student, dense' if taught else 'dense model'}; nothing was pruned"
+    if tolerance is not None:
+        sign = 1 if bigger else -1
+        highest = max(sign * ticket.valid_score for ticket in pruned)
+        least = highest - tolerance * abs(highest)
+        near = _sparsest(ticket for ticket in pruned if sign * ticket.valid_score >= least)
+        assert near is not None
+        return near, f"the sparsest ticket within prune_tolerance={tolerance:g} of the best pruned one"
     if target is not None and pruned[-1].sparsity >= target - 1e-3:
         return pruned[-1], f"the ticket at the target sparsity {target}"
     as_good = _sparsest(ticket for ticket in pruned if ticket.wins_metric)

@@ -19,6 +19,8 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.teachers.ranked_lists import Ranked, split_by_groups
 
 if TYPE_CHECKING:
+    from recbole_prune.anatomy.feature_points import Drawn
+    from recbole_prune.anatomy.features import Feature
     from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.teachers.store import ListStore
 
@@ -54,11 +56,12 @@ class Teacher(ABC):
         pupils: the student's data.
         length: how long the rankings are.
         has_scores: whether it ranks with scores.
-        without_vectors, without_logits: how it refuses what it has none of.
+        without_vectors, without_logits, without_features: how it refuses what it has none of.
     """
 
     without_vectors: ClassVar[str] = "has no vectors to copy: take a method that learns from rankings"
     without_logits: ClassVar[str] = "has no logits to copy"
+    without_features: ClassVar[str] = "has no layers to copy: take a method that learns from rankings"
     has_scores = True
 
     def __init__(self, basics: Basics) -> None:
@@ -106,6 +109,15 @@ class Teacher(ABC):
     def field_vectors(self, batch: Interaction) -> torch.Tensor:
         """Vectors of the fields of each row of a batch side by side ``[b, fields x d]``, of context-aware models."""
         raise self.refuse(self.without_vectors)
+
+    def features(self, batch: Interaction, drawn: Drawn | None = None) -> list[Feature]:
+        """What its feature points say of the rows of a batch.
+
+        Args:
+            batch: the student's.
+            drawn: what the student's loss has drawn of it.
+        """
+        raise self.refuse(self.without_features)
 
     def require_logits(self) -> None:
         """Refuse a teacher without logits."""

@@ -64,6 +64,7 @@ class Ensemble(Teacher):
 
     without_vectors = "have no vectors in common to copy: take a method that learns from rankings"
     without_logits = "have no logits in common to copy: take a method that learns from rankings"
+    without_features = "have no layers in common to copy: take a method that learns from rankings"
 
     def __init__(self, members: Sequence[Teacher], store: ListStore) -> None:
         first = members[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_prune.anatomy.feature_points import Drawn, features_of, node_tables, reason_without_features
+from recbole_prune.anatomy.features import Feature
+from recbole_prune.anatomy.features import Tables as FeatureTables
 from recbole_prune.anatomy.vectors import field_vectors, reason_without_fields, reason_without_vectors, vectors_of
 from recbole_prune.teachers.base import Basics, Rows, Tables, Teacher, same_draws
 from recbole_prune.teachers.matching import LastStates, Matching
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
 
+_Read = TypeVar("_Read")
 _USERS_AT_ONCE = 1 << 10
 
 
@@ -124,6 +128,19 @@ class VectorTeacher(Teacher):
             raise self.refuse(f"has no vectors of fields to copy: {reason}")
         return self._reading(lambda: field_vectors(self.model, self.matching.rows(batch)).float())
 
+    def features(self, batch: Interaction, drawn: Drawn | None = None) -> list[Feature]:
+        """By its layers; tables of a graph are computed once. What was drawn goes by ids, which must be its own."""
+        reason = reason_without_features(type(self.model))
+        if reason:
+            raise self.refuse(f"has no feature points to copy, take a method that learns from rankings: {reason}")
+        drawn = None if self.matching.items is not None else drawn
+        with same_draws(self.pupils.seed):
+            return self._reading(lambda: features_of(self.model, self.matching.rows(batch), self._node_tables, drawn))
+
+    @cached_property
+    def _node_tables(self) -> Mapping[str, FeatureTables]:
+        return node_tables(self.model)
+
     # ---- what the model is asked with --------------------------------------------------------------------------------
 
     def _known_users(self) -> np.ndarray:
@@ -139,7 +156,7 @@ class VectorTeacher(Teacher):
         ids = users if self.matching.users is None else self.matching.users[users]
         return ids if self._states is None else self._states.rows(ids)
 
-    def _reading(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _reading(self, compute: Callable[[], _Read]) -> _Read:
         """Name the field of a row that the student's batches lack."""
         try:
             return compute()

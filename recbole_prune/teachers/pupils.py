@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -86,13 +87,20 @@ class Pupils:
         whole_rows: whether the student's loss compares all items of a row.
         batches: in an epoch.
         mask_observed: whether rankings leave out what a user has in training (``distill_mask_observed``).
+        example: gives a training batch.
     """
 
     def __init__(
-        self, dataset: Dataset, of_rows: bool, whole_rows: bool = False, batches: int = 1, mask_observed: bool = True
+        self,
+        dataset: Dataset,
+        of_rows: bool,
+        whole_rows: bool = False,
+        batches: int = 1,
+        mask_observed: bool = True,
+        example: Callable[[], Interaction] | None = None,
     ) -> None:
         self.dataset, self.of_rows, self.whole_rows, self.batches = dataset, of_rows, whole_rows, batches
-        self.mask_observed = mask_observed
+        self.mask_observed, self._example = mask_observed, example
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
         self.negative_field = dataset.config["NEG_PREFIX"] + dataset.iid_field
@@ -145,6 +153,12 @@ class Pupils:
         """The distinct users of a batch, ascending, and how many rows each has."""
         users, counts = batch[self.user_field].unique(return_counts=True)
         return users, counts
+
+    @cached_property
+    def example(self) -> Interaction:
+        """A training batch, with all that batches have."""
+        assert self._example is not None, "nothing that trains asks without"
+        return self._example()
 
     def first_rows(self) -> Interaction:
         """A few rows as a batch has them, without negatives."""

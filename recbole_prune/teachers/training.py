@@ -20,7 +20,10 @@ _NOT_SHARED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloa
 _DATA = ("eval_args", "load_col")
 # as the published code has them
 USUAL_STATES = 4
-_OURS = ("output_dir", "prune_select", "prune_eval_mask", "recipe_notice")
+_OURS = (
+    "output_dir", "prune_select", "prune_eval_mask", "recipe_notice",
+    "measure_energy", "measure_seconds", "measure_idle_seconds", "measure_latency_users",
+)  # fmt: skip
 
 
 def teacher_config(config: PruneConfig, first: First, with_states: bool) -> PruneConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Union
@@ -13,10 +14,13 @@ from torch import nn
 from recbole_prune.anatomy.caches import forget_caches, on_device, refresh
 from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.propagation import faster_forward
+from recbole_prune.anatomy.removable import anatomy_of
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.unit_masks import units_of, zeros_of
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.propagation import speed_up_propagation
+from recbole_prune.sparse.shrinking import Shrunk
 from recbole_prune.sparse.storage import choose_compact
 from recbole_prune.training.gradient_record import GradientRecorder
 
@@ -36,20 +40,27 @@ class MaskAware(_Model):
 
     Attributes:
         masks: those that are worn.
-        storage: how pruned tables are held (``prune_storage``).
+        storage: how pruned tensors are held (``prune_storage``).
+        whole_units: the masks are zero on whole units. All that belongs to such a unit is then 0, biases too, and
+            unless :attr:`storage` is ``masked`` it is taken out wherever that changes no score.
+        shrunk: what says how tensors have got smaller by that; None where they have not.
         dense_moments: pruned entries keep gradients and moments.
         own_products: multiply the model's graphs in this package's way, equal up to rounding (``prune_fused``).
         added_losses: called with a batch; scalars by name that are added to its recommendation loss. Vectors and
             logits that they ask ``anatomy/`` for come from what that loss has computed.
         own_loss: called after that; the factor on the recommendation loss, which 0 leaves out.
+        noted: paths of methods, of the model or its modules, whose calls in that loss are kept for the added ones.
         loss_in_work: while :attr:`added_losses` is called, the recommendation loss of the batch; else None.
     """
 
     masks: MaskSet | None = None
     added_losses: Callable[[Interaction], Mapping[str, torch.Tensor]] | None = None
     own_loss: Callable[[], float | torch.Tensor] | None = None
+    noted: tuple[str, ...] = ()
     loss_in_work: Losses | None = None
     storage: str = "masked"
+    whole_units: bool = False
+    shrunk: Shrunk | None = None
     dense_moments: bool = False
     own_products: bool = True
     _recorder: GradientRecorder | None = None
@@ -66,6 +77,7 @@ class MaskAware(_Model):
         if masks is not self.masks:
             for _, module in list(compact_modules(self)):
                 expand_in_place(module)
+        self._unshrink()
         self.masks = masks
         self._masked: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
         self._mask_handles: list[Any] = []
@@ -81,18 +93,73 @@ class MaskAware(_Model):
         self.set_masks(masks)
         refresh(self)
 
+    def state_dict(
+        self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """RecBole's keys with tensors of full size."""
+        state: dict[str, Any] = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self.shrunk is not None:
+            for name, tensor in state.items():
+                state[name] = self.shrunk.expanded(name, tensor)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Take over tensors of full size, or of the size that the model has."""
+        if self.shrunk is not None:
+            state_dict = {name: self.shrunk.narrowed(name, tensor) for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict)
+
+    def _unshrink(self) -> None:
+        if self.shrunk is not None:
+            self.shrunk.undo()
+            self.shrunk = None
+
+    @contextmanager
+    def of_full_size(self) -> Iterator[None]:
+        """While it is open, every tensor has the size of the dense model's, and what is cached is forgotten."""
+        if self.shrunk is None:
+            yield
+            return
+        again = self.shrunk.again
+        self._unshrink()
+        forget_caches(self)
+        try:
+            yield
+        finally:
+            forget_caches(self)
+            self.shrunk = again()
+
     def _wear(self, masks: MaskSet) -> None:
+        if self.whole_units:
+            self._wear_units(masks)
+            return
         tables, refused = choose_compact(self, masks, self.storage)
         for name, reason in refused.items() if self.storage == "compact" else ():
             getLogger().warning(f"prune_storage=compact: {name} stays masked, it {reason}")
         for name, module in tables.items():
             if not isinstance(module, CompactEmbedding):
                 compact(module, masks[name])
+        self._mask({name: masks[name] for name in masks if name not in tables})
+
+    def _wear_units(self, masks: MaskSet) -> None:
+        """Take out the units that the masks are zero on, and mask what cannot be taken out."""
+        anatomy = anatomy_of(self)
+        kept = units_of(anatomy, masks)
+        live = {name: ~zeros for name, zeros in zeros_of(anatomy, kept, self).items()}
+        live = {**{name: masks[name] for name in masks}, **{n: m & masks.get(n, m) for n, m in live.items()}}
+        if self.storage != "masked":
+            exact = {group.name: kept[group.name] for group in anatomy if not group.inexact}
+            sizes, scales = anatomy.sizes(exact), anatomy.scales(exact)
+            self.shrunk = Shrunk(self, anatomy.positions(exact, self), sizes, scales)
+            live = {name: self.shrunk.selected(name, mask) for name, mask in live.items()}
+        self._mask({name: mask for name, mask in live.items() if not mask.all()})
+
+    def _mask(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Hold what is pruned of dense parameters at 0."""
         parameters = dict(self.named_parameters())
-        for name in [name for name in masks if name not in tables]:
+        for name, mask in masks.items():
             parameter = parameters[name]
-            bits = live_bits(masks[name].to(parameter.device), parameter.dtype)
-            self._masked[name] = parameter, bits
+            self._masked[name] = parameter, live_bits(mask.to(parameter.device), parameter.dtype)
             if parameter.requires_grad:
                 self._mask_handles.append(parameter.register_hook(partial(self._mask_gradient, name)))
 
@@ -155,7 +222,8 @@ class MaskAware(_Model):
 
     def load_other_parameter(self, para: Any) -> None:
         """RecBole's loading, on the model's device; it may replace whole modules, so the masks are put on again."""
-        super().load_other_parameter(on_device(para, next(self.parameters()).device))
+        with self.of_full_size():
+            super().load_other_parameter(on_device(para, next(self.parameters()).device))
         caches = {name: getattr(self, name, None) for name in para or {} if name.startswith("restore_")}
         self.set_masks(self.masks)
         for name, value in caches.items():
@@ -219,7 +287,7 @@ def mask_aware(model_class: type) -> type:
         own: Callable[..., Losses] = getattr(super(made, self), name)
         if self.added_losses is None:
             return own(interaction, *args, **kwargs)
-        with shared_propagation(self):
+        with shared_propagation(self, self.noted):
             return self.with_added_losses(own(interaction, *args, **kwargs), interaction)
 
     loss.__name__ = name

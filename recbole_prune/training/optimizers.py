@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 
 from recbole_prune.config.pickling import unshared
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.sparse.rows import CompressedRows
+from recbole_prune.sparse.shrinking import Shrunk
+
+Expand = Callable[[torch.Tensor], torch.Tensor]
 
 # makes its sums when it is built, and fails at its next step where a state that it loads lacks them
 _NEVER_EMPTY = torch.optim.Adagrad
@@ -58,16 +61,19 @@ def dense_state(
 ) -> dict[str, Any]:
     """The ``state_dict`` that RecBole's own optimizer of the dense model would have; the optimizer stays as it is.
 
-    Moments of a compact table become those of the dense one, 0 at pruned entries, and nothing is fused: an optimizer
-    that loads the moments of live entries with ``fused`` writes beyond them at its next step. The group of ``added``
-    (:func:`add_group`) is left out; it is the last, so that no number of another parameter changes.
+    Moments of a compact table or a shrunk tensor become those of the dense one, 0 at pruned entries, and nothing is
+    fused: an optimizer that loads the moments of live entries with ``fused`` writes beyond them at its next step. The
+    group of ``added`` (:func:`add_group`) is left out; it is the last, so that no number of another parameter changes.
 
     Without ``moments`` it is the state before the first step, from which an optimizer goes on with new ones.
     """
     state = _without(optimizer, set(map(id, added)))
     if not moments and not isinstance(optimizer, _NEVER_EMPTY):
         state["state"] = {}
-    rows = {id(module.values): module.rows for _, module in compact_modules(model)}
+    expand: dict[int, Expand] = {id(module.values): module.rows.expand for _, module in compact_modules(model)}
+    shrunk: Shrunk | None = getattr(model, "shrunk", None)
+    if shrunk is not None:
+        expand = {id(each): partial(shrunk.expanded, name) for name, each in model.named_parameters()}
     unfused = inspect.signature(type(optimizer)).parameters.get("fused")
     groups = [{**group, "fused": unfused.default} if unfused else group for group in state["param_groups"]]
     kept = dict(state["state"])
@@ -75,7 +81,7 @@ def dense_state(
         for parameter, number in zip(group["params"], numbers["params"]):
             if number in kept:
                 kept[number] = {
-                    name: _dense_form(name, value, parameter, rows.get(id(parameter)))
+                    name: _dense_form(name, value, parameter, expand.get(id(parameter)))
                     for name, value in kept[number].items()
                 }
     dense: dict[str, Any] = unshared({**state, "state": kept, "param_groups": groups})
@@ -93,11 +99,11 @@ def _without(optimizer: torch.optim.Optimizer, added: set[int]) -> dict[str, Any
     return {**state, "state": {n: value for n, value in state["state"].items() if n in kept}, "param_groups": groups}
 
 
-def _dense_form(name: str, value: Any, parameter: torch.Tensor, rows: CompressedRows | None) -> Any:
+def _dense_form(name: str, value: Any, parameter: torch.Tensor, expand: Expand | None) -> Any:
     if name == "step" and isinstance(value, torch.Tensor):
         return value.cpu()  # only fused optimizers count on the device
-    if rows is not None and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-        return rows.expand(value)
+    if expand is not None and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+        return expand(value)
     return value
 
 

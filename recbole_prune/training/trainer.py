@@ -191,7 +191,7 @@ class MaskAwareTrainer(_Trainer):
         self.model.apply_masks()
         buffer = BytesIO()
         added, moments = self._every_added_parameter(), self.session.keep_moments
-        with saved_as_dense(self.optimizer, self.model, added, moments=moments):
+        with saved_as_dense(self.optimizer, self.model, added, moments=moments), self.model.of_full_size():
             super()._save_checkpoint(epoch, verbose=False, saved_model_file=buffer)
         self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1

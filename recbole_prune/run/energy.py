@@ -1,0 +1,138 @@
+"""The energy of a whole run: every round of it, its teacher, and what a ticket saves of it against the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recbole_prune.errors import StoreError
+from recbole_prune.metering.accounts import PARTS
+from recbole_prune.metering.reductions import Cost, Reduction, lower_by, reduction
+from recbole_prune.run.store import ARTIFACT, RunFolder
+from recbole_prune.run.ticket import Ticket
+
+Record = dict[str, Any]  # JSON
+
+
+def energy_record(ticket: Ticket) -> Record | None:
+    """What a ticket's line says of energy; None where it was trained without measuring it."""
+    found: Record | None = (ticket.measured or {}).get("energy")
+    return found
+
+
+def measured_parts(record: Mapping[str, Any]) -> list[str]:
+    """The parts of the machine that had a meter."""
+    return [part for part in PARTS if record["meters"].get(part, {}).get("method") is not None]
+
+
+def cost_of(ticket: Ticket, kind: str) -> Cost:
+    """Joules of all parts that have a meter, and seconds, of ``train``, ``validate`` or ``recommend``.
+
+    Of ``recommend`` for 1,000 lists. Seconds of training are known without a meter too; what was not trained took none.
+    """
+    if kind == "train" and not ticket.epochs:
+        return Cost(0.0, 0.0)
+    record = energy_record(ticket)
+    if record is None:
+        return Cost(None, ticket.train_seconds if kind == "train" else None)
+    found = record[kind]
+    seconds = found["window_s"] if found["windows"] else None
+    cost = Cost(_sum(found[f"{part}_energy_J"] for part in measured_parts(record)), seconds)
+    if kind != "recommend":
+        return cost
+    lists = found["lists"]
+    return Cost(*(None if not lists or value is None else 1000 * value / lists for value in (cost.joules, seconds)))
+
+
+def net_joules(ticket: Ticket, kind: str) -> float | None:
+    """Joules above those of the machine at rest."""
+    record = energy_record(ticket)
+    if record is None:
+        return None
+    return _sum(record[kind][f"{part}_energy_net_J"] for part in measured_parts(record))
+
+
+def total_cost(tickets: Sequence[Ticket]) -> Cost:
+    """Training of every one of them: what a method costs that tries several."""
+    costs = [cost_of(ticket, "train") for ticket in tickets]
+    return Cost(_sum(cost.joules for cost in costs), _sum(cost.seconds for cost in costs))
+
+
+def cost_of_teacher(teacher: Mapping[str, Any] | None) -> Cost:
+    """The training of the run folders that the teachers of a run lie in; not known where one lies in none."""
+    if teacher is None:
+        return Cost(None, None)
+    costs = [_cost_of_folder(run_folder_of(Path(member["path"]))) for member in teacher.get("members", [teacher])]
+    return Cost(_sum(cost.joules for cost in costs), _sum(cost.seconds for cost in costs))
+
+
+def run_folder_of(path: Path) -> Path:
+    """The folder of a run that is named by a checkpoint in it, or by its artifact, or by itself."""
+    if path.suffix == ".pth":
+        return path.parent.parent
+    return path.parent if path.name == ARTIFACT else path
+
+
+def _cost_of_folder(folder: Path) -> Cost:
+    try:
+        tickets = [Ticket.from_record(record) for record in RunFolder(folder).tickets()] if folder.is_dir() else []
+    except (StoreError, TypeError):  # of another version, or damaged
+        return Cost(None, None)
+    return total_cost(tickets)
+
+
+def summary_of_energy(
+    tickets: Sequence[Ticket], chosen: Ticket, bytes_of: Mapping[int, int | None], teacher: Mapping[str, Any] | None
+) -> Record:
+    """What ``summary.json`` says of energy.
+
+    Args:
+        tickets: all of the run.
+        chosen: the exported one.
+        bytes_of: bytes of a ticket's weights in an artifact, by its number.
+        teacher: what the journal says of it.
+
+    Returns:
+        ``training`` of all tickets, ``teacher`` and ``with_teacher``, each ``joules`` and ``seconds``; ``reductions``
+        as :func:`reductions` gives them.
+    """
+    training, taught = total_cost(tickets), cost_of_teacher(teacher)
+    found: Record = {"training": asdict(training)}
+    if teacher is not None:
+        found.update(teacher=asdict(taught), with_teacher=asdict(training + taught))
+    saved = reductions(tickets, chosen, bytes_of)
+    found["reductions"] = {what: asdict(one) if isinstance(one, Reduction) else one for what, one in saved.items()}
+    return found
+
+
+def reductions(
+    tickets: Sequence[Ticket], chosen: Ticket, bytes_of: Mapping[int, int | None]
+) -> dict[str, Reduction | dict[str, float | None]]:
+    """By how much the chosen ticket is cheaper than ticket 0; empty where the run has none, or it is the chosen one.
+
+    Returns:
+        ``training`` of the chosen ticket alone, ``all_training`` of all tickets together, ``recommending``,
+        each with energy, power and time apart; ``size``: ``parameters`` and ``bytes``.
+    """
+    dense = next((ticket for ticket in tickets if ticket.ticket == 0), None)
+    if dense is None or dense is chosen:
+        return {}
+    before = cost_of(dense, "train")
+    live = [ticket.parameters - ticket.prunable + ticket.kept for ticket in (dense, chosen)]
+    return {
+        "training": reduction(before, cost_of(chosen, "train")),
+        "all_training": reduction(before, total_cost(tickets)),
+        "recommending": reduction(cost_of(dense, "recommend"), cost_of(chosen, "recommend")),
+        "size": {
+            "parameters": lower_by(*live),
+            "bytes": lower_by(bytes_of.get(0), bytes_of.get(chosen.ticket)),
+        },
+    }
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """None where there is nothing, or something of it is not known."""
+    known = list(values)
+    return sum(value or 0.0 for value in known) if known and None not in known else None

@@ -1,0 +1,120 @@
+"""What the journal says under ``measured``: entries, bytes, memory, latency, energy. Nothing here changes a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope
+from recbole_prune.metering.machine import open_meter
+from recbole_prune.metering.memory import peak_bytes, reset_peak_bytes
+from recbole_prune.metering.sizes import bytes_of_model
+from recbole_prune.metering.windows import Meter
+from recbole_prune.training.lists import latency, list_maker, nothing_changed
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
+
+    from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.training.trainer import MaskAwareTrainer
+
+Record = dict[str, Any]  # JSON
+_said: set[str] = set()
+
+
+def meter_of(config: PruneConfig) -> Meter:
+    """What measures the energy of a run; a machine without meters is said once."""
+    settings = config.settings
+    if not settings.measure_energy:
+        return Meter()
+    meter = open_meter(
+        config["device"], idle_seconds=settings.measure_idle_seconds, list_seconds=settings.measure_seconds
+    )
+    text = said_of_meters(meter.describe())
+    if text not in _said:  # teachers and the student alone are runs of their own
+        _said.add(text)
+        logger = getLogger("recbole_prune")
+        (logger.info if meter.has_meters else logger.warning)(text)
+    return meter
+
+
+def said_of_meters(meters: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which parts of the machine are measured and how, and why the others are not, in a line."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for part, meter in meters.items():
+        if meter["method"] is None:
+            missing.setdefault((meter["reason"], meter["detail"]), []).append(part)
+    measured = [f"{part} by {meter['method']}" for part, meter in meters.items() if meter["method"] is not None]
+    without = [f"{' and '.join(parts)} {reason} ({detail})" for (reason, detail), parts in missing.items()]
+    if not measured:
+        return f"energy and power: not measured: {'; '.join(without)}"
+    return f"energy and power of {', '.join(measured)}" + (f"; not measured: {'; '.join(without)}" if without else "")
+
+
+class PeakMemory:
+    """The most bytes of the parts of a ticket: of the whole process, and of torch's tensors on a GPU.
+
+    Attributes:
+        peaks: by part ``host_bytes`` and ``device_bytes`` (None without a GPU).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.peaks: dict[str, Record] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        reset_peak_bytes()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def note(self, part: str) -> None:
+        """Take the peak since the part before as that of this one."""
+        on_device = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+        self.peaks[part] = {"host_bytes": peak_bytes(), "device_bytes": on_device}
+        self._begin()
+
+
+def recommend(trainer: MaskAwareTrainer, loader: AbstractDataLoader, meter: Meter, users: int) -> Record | None:
+    """Have making lists measured, and time those of some users one by one.
+
+    Returns:
+        what :func:`~recbole_prune.training.lists.latency` says.
+    """
+    if not (loader and (meter.measures or users)):
+        return None
+    with nothing_changed(trainer, loader):
+        found = latency(trainer, loader, users)
+        work = list_maker(trainer, loader) if meter.measures else None
+        if work is not None:
+            meter.recommend(work)
+    return found
+
+
+def weights(scope: Scope, masks: MaskSet | None, kept: int, checkpoint: Path, width: int = 4) -> Record:
+    """Entries, bytes of the weights by format, bytes of the checkpoint on disk.
+
+    Args:
+        scope: of the run.
+        masks: of the ticket; None where it is a smaller dense model.
+        kept: entries of the targets that are live.
+        checkpoint: its file.
+        width: bytes of a value.
+    """
+    others = scope.parameters - scope.prunable
+    if masks is None:
+        by_format = dict.fromkeys(("dense", "best"), width * (others + kept))
+    else:
+        matrices = [(target.rows, target.width, int(masks.per_row(target.name).sum())) for target in scope]
+        by_format = bytes_of_model(matrices, others, width)
+    return {
+        "parameters": scope.parameters,
+        "live_parameters": others + kept,
+        "bytes_by_format": by_format,
+        "checkpoint_bytes": checkpoint.stat().st_size if checkpoint.exists() else None,
+    }
