@@ -118,6 +118,16 @@ def test_shrunk_training_is_masked_training(model: str, tiny_data: Path) -> None
         assert shrunk["valid_score"] == pytest.approx(masked["valid_score"], abs=2e-3)
 
 
+@pytest.mark.parametrize("score", ["l1", "taylor", "random"])
+def test_every_score_finds_units(score: str, tiny_data: Path, tmp_path: Path) -> None:
+    """Other scores keep as many, and the schedule of a level's own epochs holds."""
+    result = run(tiny_data, prune_score=score, prune_round_epochs=1, prune_rounds=1, output_dir=str(tmp_path))
+    assert result["tickets"][1]["epochs"] == 1 and result["tickets"][1]["units"]["width"][0] == 13
+    live = result["tickets"][1]["measured"]
+    assert live["live_parameters"] < live["parameters"]
+    assert live["bytes_by_format"]["dense"] == 4 * live["live_parameters"]
+
+
 def test_units_in_the_journal(tiny_data: Path, tmp_path: Path) -> None:
     """Every ticket says how many units each group has left; masks are nested and zero on whole columns."""
     result = run(tiny_data, prune_target_sparsity=0.5, output_dir=str(tmp_path))
@@ -151,6 +161,7 @@ def test_recbole_trains_the_smaller_class_on(tiny_data: Path, tmp_path: Path) ->
         ("BPR", {"prune_units": ["neuron"]}, "BPR has no neuron units to remove; it has embedding"),
         ("BPR", {"prune_target_sparsity": 0.95}, "only 14 can go"),
         ("BPR", {"prune_rate": 0.01}, "no unit more than ticket 0"),
+        ("BPR", {"prune_round_to": 16}, "no unit more than ticket 0"),
         ("LR", {}, "LR has no units to remove"),
     ],
 )

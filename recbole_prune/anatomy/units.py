@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from recbole_prune.sparse.shrinking import all_tensors
+
 # what a unit is; ``prune_units`` selects among these
 UNIT_KINDS = ("embedding", "neuron", "channel", "recurrent", "head", "head_dimension", "latent", "layer", "hidden")
 
@@ -137,7 +139,7 @@ class Anatomy:
             kept: units that stay, ascending, by the name of a group; other groups lose none.
             model: with its tensors as large as the groups say.
         """
-        tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        tensors = all_tensors(model)
         stay: dict[str, dict[int, torch.Tensor]] = {}
         for group in self:
             if group.name not in kept or len(kept[group.name]) == group.count:

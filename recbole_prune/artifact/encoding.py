@@ -183,6 +183,8 @@ class EncodedTensor:
             return live
         if self.encoding == "grid":
             sides = [_unpacked(self.parts[name], n) for name, n in zip(_GRID, (self.rows, self.columns))]
+            if np.count_nonzero(sides[0]) * np.count_nonzero(sides[1]) != self.kept:
+                raise self._error(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
             flat = (sides[0][:, None] & sides[1]).reshape(-1)
         elif self.encoding == "bitmap":
             flat = _unpacked(self.parts["bitmap"], self.entries)

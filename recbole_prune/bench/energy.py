@@ -145,7 +145,8 @@ def _add(trial: Trial, record: dict[str, Any], units: int, work: str, results: R
     if None not in net:
         results.add(trial.name, trial.sparsity, net_joules=scale * sum(net))
     if record["flags"]:
-        results.candidate(trial.name, trial.sparsity, flags=record["flags"])
+        said = results.candidate(trial.name, trial.sparsity).get("flags", [])
+        results.candidate(trial.name, trial.sparsity, flags=sorted({*said, *record["flags"]}))
 
 
 def _describe(trial: Trial, results: Results) -> None:

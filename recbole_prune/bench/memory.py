@@ -127,10 +127,10 @@ def _train_and_count(job: dict[str, Any]) -> dict[str, Any]:
             ours = OurRun(config, scratch)
             trainer, data = ours.candidate(job["sparsity"], job["taught"])[1], ours.workshop.train_data
             ours.reseed()
-        before = peak_bytes()
+        before = peak_bytes() or 0
         reset_peak_bytes()
         trainer._train_epoch(first_batches(data, job["batches"]), 0)
-        of_epoch = peak_bytes()
+        of_epoch = peak_bytes() or 0
         details = tensor_bytes(trainer)
         cuda = config["device"].type == "cuda"
         return {

@@ -156,9 +156,8 @@ class OurRun:
         workshop = self.workshop.with_config(
             PruneConfig.from_plain_settings({**self.config.plain_settings(), **changes})
         )
-        pruner = get_pruner(self.config.settings.pruner)(Experiment(workshop, self.experiment.folder))
+        pruner = StructuredPruning(Experiment(workshop, self.experiment.folder))
         pruner.check()
-        assert isinstance(pruner, StructuredPruning)
         return pruner.without_units(pruner.removed(1), scores)
 
     def trained(self, epochs: int) -> dict[str, torch.Tensor]:
@@ -187,7 +186,8 @@ def _moves(settings: Settings, sparsity: float) -> bool:
 
 def _removes_units(settings: Settings, sparsity: float) -> bool:
     """Whether sparsities are shares of units, all of which belongs to is taken out."""
-    return sparsity > 0 and issubclass(get_pruner(settings.pruner), StructuredPruning)
+    by_units = settings.get("prune_granularity") == "units" and bool(get_pruner(settings.pruner).distiller)
+    return sparsity > 0 and (by_units or issubclass(get_pruner(settings.pruner), StructuredPruning))
 
 
 def ways_to_train(config: PruneConfig) -> tuple[bool, ...]:

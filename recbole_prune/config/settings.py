@@ -218,6 +218,7 @@ def _settle_rewind(values: dict[str, Any], said: Mapping[str, Any], host: HostFa
         )
     else:
         _check_below_epochs("prune_rewind_epoch", epoch, host)
+        _check_below_round("prune_rewind_epoch", values)
 
 
 def _check_below_epochs(name: str, value: int, host: HostFacts) -> None:
@@ -226,10 +227,18 @@ def _check_below_epochs(name: str, value: int, host: HostFacts) -> None:
         raise ConfigError(f"{name}={value} is not allowed: it must be below epochs={host.epochs}")
 
 
+def _check_below_round(name: str, values: Mapping[str, Any]) -> None:
+    """A ticket of its own number of epochs counts them from the start of the dense training."""
+    most = values["prune_round_epochs"] if is_used("prune_round_epochs", values) else None
+    if most is not None and values[name] >= most:
+        raise ConfigError(f"{name}={values[name]} is not allowed: it must be below prune_round_epochs={most}")
+
+
 def _settle_training(values: dict[str, Any], said: Mapping[str, Any], host: HostFacts) -> list[str]:
     warnings = []
     if values["prune_lr_warmup"]:
         _check_below_epochs("prune_lr_warmup", values["prune_lr_warmup"], host)
+        _check_below_round("prune_lr_warmup", values)
     elif values["prune_rewind"] == "lr" and values["prune_lr_schedule"] == "constant":
         warnings.append(
             "prune_rewind=lr equals prune_rewind=none while the learning rate is constant: "

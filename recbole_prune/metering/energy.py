@@ -77,6 +77,7 @@ class EnergyMeter(Meter):
         super().window(name)
         self._synchronize()
         before = self._cpu_times()
+        others = [_others(source) for source in self.sources]
         start, first = self._clock(), [_read(source) for source in self.sources]
         traces = [[readings] for readings in first]
         with self._polled(traces):
@@ -86,7 +87,7 @@ class EnergyMeter(Meter):
             trace.append(_read(source))
         seconds = self._clock() - start
         self._shared |= is_shared(before, self._cpu_times())
-        self._windows[name].append(Window(seconds, self._energies(traces), self._lists))
+        self._windows[name].append(Window(seconds, self._energies(traces, others), self._lists))
         self._lists = 0
 
     @contextmanager
@@ -105,11 +106,11 @@ class EnergyMeter(Meter):
             done.set()
             thread.join()
 
-    def _energies(self, traces: list[list[list[Reading]]]) -> dict[str, Energy]:
-        """The energy of every part that has a meter, its counters added up."""
+    def _energies(self, traces: list[list[list[Reading]]], others: list[bool]) -> dict[str, Energy]:
+        """The energy of every part that has a meter, its counters added up; ``others``: at the start of the window."""
         found: dict[str, list[Energy]] = {}
-        for source, trace in zip(self.sources, traces):
-            shared = source.others() is not None
+        for source, trace, before in zip(self.sources, traces, others):
+            shared = before or _others(source)
             for number, channel in enumerate(source.channels):
                 energy = channel.energy([readings[number] for readings in trace])
                 if shared and energy.joules is not None:
@@ -120,11 +121,12 @@ class EnergyMeter(Meter):
     def _rest(self) -> None:
         if not (self.has_meters and self._idle_seconds):
             return
-        kept, self._windows = self._windows, {name: [] for name in WINDOWS}
+        kept, shared = self._windows, self._shared
+        self._windows = {name: [] for name in WINDOWS}
         with self.window("train"):
             self._sleep(self._idle_seconds)
         self._idle += self._windows["train"]
-        self._windows = kept
+        self._windows, self._shared = kept, shared  # at rest, whatever works is another process
 
     def recommend(self, work: Callable[[], int]) -> None:
         """Make lists once to warm up and to see how long that takes, then as often as fills one window."""
@@ -175,6 +177,14 @@ class EnergyMeter(Meter):
 
 def _parts_of(sources: Sequence[Source]) -> set[str]:
     return {channel.part for source in sources for channel in source.channels}
+
+
+def _others(source: Source) -> bool:
+    """Whether another process computes on what a meter measures; one that cannot say so says no."""
+    try:
+        return source.others() is not None
+    except Exception:
+        return False
 
 
 def _read(source: Source) -> list[Reading]:

@@ -8,13 +8,18 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 
 
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far, or since :func:`reset_peak_bytes`."""
-    if _STATUS.exists():
-        [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-        return 1024 * int(line.split()[1])
-    import resource
-
+def peak_bytes() -> int | None:
+    """The largest resident memory of this process so far, or since :func:`reset_peak_bytes`; None: nothing tells."""
+    try:
+        lines = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    except OSError:
+        lines = []
+    if lines:
+        return 1024 * int(lines[0].split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
 

@@ -77,7 +77,10 @@ class Zeusd:
         if not self.remote and len(os.fsencode(self.place)) > _LONGEST_PATH:
             raise MeterError(UNSUPPORTED, f"the socket path has more than {_LONGEST_PATH} bytes: {self.place}")
         headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        connection = HTTPConnection(self.place, timeout=_SECONDS) if self.remote else _UnixConnection(self.place)
+        try:
+            connection = HTTPConnection(self.place, timeout=_SECONDS) if self.remote else _UnixConnection(self.place)
+        except (HTTPException, ValueError) as error:
+            raise MeterError(READ_ERROR, f"{self.place} is no address of a zeusd: {type(error).__name__}") from None
         try:
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()

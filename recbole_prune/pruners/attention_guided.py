@@ -83,4 +83,5 @@ class SparseStudent(PruningUnderDistillation):
     def taught(self, number: int, sparse: Ticket) -> Plan:
         """Stage 2: the masks of ``sparse``, from the initial weights."""
         units = {"units": sparse.method["units"]} if sparse.has_units else {}
-        return Plan(number, self.experiment.masks_of(sparse), whole_units=sparse.has_units, method=units)
+        epochs = self.settings.prune_round_epochs
+        return Plan(number, self.experiment.masks_of(sparse), epochs=epochs, whole_units=sparse.has_units, method=units)

@@ -132,12 +132,14 @@ class StructuredPruning(MaskPruner):
                     f"{said}; lower the final sparsity ({self.fractions[-1]:g}) or leave {kind} out of prune_units"
                 )
             self.experiment.logger.info(said)
+        kept = all_units(self.anatomy)
         for number in range(1, len(self.fractions)):
-            if self.removed(number) == self.removed(number - 1):
+            before, kept = kept, self._chosen(self.removed(number), self._any_scores(kept), kept)
+            if all(len(kept[name]) == len(before[name]) for name in kept):
                 total = sum(group.count for groups in self.groups.values() for group in groups)
                 raise ConfigError(
                     f"ticket {number} would remove no unit more than ticket {number - 1}: there are {total} units; "
-                    "set a higher prune_rate, or fewer prune_rounds"
+                    "set a higher prune_rate, fewer prune_rounds or another prune_round_to"
                 )
 
     def masks(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> MaskSet:
@@ -156,20 +158,28 @@ class StructuredPruning(MaskPruner):
             entries: a score of every entry, by target.
             kept: units that are still there, by group; None: all.
         """
-        kept = dict(all_units(self.anatomy) if kept is None else kept)
+        before = all_units(self.anatomy) if kept is None else kept
+        groups = [group for kind in gone for group in self.groups[kind]]
+        scores = group_scores(entries, groups, self.scope, before)
+        return masks_of(self.anatomy, self._chosen(gone, scores, before), self.scope, self._model)
+
+    def _chosen(
+        self, gone: Mapping[str, int], scores: Mapping[str, torch.Tensor], kept: Units
+    ) -> dict[str, torch.Tensor]:
+        """The units that stay, kind by kind."""
+        share, multiple = self.settings.prune_max_ratio, self.settings.prune_round_to
+        left = dict(kept)
         for kind, removed in gone.items():
-            groups = self.groups[kind]
-            kept.update(
-                select_units(
-                    group_scores(entries, groups, self.scope, kept),
-                    groups,
-                    kept,
-                    removed,
-                    share=self.settings.prune_max_ratio,
-                    multiple=self.settings.prune_round_to,
-                )
-            )
-        return masks_of(self.anatomy, kept, self.scope, self._model)
+            left.update(select_units(scores, self.groups[kind], kept, removed, share=share, multiple=multiple))
+        return left
+
+    def _any_scores(self, kept: Units) -> dict[str, torch.Tensor]:
+        """Scores with which it is tried before any training what can go."""
+        scores = {}
+        for group in self.anatomy:
+            scores[group.name] = torch.full((group.count,), torch.inf, dtype=torch.float64)
+            scores[group.name][kept[group.name]] = kept[group.name].double() / group.count
+        return scores
 
     def plan(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> Plan:
         """As every mask; tensors get smaller by the units that are gone."""
@@ -177,7 +187,8 @@ class StructuredPruning(MaskPruner):
         assert plan.masks is not None
         kept = units_of(self.anatomy, plan.masks)
         left = {group.name: [len(kept[group.name]), group.count] for groups in self.groups.values() for group in groups}
-        return replace(plan, whole_units=True, method={**plan.method, "units": left})
+        epochs = self.settings.prune_round_epochs
+        return replace(plan, epochs=epochs, whole_units=True, method={**plan.method, "units": left})
 
     def entry_scores(self, ticket: Ticket) -> Mapping[str, torch.Tensor]:
         """What every entry adds to the score of its units (``prune_score``)."""

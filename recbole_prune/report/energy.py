@@ -23,7 +23,7 @@ _HEADER = ["ticket", "train s", "train J", "net J", "mean W", "J/epoch", "valid 
 _FLAGS = {
     "drift": "the machine at rest took more than 5 % more or less after a ticket than before it",
     "short_windows": "windows shorter than 20 s in the mean, in which a counter's steps matter",
-    "shared_cpu": "other processes had more than a tenth of the processors' time, which the figures of cpu have too",
+    "shared_cpu": "a tenth and more of what the processors worked was for other processes, which cpu counts too",
     "sampled": "power was sampled, which misses what lies between samples",
     "unverified_zone": "a daemon on another host does not say which of its counters are packages",
 }

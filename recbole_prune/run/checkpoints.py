@@ -49,7 +49,7 @@ def keep(which: str, folder: RunFolder, tickets: Iterable[Ticket], chosen: Ticke
             missed.append(str(ticket.ticket))
         elif not stays and path.exists():
             removed.append(str(ticket.ticket))
-            for name in ticket.checkpoint_files:
+            for name in reversed(ticket.checkpoint_files):  # the one that says that something is left goes last
                 size += (folder.path / name).stat().st_size if folder.has(name) else 0
                 folder.remove(name)
         if not stays and ticket.ticket == 0:

@@ -96,7 +96,9 @@ def recommend(trainer: MaskAwareTrainer, loader: AbstractDataLoader, meter: Mete
     return found
 
 
-def weights(scope: Scope, masks: MaskSet | None, kept: int, checkpoint: Path, width: int = 4) -> Record:
+def weights(
+    scope: Scope, masks: MaskSet | None, kept: int, checkpoint: Path, width: int = 4, small: int | None = None
+) -> Record:
     """Entries, bytes of the weights by format, bytes of the checkpoint on disk.
 
     Args:
@@ -105,16 +107,23 @@ def weights(scope: Scope, masks: MaskSet | None, kept: int, checkpoint: Path, wi
         kept: entries of the targets that are live.
         checkpoint: its file.
         width: bytes of a value.
+        small: trainable entries of a model that whole units were taken out of; None: of full size.
     """
     others = scope.parameters - scope.prunable
-    if masks is None:
-        by_format = dict.fromkeys(("dense", "best"), width * (others + kept))
+    live = others + kept if small is None else small
+    if masks is None or small is not None:
+        by_format = dict.fromkeys(("dense", "best"), width * live)
     else:
         matrices = [(target.rows, target.width, int(masks.per_row(target.name).sum())) for target in scope]
         by_format = bytes_of_model(matrices, others, width)
     return {
         "parameters": scope.parameters,
-        "live_parameters": others + kept,
+        "live_parameters": live,
         "bytes_by_format": by_format,
         "checkpoint_bytes": checkpoint.stat().st_size if checkpoint.exists() else None,
     }
+
+
+def entries_of(model: torch.nn.Module) -> int:
+    """Trainable entries, of a tensor with several names once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -141,7 +141,10 @@ def best_products(
 @partial(compile_loop, alone=False, fastmath={"contract"})
 def _bin_of(score: np.float32, least: np.float32, scale: np.float32) -> int:
     """Which of equal parts of a range a score is in; what is no number is in one, too."""
-    return max(0, min(int((score - least) * scale), _BINS - 1))
+    place = (score - least) * scale
+    if place >= _BINS - 1:  # before it is made a whole number, of which not all are
+        return _BINS - 1
+    return int(place) if place > 0 else 0
 
 
 @partial(compile_loop, alone=False)

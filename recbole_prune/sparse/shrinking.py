@@ -41,7 +41,7 @@ class Shrunk:
 
     def __init__(self, model: nn.Module, kept: Kept, attributes: Attributes, scales: Scales = _NO_SCALES) -> None:
         self.again = partial(Shrunk, model, kept, attributes, scales)
-        tensors = _tensors(model)
+        tensors = all_tensors(model)
         self._model = model
         self._kept, self._scales = _under_all_names(tensors, kept), _under_all_names(tensors, scales)
         self._changed = list(dict.fromkeys([*self._kept, *self._scales]))
@@ -75,7 +75,7 @@ class Shrunk:
 
     def undo(self) -> None:
         """Make the model as large as it was, with 0 in what was taken out."""
-        for name, tensor in _once(_tensors(self._model), self._changed):
+        for name, tensor in _once(all_tensors(self._model), self._changed):
             _resize(tensor, self.expanded(name, tensor.detach()))
         for module, name, before in reversed(self._replaced):
             setattr(module, name, before)
@@ -107,11 +107,13 @@ class Shrunk:
         return tensor / self._scales[name] if name in self._scales else tensor
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers under all their names."""
     return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
+        f"{prefix}.{name}" if prefix else name: tensor
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
     }
 
 

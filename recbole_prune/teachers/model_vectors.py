@@ -133,7 +133,11 @@ class VectorTeacher(Teacher):
         reason = reason_without_features(type(self.model))
         if reason:
             raise self.refuse(f"has no feature points to copy, take a method that learns from rankings: {reason}")
-        drawn = None if self.matching.items is not None else drawn
+        student, teacher = (
+            side.config["MAX_ITEM_LIST_LENGTH"] for side in (self.matching.student, self.matching.teacher)
+        )
+        if self.matching.items is not None or student != teacher:
+            drawn = None
         with same_draws(self.pupils.seed):
             return self._reading(lambda: features_of(self.model, self.matching.rows(batch), self._node_tables, drawn))
 

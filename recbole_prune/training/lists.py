@@ -82,6 +82,8 @@ def latency(trainer: Trainer, loader: AbstractDataLoader, users: int) -> dict[st
     batches = [loader.collate_fn([row]) for row in rows]
     cuda = trainer.device.type == "cuda"
     _lists(trainer, batches[0], k)
+    if cuda:
+        torch.cuda.synchronize(trainer.device)
     seconds = []
     for batch in batches:
         start = perf_counter()

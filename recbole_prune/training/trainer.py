@@ -316,7 +316,10 @@ class MaskAwareTrainer(_Trainer):
         """Take over a state: all of a resume point; of a rewind state counters, random streams and data order."""
         if "trainer" in state:
             self._restore(states.current_form(state))
-        self._watch.restore(state["attributes"])
+        attributes = state["attributes"]
+        if self.model.shrunk is not None and "trainer" not in state:  # tables of a rewind state are as wide as dense
+            attributes = {name: value for name, value in attributes.items() if not isinstance(value, torch.Tensor)}
+        self._watch.restore(attributes)
         random_streams.set_loader_states(self.session.loaders, state["loaders"])
         random_streams.set_random_state(state["random"])
 
