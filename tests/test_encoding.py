@@ -264,3 +264,20 @@ def test_nan_is_refused_when_written_and_when_read(sparsity: float) -> None:
     for values in ("fp32", "int8"):
         with pytest.raises(ArtifactError, match="1 values are NaN"):
             encode(tensor, live, values)
+
+
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int8"])
+def test_whole_rows_and_columns_take_a_bit_each(values: str) -> None:
+    """What units leave is a small dense table; zeros in it stay live."""
+    rows, columns = np.arange(40) % 4 != 1, np.arange(64) % 2 == 0
+    mask = np.outer(rows, columns)
+    table = np.where(mask, np.random.default_rng(1).normal(size=mask.shape), 0).astype(np.float32)
+    table[0, 0] = 0.0
+    encoded = encode(table, mask, values)
+    assert encoded.encoding == "grid" and np.array_equal(encoded.live(), mask)
+    assert encoded.parts["row_bits"].nbytes + encoded.parts["column_bits"].nbytes == 5 + 8
+    assert np.all(np.abs(encoded.decode() - table) <= encoded.rounding_error())
+    description = Fields({**encoded.describe(), "kept": encoded.kept - 32}, Path("ticket.json"))
+    wrong = {**encoded.parts, "values": encoded.parts["values"][:-32]}
+    with pytest.raises(ArtifactError, match="do not describe"):
+        EncodedTensor.from_description(description, wrong).decode()
