@@ -14,7 +14,7 @@ from zoo import DATASET, all_models, config_for, gradient_models, kind_of, missi
 from zoo_data import make_dataset
 
 from recbole_prune.anatomy.prunable import ALL, FILE, PrunableModel, as_text, read_models
-from recbole_prune.anatomy.removable import anatomy_of
+from recbole_prune.anatomy.units.table import anatomy_of
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers import DISTILLERS, get_distiller
 from recbole_prune.distillers.teaching import require_student

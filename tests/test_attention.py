@@ -12,7 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from teachers import Beginner, checkpoint, refusal
 
-from recbole_prune.anatomy.feature_points import feature_points
+from recbole_prune.anatomy.feature_points.table import feature_points
 from recbole_prune.anatomy.logits import pair_logits
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.distillers.attention import logits_of

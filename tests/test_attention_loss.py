@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from recbole_prune.anatomy.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
+from recbole_prune.anatomy.feature_points.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
 from recbole_prune.distillers.losses.attention import (
     AttentionLoss,
     Shape,

@@ -79,3 +79,13 @@ def test_ranks_are_those_among_all_columns(asked: int) -> None:
     expected[[0, 9]] = 0
     rows = np.delete(np.arange(1, ROWS), 8)
     assert np.array_equal(ranks_of_products(vectors.numpy(), rows, table.numpy(), ids), expected)
+
+
+@needs_numba
+@pytest.mark.parametrize("far", [1.0, 1e30, np.inf])
+def test_ranks_of_scores_close_together_and_one_far_away(far: float) -> None:
+    """The place of a far score in the range of those asked for is beyond all whole numbers."""
+    table = np.array([[5.0], [0.0], [1e-20], [far], [-far], [2e-20]], np.float32)
+    asked = np.array([[0, 0, 0], [1, 2, 5]], np.int32)
+    found = ranks_of_products(np.ones((2, 1), np.float32), np.array([1]), table, asked)
+    assert found.tolist() == [[0, 0, 0], [3, 2, 1]]

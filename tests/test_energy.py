@@ -157,6 +157,16 @@ def test_other_processes_on_the_processors_are_said(clock: Clock, own: float, sh
     assert record["train"]["cpu_energy_J"] == pytest.approx(900)
 
 
+def test_who_works_while_the_machine_rests_says_nothing_of_the_work(clock: Clock) -> None:
+    found = EnergyMeter(
+        [Steady(clock, 30, "cpu")], {"gpu": MISSING["cpu"]}, "cpu", clock=clock, sleep=clock.sleep, idle_seconds=10,
+        cpu_times=lambda: CpuTimes(clock.now, max(0.0, min(clock.now - 10, 30.0))),
+    )  # fmt: skip
+    found.begin()
+    worked(found, clock, 30)
+    assert "shared_cpu" not in found.record()["flags"]
+
+
 def test_times_of_the_processors() -> None:
     before = read_cpu_times()
     if before is None:
@@ -173,6 +183,9 @@ def test_a_meter_that_breaks_costs_its_number_only(clock: Clock) -> None:
     class Broken(Steady):
         def read(self) -> list[Reading]:
             raise RuntimeError("the library is gone")
+
+        def others(self) -> str | None:
+            raise AttributeError("an older library")
 
     found = meter(clock, Broken(clock, 50))
     found.begin()

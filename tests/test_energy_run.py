@@ -19,7 +19,7 @@ from recbole_prune.bench.results import read_document
 from recbole_prune.metering import machine
 from recbole_prune.metering.readings import MeterError, Reading
 from recbole_prune.run import measuring
-from recbole_prune.run.energy import cost_of_teacher, reductions, summary_of_energy, total_cost
+from recbole_prune.run.energy import cost_of_teacher, is_whole, reductions, summary_of_energy, total_cost
 from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Ticket
 
@@ -156,7 +156,7 @@ def test_a_killed_run_keeps_the_energy_of_its_epochs(runs: Runs) -> None:
 
 def costing(number: int, joules: float | None, seconds: float, kept: int = 1000, lists: float = 0.0) -> Ticket:
     """A ticket whose line says what its training took, and 1,000 lists."""
-    parts = {"windows": 2, "window_s": seconds, "lists": 1000}
+    parts = {"windows": 30, "window_s": seconds, "lists": 1000}
     energy = {"meters": {"gpu": {"method": "nvml_counter"}, "cpu": {"method": None}}, "flags": []}
     for kind, value in (("train", joules), ("validate", None), ("recommend", lists)):
         energy[kind] = {**parts, "gpu_energy_J": value, "gpu_energy_net_J": value, "gpu_reason": None}
@@ -200,6 +200,21 @@ def test_what_one_ticket_lacks_is_not_left_out_of_a_sum(tmp_path: Path) -> None:
     assert total_cost([ticket(0, 0.0)]).joules is None, "a line of an older version"
     assert cost_of_teacher({"path": str(tmp_path / "lists.tsv")}).joules is None
     assert cost_of_teacher({"path": str(tmp_path / "no" / "artifact")}).joules is None
+
+
+def test_what_was_measured_in_part_is_not_the_whole() -> None:
+    """A process without ``measure_energy`` trained the first epochs; or the next one ran beside other meters."""
+    dense, partly = costing(0, 100, 10), costing(1, 20, 2)
+    partly.measured["energy"]["train"]["windows"] -= 1
+    assert not is_whole(partly) and total_cost([partly]).joules is None
+    assert reductions([dense, partly], partly, {})["training"].energy is None
+    other = costing(1, 50, 5)
+    other.measured["energy"]["meters"]["cpu"] = {"method": "rapl"}
+    for kind in ("train", "validate", "recommend"):
+        other.measured["energy"][kind].update(cpu_energy_J=30.0, cpu_energy_net_J=30.0, cpu_reason=None)
+    assert total_cost([other]).joules == 80 and total_cost([dense, other]).joules is None
+    saved = reductions([dense, other], other, {})
+    assert saved["training"].energy is None and saved["training"].time == pytest.approx(0.5)
 
 
 # ---- bench energy ----------------------------------------------------------------------------------------------------

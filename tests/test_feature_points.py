@@ -14,15 +14,15 @@ from recbole.utils import KGDataLoaderState, get_model
 from training_bench import Bench
 from zoo import NEW_IN_1_2_1, gradient_models, missing_package, not_prunable_models
 
-from recbole_prune.anatomy.feature_points import (
+from recbole_prune.anatomy.feature_points.context import WITHOUT
+from recbole_prune.anatomy.feature_points.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
+from recbole_prune.anatomy.feature_points.table import (
     POINTS,
     drawn_by,
     feature_points,
     features_of,
     reason_without_features,
 )
-from recbole_prune.anatomy.feature_points_context import WITHOUT
-from recbole_prune.anatomy.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
 from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.distillers.losses.attention import energy

@@ -351,6 +351,13 @@ def test_a_path_that_no_socket_has_d9() -> None:
     assert caught.value.reason == "unsupported"
 
 
+@pytest.mark.parametrize("address", ["http://meter", "meter:port"])
+def test_what_is_no_address_costs_numbers_only(address: str) -> None:
+    with pytest.raises(MeterError, match="is no address") as caught:
+        zeusd.cpu_source(zeusd.Zeusd({"ZEUSD_HOST_PORT": address}))
+    assert caught.value.reason == "read_error"
+
+
 def test_no_daemon_and_a_group_that_is_off(tmp_path: Path, place: Path) -> None:
     with pytest.raises(MeterError) as caught:
         zeusd.cpu_source(zeusd.Zeusd({"ZEUSD_SOCK_PATH": str(place)}))

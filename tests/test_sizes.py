@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from recbole_prune.metering import memory
 from recbole_prune.metering.sizes import best_format, bytes_by_format, bytes_of_model
 
 
@@ -64,3 +68,15 @@ def test_of_a_model_what_is_not_pruned_counts_too() -> None:
     assert found["dense"] == 256_000 + 12_000 + 28
     assert found["best"] == 59_200 + 12_000 + 28
     assert "index_lists" not in found, "one of the matrices has no such form"
+
+
+def test_no_peak_where_the_system_tells_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A status without the line, or none and no ``resource`` (Windows), costs the figure and no ticket."""
+    status = tmp_path / "status"
+    monkeypatch.setattr(memory, "_STATUS", status)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert memory.peak_bytes() is None
+    status.write_text("VmRSS:\t 12 kB\n")
+    assert memory.peak_bytes() is None
+    status.write_text("VmHWM:\t 12 kB\n")
+    assert memory.peak_bytes() == 12 * 1024

@@ -14,7 +14,7 @@ from training_bench import Bench
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
-from recbole_prune.anatomy.units import Along, Anatomy, UnitGroup
+from recbole_prune.anatomy.units.groups import Along, Anatomy, UnitGroup
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope, Target

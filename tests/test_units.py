@@ -15,8 +15,8 @@ from zoo import all_models, gradient_models, kind_of, missing_package
 
 from recbole_prune.anatomy.caches import refresh
 from recbole_prune.anatomy.losses import batch_losses
-from recbole_prune.anatomy.removable import UNITS, WITHOUT, anatomy_of
-from recbole_prune.anatomy.units import UNIT_KINDS, Along, Anatomy, UnitGroup
+from recbole_prune.anatomy.units.groups import UNIT_KINDS, Along, Anatomy, UnitGroup
+from recbole_prune.anatomy.units.table import UNITS, WITHOUT, anatomy_of
 from recbole_prune.data.random_streams import set_random_state
 from recbole_prune.sparse.shrinking import Shrunk
 from recbole_prune.training.state import weights_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from recbole_prune.anatomy.feature_points import drawn_by, feature_points, features_of
+from recbole_prune.anatomy.feature_points.table import drawn_by, feature_points, features_of
 from recbole_prune.anatomy.logits import batch_logits, pair_logits, row_logits
 from recbole_prune.anatomy.shared_parts import BCE, MSE, own_objective
 from recbole_prune.distillers.base import Distiller, Promises
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
     from recbole.model.abstract_recommender import AbstractRecommender
 
-    from recbole_prune.anatomy.features import Feature
+    from recbole_prune.anatomy.feature_points.features import Feature
     from recbole_prune.masking.masks import MaskSet
     from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware

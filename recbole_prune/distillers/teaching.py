@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recbole.data.dataloader.user_dataloader import UserDataLoader
 from recbole.utils import EvaluatorType, ModelType
 
-from recbole_prune.anatomy.feature_points import reason_without_features
+from recbole_prune.anatomy.feature_points.table import reason_without_features
 from recbole_prune.anatomy.logits import reason_without_lists
 from recbole_prune.anatomy.shared_parts import reason_without_parts
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of

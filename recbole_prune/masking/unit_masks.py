@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from recbole_prune.anatomy.units import Along, Anatomy
+from recbole_prune.anatomy.units.groups import Along, Anatomy
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope, Target
 
@@ -66,6 +66,22 @@ def masks_of(anatomy: Anatomy, kept: Units, scope: Scope, model: nn.Module) -> M
             masks[name] &= ~zeroed
             masks[name][list(scope[name].padding_rows)] = True
     return MaskSet(scope, masks)
+
+
+def live_of(anatomy: Anatomy, masks: MaskSet, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Which entries of parameters are live under masks that are zero on whole units, by name.
+
+    All that belongs to a unit that is gone counts as pruned: biases too, and the columns of padding rows.
+
+    Args:
+        anatomy: of the model.
+        masks: of the targets.
+        model: with tensors as large as the groups say.
+    """
+    live = dict(masks)
+    for name, zeros in zeros_of(anatomy, units_of(anatomy, masks), model).items():
+        live[name] = live.get(name, ~zeros) & ~zeros
+    return live
 
 
 def zeros_of(anatomy: Anatomy, kept: Units, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from math import ceil
 
 import torch
 
-from recbole_prune.anatomy.units import Anatomy, UnitGroup
+from recbole_prune.anatomy.units.groups import Anatomy, UnitGroup
 from recbole_prune.masking.scope import Scope
 from recbole_prune.masking.unit_masks import Units, per_unit
 
@@ -42,15 +42,15 @@ def group_scores(
     return scores
 
 
+# the mean score of the units that a step removes, and those units: group and number
+Step = tuple[float, list[tuple[str, int]]]
+
+
 @dataclass(frozen=True)
 class _Set:
     """Groups that lose as many units as each other, chunk by chunk: of one step every chunk loses one unit."""
 
     groups: tuple[UnitGroup, ...]
-
-    @property
-    def kind(self) -> str:
-        return self.groups[0].kind
 
     @property
     def size(self) -> int:
@@ -66,7 +66,7 @@ class _Set:
         """Steps that stay untaken, where no layer loses more than ``share``."""
         return max(1, ceil((1 - share) * self.size - 1e-9))
 
-    def steps(self, scores: Mapping[str, torch.Tensor]) -> list[tuple[float, list[tuple[str, int]]]]:
+    def steps(self, scores: Mapping[str, torch.Tensor]) -> list[Step]:
         """Which units each further step removes, and its mean score; the cheapest first."""
         ranked: list[list[tuple[float, str, int]]] = []
         for group in self.groups:
@@ -116,33 +116,30 @@ def select_units(
     Returns:
         units that stay by group, ascending.
     """
-    budget = removed - sum(group.count - len(kept[group.name]) for group in groups)
-    ladders = []
-    for number, each in enumerate(_sets(groups)):
-        steps = each.steps(scores)
-        free = len(steps) - each.least(share)
-        ladders += [
-            (score, number, place, each.step, units) for place, (score, units) in enumerate(steps[: max(0, free)])
-        ]
-    taken: dict[int, list[list[tuple[str, int]]]] = {}
-    blocked: set[int] = set()
-    for _, number, _, size, units in sorted(ladders, key=lambda rung: rung[:3]):
-        if size > budget:
-            blocked.add(number)
-        elif number not in blocked:
-            budget -= size
-            taken.setdefault(number, []).append(units)
+    sets = list(_sets(groups))
+    steps = [each.steps(scores) for each in sets]
+    taken = _affordable(sets, steps, removed - sum(group.count - len(kept[group.name]) for group in groups), share)
     gone: set[tuple[str, int]] = set()
-    for number, each in enumerate(_sets(groups)):
-        steps_left = len(each.steps(scores)) - len(taken.get(number, ()))
-        back = -steps_left % multiple
-        chosen = taken.get(number, [])
-        for units in chosen[: max(0, len(chosen) - back)]:
-            gone.update(units)
+    for own, count in zip(steps, taken):
+        given_back = -(len(own) - count) % multiple
+        gone.update(unit for _, units in own[: max(0, count - given_back)] for unit in units)
     return {
         group.name: torch.tensor([unit for unit in kept[group.name].tolist() if (group.name, unit) not in gone])
         for group in groups
     }
+
+
+def _affordable(sets: Sequence[_Set], steps: Sequence[Sequence[Step]], budget: int, share: float) -> list[int]:
+    """How many steps of each set are taken, the cheapest of all first; a set stops at the first that does not fit."""
+    taken, stopped = [0] * len(sets), [False] * len(sets)
+    free = [own[: max(0, len(own) - each.least(share))] for each, own in zip(sets, steps)]
+    rungs = sorted((score, number) for number, own in enumerate(free) for score, _ in own)
+    for _, number in rungs:  # those of a set ascend, so that each is its next
+        stopped[number] |= sets[number].step > budget
+        if not stopped[number]:
+            budget -= sets[number].step
+            taken[number] += 1
+    return taken
 
 
 def units_removed(fractions: Sequence[float], count: int) -> list[int]:

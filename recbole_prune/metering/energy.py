@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from math import ceil
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from recbole_prune.metering.accounts import PARTS, Window, account
 from recbole_prune.metering.company import CpuTimes, is_shared, read_cpu_times
@@ -19,6 +20,7 @@ from recbole_prune.metering.windows import WINDOWS, Meter
 
 _LEAST_LISTS = 3  # passes over the users
 Missing = Mapping[str, MeterError]
+Answer = TypeVar("Answer")
 
 
 class EnergyMeter(Meter):
@@ -179,20 +181,23 @@ def _parts_of(sources: Sequence[Source]) -> set[str]:
     return {channel.part for source in sources for channel in source.channels}
 
 
-def _others(source: Source) -> bool:
-    """Whether another process computes on what a meter measures; one that cannot say so says no."""
+def _asked(ask: Callable[[], Answer], otherwise: Answer) -> Answer:
+    """What a meter says. Drivers fail in ways of their own, and that costs a number, not the training."""
     try:
-        return source.others() is not None
+        return ask()
     except Exception:
-        return False
+        getLogger("recbole_prune").debug("cause", exc_info=True)
+        return otherwise
+
+
+def _others(source: Source) -> bool:
+    """Whether another process computes on what a meter measures, or it cannot tell."""
+    return _asked(lambda: source.others() is not None, True)
 
 
 def _read(source: Source) -> list[Reading]:
-    """A reading of every channel; a meter that breaks in a way of its own costs numbers, not the training."""
-    try:
-        return source.read()
-    except Exception:
-        return [Reading(time.perf_counter(), None, READ_ERROR) for _ in source.channels]
+    """A reading of every channel."""
+    return _asked(source.read, [Reading(time.perf_counter(), None, READ_ERROR) for _ in source.channels])
 
 
 def _poll(pairs: list[tuple[Source, list[list[Reading]]]], done: Event) -> None:

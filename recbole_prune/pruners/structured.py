@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from recbole_prune.anatomy.losses import batch_losses
-from recbole_prune.anatomy.removable import anatomy_of
-from recbole_prune.anatomy.units import Anatomy, UnitGroup
+from recbole_prune.anatomy.units.groups import Anatomy, UnitGroup
+from recbole_prune.anatomy.units.table import anatomy_of
 from recbole_prune.data.batches import first_batches
 from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.errors import ConfigError
@@ -201,9 +201,9 @@ class StructuredPruning(MaskPruner):
         return {name: values.pow(power) for name, values in entry_scores.magnitude(weights, self.scope).items()}
 
     def _taylor(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """``|w * dL/dw|`` of the loss over some batches: how much it would change to first order (Molchanov et al.,
+        """``|w * dL/dw|`` over some batches: how much the loss would change to first order without the entry.
 
-        CVPR 2019, arXiv 1906.10771).
+        Molchanov et al., CVPR 2019, arXiv 1906.10771.
         """
         workshop = self.experiment.workshop
         with preserved_random_streams():

@@ -9,7 +9,9 @@ from recbole_prune.report.table import format_rows
 from recbole_prune.run.energy import (
     cost_of,
     cost_of_teacher,
+    cost_with_teacher,
     energy_record,
+    is_whole,
     measured_parts,
     net_joules,
     reductions,
@@ -78,11 +80,10 @@ def number(value: float | None) -> str:
 
 def _totals(result: RunResult) -> Iterator[str]:
     """The training of all tickets, and with that of the teacher."""
-    training = total_cost(result.tickets)
-    yield f"training of all tickets: {_said(training)}"
+    yield f"training of all tickets: {_said(total_cost(result.tickets))}"
     if result.teacher is not None:
-        taught = cost_of_teacher(result.teacher)
-        yield f"with the teacher's own training, {_said(taught)}: {_said(training + taught)}"
+        taught, both = cost_of_teacher(result.teacher), cost_with_teacher(result.tickets, result.teacher)
+        yield f"with the teacher's own training, {_said(taught)}: {_said(both)}"
 
 
 def _said(cost: Cost) -> str:
@@ -99,6 +100,8 @@ def _remarks(tickets: Sequence[Ticket]) -> Iterator[str]:
         if record is None:
             reasons.setdefault("trained without measure_energy=True", []).append(ticket.ticket)
             continue
+        if not is_whole(ticket):
+            reasons.setdefault("trained in part without measure_energy=True", []).append(ticket.ticket)
         flags.update(record["flags"])
         for part in measured_parts(record):
             found = {kind: record[kind][f"{part}_reason"] for kind in ("train", "validate", "recommend")}

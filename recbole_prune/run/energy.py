@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def cost_of(ticket: Ticket, kind: str) -> Cost:
     if kind == "train" and not ticket.epochs:
         return Cost(0.0, 0.0)
     record = energy_record(ticket)
-    if record is None:
+    if record is None or (kind == "train" and not is_whole(ticket)):
         return Cost(None, ticket.train_seconds if kind == "train" else None)
     found = record[kind]
     seconds = found["window_s"] if found["windows"] else None
@@ -46,10 +48,16 @@ def cost_of(ticket: Ticket, kind: str) -> Cost:
     return Cost(*(None if not lists or value is None else 1000 * value / lists for value in (cost.joules, seconds)))
 
 
+def is_whole(ticket: Ticket) -> bool:
+    """Whether every epoch was measured; one that a process without ``measure_energy`` trained before a kill was not."""
+    record = energy_record(ticket)
+    return record is not None and record["train"]["windows"] >= ticket.epochs  # some trainers open several in an epoch
+
+
 def net_joules(ticket: Ticket, kind: str) -> float | None:
     """Joules above those of the machine at rest."""
     record = energy_record(ticket)
-    if record is None:
+    if record is None or (kind == "train" and not is_whole(ticket)):
         return None
     return _sum(record[kind][f"{part}_energy_net_J"] for part in measured_parts(record))
 
@@ -57,15 +65,24 @@ def net_joules(ticket: Ticket, kind: str) -> float | None:
 def total_cost(tickets: Sequence[Ticket]) -> Cost:
     """Training of every one of them: what a method costs that tries several."""
     costs = [cost_of(ticket, "train") for ticket in tickets]
-    return Cost(_sum(cost.joules for cost in costs), _sum(cost.seconds for cost in costs))
+    return _known(reduce(add, costs), _measured_alike(tickets)) if costs else Cost(None, None)
+
+
+def _measured_alike(tickets: Iterable[Ticket]) -> bool:
+    """Whether the same parts of the machine were measured of all; else sums and ratios would take a part for 0 J."""
+    records = filter(None, map(energy_record, tickets))
+    return len({tuple(measured_parts(record)) for record in records}) <= 1
 
 
 def cost_of_teacher(teacher: Mapping[str, Any] | None) -> Cost:
     """The training of the run folders that the teachers of a run lie in; not known where one lies in none."""
-    if teacher is None:
-        return Cost(None, None)
-    costs = [_cost_of_folder(run_folder_of(Path(member["path"]))) for member in teacher.get("members", [teacher])]
-    return Cost(_sum(cost.joules for cost in costs), _sum(cost.seconds for cost in costs))
+    return total_cost(_tickets_of_teacher(teacher))
+
+
+def cost_with_teacher(tickets: Sequence[Ticket], teacher: Mapping[str, Any]) -> Cost:
+    """That of the tickets and of the teacher together; not known where either is not."""
+    found = _tickets_of_teacher(teacher)
+    return total_cost([*tickets, *found]) if found else Cost(None, None)
 
 
 def run_folder_of(path: Path) -> Path:
@@ -75,12 +92,18 @@ def run_folder_of(path: Path) -> Path:
     return path.parent if path.name == ARTIFACT else path
 
 
-def _cost_of_folder(folder: Path) -> Cost:
+def _tickets_of_teacher(teacher: Mapping[str, Any] | None) -> list[Ticket]:
+    """Every ticket of the run folders that teachers lie in; none where one of them lies in none."""
+    members = [] if teacher is None else teacher.get("members", [teacher])
+    found = [_tickets_of(run_folder_of(Path(member["path"]))) for member in members]
+    return [ticket for tickets in found for ticket in tickets] if all(found) else []
+
+
+def _tickets_of(folder: Path) -> list[Ticket]:
     try:
-        tickets = [Ticket.from_record(record) for record in RunFolder(folder).tickets()] if folder.is_dir() else []
+        return [Ticket.from_record(record) for record in RunFolder(folder).tickets()] if folder.is_dir() else []
     except (StoreError, TypeError):  # of another version, or damaged
-        return Cost(None, None)
-    return total_cost(tickets)
+        return []
 
 
 def summary_of_energy(
@@ -98,10 +121,10 @@ def summary_of_energy(
         ``training`` of all tickets, ``teacher`` and ``with_teacher``, each ``joules`` and ``seconds``; ``reductions``
         as :func:`reductions` gives them.
     """
-    training, taught = total_cost(tickets), cost_of_teacher(teacher)
-    found: Record = {"training": asdict(training)}
+    found: Record = {"training": asdict(total_cost(tickets))}
     if teacher is not None:
-        found.update(teacher=asdict(taught), with_teacher=asdict(training + taught))
+        both = cost_with_teacher(tickets, teacher)
+        found.update(teacher=asdict(cost_of_teacher(teacher)), with_teacher=asdict(both))
     saved = reductions(tickets, chosen, bytes_of)
     found["reductions"] = {what: asdict(one) if isinstance(one, Reduction) else one for what, one in saved.items()}
     return found
@@ -119,17 +142,21 @@ def reductions(
     dense = next((ticket for ticket in tickets if ticket.ticket == 0), None)
     if dense is None or dense is chosen:
         return {}
-    before = cost_of(dense, "train")
+    before, alike = cost_of(dense, "train"), _measured_alike([dense, chosen])
     live = [ticket.parameters - ticket.prunable + ticket.kept for ticket in (dense, chosen)]
     return {
-        "training": reduction(before, cost_of(chosen, "train")),
+        "training": reduction(before, _known(cost_of(chosen, "train"), alike)),
         "all_training": reduction(before, total_cost(tickets)),
-        "recommending": reduction(cost_of(dense, "recommend"), cost_of(chosen, "recommend")),
+        "recommending": reduction(cost_of(dense, "recommend"), _known(cost_of(chosen, "recommend"), alike)),
         "size": {
             "parameters": lower_by(*live),
             "bytes": lower_by(bytes_of.get(0), bytes_of.get(chosen.ticket)),
         },
     }
+
+
+def _known(cost: Cost, alike: bool) -> Cost:
+    return cost if alike else Cost(None, cost.seconds)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

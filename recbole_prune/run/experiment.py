@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.utils import calculate_valid_score
 
-from recbole_prune.anatomy.removable import anatomy_of
+from recbole_prune.anatomy.units.table import anatomy_of
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
-from recbole_prune.masking.unit_masks import units_of, zeros_of
+from recbole_prune.masking.unit_masks import live_of
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import checkpoints
 from recbole_prune.run.progress import Progress
@@ -121,18 +121,12 @@ class Experiment:
 
         Args:
             ticket: a finished one.
-            model: as it is built for the ticket, with tensors of full size. Where whole units are gone, all that
-                belonged to them counts as pruned: biases, and the columns of padding rows.
+            model: as it is built for the ticket, with tensors of full size.
         """
         if ticket.mask_file is None:
             return {}
         masks = self.masks_of(ticket)
-        live = dict(masks)
-        if ticket.has_units:
-            anatomy = anatomy_of(model)
-            for name, zeros in zeros_of(anatomy, units_of(anatomy, masks), model).items():
-                live[name] = live.get(name, ~zeros) & ~zeros
-        return live
+        return live_of(anatomy_of(model), masks, model) if ticket.has_units else dict(masks)
 
     def checkpoint_of(self, ticket: Ticket) -> dict[str, Any]:
         """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled.

@@ -84,15 +84,20 @@ def recommend(trainer: MaskAwareTrainer, loader: AbstractDataLoader, meter: Mete
     """Have making lists measured, and time those of some users one by one.
 
     Returns:
-        what :func:`~recbole_prune.training.lists.latency` says.
+        what :func:`~recbole_prune.training.lists.latency` says; None where the model fails at it, which costs a figure
+        and not the ticket.
     """
     if not (loader and (meter.measures or users)):
         return None
-    with nothing_changed(trainer, loader):
-        found = latency(trainer, loader, users)
-        work = list_maker(trainer, loader) if meter.measures else None
-        if work is not None:
-            meter.recommend(work)
+    try:
+        with nothing_changed(trainer, loader):
+            found = latency(trainer, loader, users)
+            work = list_maker(trainer, loader) if meter.measures else None
+            if work is not None:
+                meter.recommend(work)
+    except (RuntimeError, IndexError, ValueError) as error:
+        getLogger("recbole_prune").warning(f"lists were not measured: {type(error).__name__} {error}")
+        return None
     return found
 
 

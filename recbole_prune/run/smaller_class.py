@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from recbole_prune.anatomy.removable import anatomy_of
+from logging import getLogger
+
+from recbole_prune.anatomy.units.table import anatomy_of
+from recbole_prune.errors import RecBoleError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.unit_masks import units_of
 from recbole_prune.run.store import RunFolder
@@ -25,13 +28,28 @@ def write_smaller(
         masks: zero on whole units.
 
     Returns:
-        fields for the journal line: the settings, the file and its sha256; none where there is no such class.
+        fields for the journal line: the settings, the file and its sha256; none where there is no such class, or it
+        cannot be built, which is no reason to lose the ticket.
     """
+    try:
+        found = _smaller(workshop, trainer, masks)
+    except (RecBoleError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        getLogger("recbole_prune").warning(f"no checkpoint of a smaller class: {type(error).__name__} {error}")
+        return {}
+    if found is None:
+        return {}
+    settings, data = found
+    name = f"checkpoints/ticket-{ticket:03d}-smaller.pth"
+    return {"smaller": {"settings": settings, "checkpoint_file": name, "checkpoint_sha256": folder.write(name, data)}}
+
+
+def _smaller(workshop: Workshop, trainer: MaskAwareTrainer, masks: MaskSet) -> tuple[dict[str, object], bytes] | None:
+    """Settings of the smaller class and RecBole's checkpoint of it."""
     large = workshop.build_model()
     anatomy = anatomy_of(large)
     changes = anatomy.smaller(units_of(anatomy, masks))
     if changes is None:
-        return {}
+        return None
     trainer.load_best()
     large.whole_units, large.storage = True, "auto"
     large.load_trained(trainer.model.state_dict(), masks)
@@ -40,6 +58,4 @@ def write_smaller(
     files = Files()
     session = Session("a smaller class", workshop.loaders, files)
     workshop.trainer(small, session, changes)._save_checkpoint(max(0, trainer.best_epoch - 1))
-    name = f"checkpoints/ticket-{ticket:03d}-smaller.pth"
-    digest = folder.write(name, files.load_checkpoint())
-    return {"smaller": {"settings": changes, "checkpoint_file": name, "checkpoint_sha256": digest}}
+    return changes, files.load_checkpoint()

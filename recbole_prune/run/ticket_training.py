@@ -119,11 +119,7 @@ class TicketTraining(Files):
             test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
             memory.note("ranking")
         lists = workshop.test_data or workshop.select_data
-        try:
-            latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
-        except (RuntimeError, IndexError, ValueError) as error:  # a figure beside the result is no reason to lose it
-            getLogger("recbole_prune").warning(f"lists were not measured: {type(error).__name__} {error}")
-            latency = None
+        latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
         self._measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
         if groups is not None:
             self.method["recall_by_popularity"] = groups
@@ -271,10 +267,7 @@ class TicketTraining(Files):
             wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, self.dense, bigger)
         mask_file, mask_sha256 = self._write_masks(masks)
         if plan.whole_units and masks is not None:
-            try:
-                self.method.update(write_smaller(self.workshop, self.folder, plan.ticket, trainer, masks))
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:  # no reason to lose the ticket
-                getLogger("recbole_prune").warning(f"no checkpoint of a smaller class: {type(error).__name__} {error}")
+            self.method.update(write_smaller(self.workshop, self.folder, plan.ticket, trainer, masks))
         checkpoint = self.folder.path / self.checkpoint_file
         small = None if trainer.model.shrunk is None else measuring.entries_of(trainer.model)
         weights = measuring.weights(self.scope, masks, kept, checkpoint, small=small)

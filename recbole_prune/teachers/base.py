@@ -19,8 +19,8 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.teachers.ranked_lists import Ranked, split_by_groups
 
 if TYPE_CHECKING:
-    from recbole_prune.anatomy.feature_points import Drawn
-    from recbole_prune.anatomy.features import Feature
+    from recbole_prune.anatomy.feature_points.features import Feature
+    from recbole_prune.anatomy.feature_points.table import Drawn
     from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.teachers.store import ListStore
 

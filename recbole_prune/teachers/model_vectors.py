@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_prune.anatomy.feature_points import Drawn, features_of, node_tables, reason_without_features
-from recbole_prune.anatomy.features import Feature
-from recbole_prune.anatomy.features import Tables as FeatureTables
+from recbole_prune.anatomy.feature_points.features import Feature
+from recbole_prune.anatomy.feature_points.features import Tables as FeatureTables
+from recbole_prune.anatomy.feature_points.table import Drawn, features_of, node_tables, reason_without_features
 from recbole_prune.anatomy.vectors import field_vectors, reason_without_fields, reason_without_vectors, vectors_of
 from recbole_prune.teachers.base import Basics, Rows, Tables, Teacher, same_draws
 from recbole_prune.teachers.matching import LastStates, Matching

@@ -14,10 +14,10 @@ from torch import nn
 from recbole_prune.anatomy.caches import forget_caches, on_device, refresh
 from recbole_prune.anatomy.losses import recommendation_loss
 from recbole_prune.anatomy.propagation import faster_forward
-from recbole_prune.anatomy.removable import anatomy_of
+from recbole_prune.anatomy.units.table import anatomy_of
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.masking.masks import MaskSet
-from recbole_prune.masking.unit_masks import units_of, zeros_of
+from recbole_prune.masking.unit_masks import live_of, units_of
 from recbole_prune.sparse.compact import CompactEmbedding, compact, compact_modules, expand_in_place
 from recbole_prune.sparse.propagation import speed_up_propagation
 from recbole_prune.sparse.shrinking import Shrunk
@@ -144,10 +144,9 @@ class MaskAware(_Model):
     def _wear_units(self, masks: MaskSet) -> None:
         """Take out the units that the masks are zero on, and mask what cannot be taken out."""
         anatomy = anatomy_of(self)
-        kept = units_of(anatomy, masks)
-        live = {name: ~zeros for name, zeros in zeros_of(anatomy, kept, self).items()}
-        live = {**{name: masks[name] for name in masks}, **{n: m & masks.get(n, m) for n, m in live.items()}}
+        live = live_of(anatomy, masks, self)
         if self.storage != "masked":
+            kept = units_of(anatomy, masks)
             exact = {group.name: kept[group.name] for group in anatomy if not group.inexact}
             sizes, scales = anatomy.sizes(exact), anatomy.scales(exact)
             self.shrunk = Shrunk(self, anatomy.positions(exact, self), sizes, scales)

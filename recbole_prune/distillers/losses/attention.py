@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, normalize
 
-from recbole_prune.anatomy.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
+from recbole_prune.anatomy.feature_points.features import FIELDS, MAP, NODES, SEQUENCE, VECTOR, Feature
 from recbole_prune.distillers.losses.topology import full_precision
 
 # what can be compared with each other

@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.unit_blocks import channels, equal, inputs, left, linears, neurons, one_width, outputs, width
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.blocks import (
+    channels,
+    equal,
+    inputs,
+    left,
+    linears,
+    neurons,
+    one_width,
+    outputs,
+    width,
+)
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.general_units import USER_ITEM, of_tables
-from recbole_prune.anatomy.unit_blocks import equal, inputs, left, one_width, outputs, width
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.blocks import equal, inputs, left, one_width, outputs, width
+from recbole_prune.anatomy.units.general import USER_ITEM, of_tables
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

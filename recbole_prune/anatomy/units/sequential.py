@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from recbole_prune.anatomy.facet_units import FACETS
-from recbole_prune.anatomy.gru_units import RECURRENT
-from recbole_prune.anatomy.interest_units import INTERESTS
-from recbole_prune.anatomy.session_graph_units import SESSION_GRAPHS
-from recbole_prune.anatomy.transformer_units import TRANSFORMERS
-from recbole_prune.anatomy.unit_blocks import LAYER_NORM, equal, inputs, left, normalisation, one_width, outputs, width
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.blocks import LAYER_NORM, equal, inputs, left, normalisation, one_width, outputs, width
+from recbole_prune.anatomy.units.facets import FACETS
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.gru import RECURRENT
+from recbole_prune.anatomy.units.interests import INTERESTS
+from recbole_prune.anatomy.units.session_graphs import SESSION_GRAPHS
+from recbole_prune.anatomy.units.transformers import TRANSFORMERS
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

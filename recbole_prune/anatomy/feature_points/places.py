@@ -10,7 +10,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
-from recbole_prune.anatomy.features import SEQUENCE, VECTOR, Calls, Lookup, Point, Read
+from recbole_prune.anatomy.feature_points.features import SEQUENCE, VECTOR, Calls, Lookup, Point, Read
 from recbole_prune.anatomy.shared_calls import calls_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.session_graph_units import session_graph
-from recbole_prune.anatomy.unit_blocks import (
+from recbole_prune.anatomy.units.blocks import (
     LAYER_NORM,
     Setting,
     equal,
@@ -25,7 +24,8 @@ from recbole_prune.anatomy.unit_blocks import (
     product,
     width,
 )
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.session_graphs import session_graph
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.unit_blocks import (
+from recbole_prune.anatomy.units.blocks import (
     Setting,
     equal,
     field_tables,
@@ -22,7 +22,7 @@ from recbole_prune.anatomy.unit_blocks import (
     outputs,
     width,
 )
-from recbole_prune.anatomy.units import UNSCALED, Along, Anatomy, Counts, Finder, Scaling, UnitGroup
+from recbole_prune.anatomy.units.groups import UNSCALED, Along, Anatomy, Counts, Finder, Scaling, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
@@ -58,9 +58,7 @@ def _attention_sizes(model: AbstractRecommender, paths: Sequence[str]) -> dict[s
     for path in paths:
         count = left(f"{path}.head_dimensions")
         sizes.update({f"{path}.{name}": count for name in ("embed_dim", "kdim", "vdim")})
-        sizes[f"{path}.head_dim"] = (
-            lambda counts, name=f"{path}.head_dimensions": counts[name] // model.num_heads  # type: ignore[misc]
-        )
+        sizes[f"{path}.head_dim"] = left(f"{path}.head_dimensions", of=model.num_heads)
     return sizes
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Callable
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_prune.anatomy.feature_places import activations, output, results
-from recbole_prune.anatomy.features import FIELDS, VECTOR, Calls, FeaturePoints, Point
+from recbole_prune.anatomy.feature_points.features import FIELDS, VECTOR, Calls, FeaturePoints, Point
+from recbole_prune.anatomy.feature_points.places import activations, output, results
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.transformer_units import with_hidden
-from recbole_prune.anatomy.unit_blocks import equal, inputs, left, outputs, recurrent_inputs, recurrent_units, width
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.blocks import equal, inputs, left, outputs, recurrent_inputs, recurrent_units, width
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.transformers import with_hidden
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

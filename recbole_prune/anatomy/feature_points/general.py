@@ -9,8 +9,18 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
-from recbole_prune.anatomy.feature_places import activations, output, results, rows_of
-from recbole_prune.anatomy.features import MAP, NODES, SEQUENCE, VECTOR, Calls, FeaturePoints, Lookup, Point, Tables
+from recbole_prune.anatomy.feature_points.features import (
+    MAP,
+    NODES,
+    SEQUENCE,
+    VECTOR,
+    Calls,
+    FeaturePoints,
+    Lookup,
+    Point,
+    Tables,
+)
+from recbole_prune.anatomy.feature_points.places import activations, output, results, rows_of
 from recbole_prune.anatomy.shared_calls import call
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.unit_blocks import (
+from recbole_prune.anatomy.units.blocks import (
     LAYER_NORM,
     inputs,
     left,
@@ -19,7 +19,7 @@ from recbole_prune.anatomy.unit_blocks import (
     outputs,
     width,
 )
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from recbole_prune.anatomy.units import UNSCALED, Along, Anatomy, Counts, Scaling, UnitGroup
+from recbole_prune.anatomy.units.groups import UNSCALED, Along, Anatomy, Counts, Scaling, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
@@ -143,9 +143,9 @@ def recurrent_inputs(path: str) -> Along:
     return Along(f"{path}.weight_ih_l0", 1)
 
 
-def left(name: str) -> Setting:
-    """How many units of a group are left."""
-    return lambda counts: counts[name]
+def left(name: str, of: int = 1) -> Setting:
+    """How many units of a group are left, in each ``of`` so many equal parts."""
+    return lambda counts: counts[name] // of
 
 
 def product(*names: str) -> Setting:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from recbole_prune.anatomy.feature_points_context import CONTEXT, WITHOUT
-from recbole_prune.anatomy.feature_points_general import GENERAL, Build
-from recbole_prune.anatomy.feature_points_knowledge import KNOWLEDGE
-from recbole_prune.anatomy.feature_points_sequential import SEQUENTIAL
-from recbole_prune.anatomy.features import Feature, FeaturePoints, Tables
+from recbole_prune.anatomy.feature_points.context import CONTEXT, WITHOUT
+from recbole_prune.anatomy.feature_points.features import Feature, FeaturePoints, Tables
+from recbole_prune.anatomy.feature_points.general import GENERAL, Build
+from recbole_prune.anatomy.feature_points.knowledge import KNOWLEDGE
+from recbole_prune.anatomy.feature_points.sequential import SEQUENTIAL
 from recbole_prune.anatomy.shared_calls import Call, call, calls_of, evaluating
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, shared_propagation
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.autoencoder_units import AUTOENCODERS
-from recbole_prune.anatomy.context_units import CONTEXT, CONTEXT_WITHOUT_UNITS
-from recbole_prune.anatomy.general_units import GENERAL, WITHOUT_UNITS
-from recbole_prune.anatomy.graph_units import GRAPHS
-from recbole_prune.anatomy.knowledge_units import KNOWLEDGE
-from recbole_prune.anatomy.sequential_units import SEQUENTIAL
-from recbole_prune.anatomy.units import Anatomy, Finder
+from recbole_prune.anatomy.units.autoencoders import AUTOENCODERS
+from recbole_prune.anatomy.units.context import CONTEXT, CONTEXT_WITHOUT_UNITS
+from recbole_prune.anatomy.units.general import GENERAL, WITHOUT_UNITS
+from recbole_prune.anatomy.units.graphs import GRAPHS
+from recbole_prune.anatomy.units.groups import Anatomy, Finder
+from recbole_prune.anatomy.units.knowledge import KNOWLEDGE
+from recbole_prune.anatomy.units.sequential import SEQUENTIAL
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

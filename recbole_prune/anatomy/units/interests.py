@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.model.layers import Dice
 
-from recbole_prune.anatomy.unit_blocks import (
+from recbole_prune.anatomy.units.blocks import (
     Setting,
     field_tables,
     gates,
@@ -19,7 +19,7 @@ from recbole_prune.anatomy.unit_blocks import (
     neurons,
     width,
 )
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

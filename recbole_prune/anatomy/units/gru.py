@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.unit_blocks import (
+from recbole_prune.anatomy.units.blocks import (
     Setting,
     equal,
     field_tables,
@@ -16,7 +16,7 @@ from recbole_prune.anatomy.unit_blocks import (
     recurrent_units,
     width,
 )
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

@@ -1,6 +1,6 @@
 """What a model's layers say of the rows of a batch: feature points, and how they are read.
 
-``feature_places.py`` has the kinds of places, ``feature_points*.py`` says which class has which.
+``places.py`` has the kinds of places; the modules by family say which class has which.
 Source: methods/attention_distillation_pruning.md, section 6.
 """
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from recbole_prune.anatomy.general_units import of_tables
-from recbole_prune.anatomy.unit_blocks import inputs, left, linears, neurons, one_width, outputs, width
-from recbole_prune.anatomy.units import Along, Anatomy, Counts, Finder, UnitGroup
+from recbole_prune.anatomy.units.blocks import inputs, left, linears, neurons, one_width, outputs, width
+from recbole_prune.anatomy.units.general import of_tables
+from recbole_prune.anatomy.units.groups import Along, Anatomy, Counts, Finder, UnitGroup
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender

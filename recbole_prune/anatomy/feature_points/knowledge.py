@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Callable
 
 from torch.nn import functional
 
-from recbole_prune.anatomy.feature_places import activations, output, results, rows_of
-from recbole_prune.anatomy.feature_points_general import looked_up, side_by_side
-from recbole_prune.anatomy.features import NODES, FeaturePoints, Tables
+from recbole_prune.anatomy.feature_points.features import NODES, FeaturePoints, Tables
+from recbole_prune.anatomy.feature_points.general import looked_up, side_by_side
+from recbole_prune.anatomy.feature_points.places import activations, output, results, rows_of
 from recbole_prune.anatomy.shared_calls import call
 
 if TYPE_CHECKING:

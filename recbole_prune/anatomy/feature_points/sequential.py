@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Callable
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_prune.anatomy.feature_places import NoPadding, activations, encoder_layers, output, results
-from recbole_prune.anatomy.features import MAP, SEQUENCE, VECTOR, Calls, FeaturePoints, Point
+from recbole_prune.anatomy.feature_points.features import MAP, SEQUENCE, VECTOR, Calls, FeaturePoints, Point
+from recbole_prune.anatomy.feature_points.places import NoPadding, activations, encoder_layers, output, results
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
