@@ -62,3 +62,30 @@ class Deeper(LightGCN):  # type: ignore[misc]
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.n_layers = 3
+
+
+class Gated(bpr.BPR):  # type: ignore[misc]
+    """A layer of its own beside RecBole's tables, as wide as they are."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.gate = nn.Linear(self.embedding_size, 1)
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> Any:
+        """User vectors times a number that follows from them."""
+        users, items = super().forward(user, item)
+        return users * self.gate(users).sigmoid(), items
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Products with all items."""
+        users = self.user_embedding(interaction[self.USER_ID])
+        return ((users * self.gate(users).sigmoid()) @ self.item_embedding.weight.T).view(-1)
+
+
+class Normed(bpr.BPR):  # type: ignore[misc]
+    """Divides by the deviation over all dimensions."""
+
+    def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+        """Products of normalised vectors."""
+        users = nn.functional.layer_norm(self.user_embedding(interaction[self.USER_ID]), [self.embedding_size])
+        return (users @ self.item_embedding.weight.T).view(-1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_but
+from own_models import BPR, Gated, Normed
 from recbole.config import Config
 from recbole.utils import get_model, get_trainer
 from training_bench import Bench
@@ -170,3 +171,21 @@ def test_bad_input(model: str, settings: dict[str, Any], message: str, tiny_data
     with pytest.raises(ConfigError, match=message):
         run(tiny_data, model, output_dir=str(tmp_path), **settings)
     assert not list(tmp_path.rglob("tickets.jsonl"))
+
+
+def test_a_class_of_ones_own_is_tried_before_any_training(tiny_data: Path, tmp_path: Path) -> None:
+    """It may add to what is known of the class that it inherits from: what does not fit any more is refused."""
+    fits = run_own(BPR, tiny_data, tmp_path)
+    assert fits["tickets"][-1]["units"]["width"][0] < 16
+    for model, said in (
+        (Gated, "score with Gated without units"),
+        (Normed, "Normed has no units that can be taken out"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run_own(model, tiny_data, tmp_path / model.__name__)
+        assert not list((tmp_path / model.__name__).rglob("tickets.jsonl"))
+
+
+def run_own(model: Any, tiny_data: Path, output: Path) -> dict[str, Any]:
+    settings = {**config_for("BPR", tiny_data), "pruner": "structured", "prune_rounds": 1, "output_dir": str(output)}
+    return run_recbole_prune(model, DATASET, config_dict=settings)

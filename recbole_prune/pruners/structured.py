@@ -11,10 +11,10 @@ import torch
 
 from recbole_prune.anatomy.losses import batch_losses
 from recbole_prune.anatomy.units.groups import Anatomy, UnitGroup
-from recbole_prune.anatomy.units.table import anatomy_of
+from recbole_prune.anatomy.units.table import anatomy_of, is_inherited
 from recbole_prune.data.batches import first_batches
 from recbole_prune.data.random_streams import preserved_random_streams
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, RecBoleError, in_one_line
 from recbole_prune.masking import scores as entry_scores
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.schedule import kept_counts
@@ -22,6 +22,7 @@ from recbole_prune.masking.unit_masks import Units, all_units, masks_of, units_o
 from recbole_prune.masking.unit_selection import group_scores, most_removed, of_kinds, select_units, units_removed
 from recbole_prune.pruners.base import MaskPruner, Promises
 from recbole_prune.run.ticket import Plan, Ticket
+from recbole_prune.scoring.probe import Probe, Scores, disagreement
 
 if TYPE_CHECKING:
     from recbole_prune.training.model import MaskAware
@@ -141,6 +142,29 @@ class StructuredPruning(MaskPruner):
                     f"ticket {number} would remove no unit more than ticket {number - 1}: there are {total} units; "
                     "set a higher prune_rate, fewer prune_rounds or another prune_round_to"
                 )
+        if is_inherited(self.experiment.config.model_class):
+            self._try_out(masks_of(self.anatomy, kept, self.scope, self._model))
+
+    def _try_out(self, masks: MaskSet) -> None:
+        """Refuse a class of the user's own that does not score without units as with their weights at 0."""
+        try:
+            agrees = not disagreement(self._scores_without(masks, "auto"), self._scores_without(masks, "masked"))
+        except RecBoleError:
+            agrees = False
+        if not agrees:
+            raise ConfigError(
+                f"{self.experiment.config['model']} has no units that can be taken out: it does not score as with their "
+                "weights at 0, so it is not built like the class of RecBole's that it inherits from; take --pruner=imp"
+            )
+
+    def _scores_without(self, masks: MaskSet, storage: str) -> Scores:
+        workshop = self.experiment.workshop
+        model = workshop.build_model()
+        model.whole_units, model.storage = True, storage
+        with in_one_line(f"score with {self.experiment.config['model']} without units"):
+            model.set_masks(masks)
+            probe = Probe(model, self.experiment.config, workshop.dataset)
+            return probe.score(model, next(probe.blocks()))
 
     def masks(self, number: int, keep: int, previous: Ticket, dense: Ticket) -> MaskSet:
         """Remove the units of lowest score from those of the previous ticket, kind by kind."""

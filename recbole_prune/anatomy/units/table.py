@@ -20,6 +20,11 @@ WITHOUT: dict[str, str] = {**WITHOUT_UNITS, **CONTEXT_WITHOUT_UNITS}
 _MODULES = ("recbole.model.", "recbole_prune.models.")
 
 
+def is_inherited(model_class: type) -> bool:
+    """Whether what is known of a class is said of one that it inherits from, to which it may add what it likes."""
+    return not model_class.__module__.startswith(_MODULES)
+
+
 def anatomy_of(model: AbstractRecommender) -> Anatomy:
     """The unit groups of a model; without groups it says why there are none."""
     for ancestor in type(model).__mro__:
