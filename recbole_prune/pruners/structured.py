@@ -154,7 +154,7 @@ class StructuredPruning(MaskPruner):
         if not agrees:
             raise ConfigError(
                 f"{self.experiment.config['model']} has no units that can be taken out: it does not score as with "
-                "their weights at 0, so it is not built like the class of RecBole's that it inherits from; take --pruner=imp"
+                "their weights at 0, so it is unlike the class of RecBole's that it inherits from; take --pruner=imp"
             )
 
     def _scores_without(self, masks: MaskSet, storage: str) -> Scores:
