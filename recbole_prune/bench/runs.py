@@ -29,6 +29,7 @@ from recbole_prune.masking.schedule import removed_exact
 from recbole_prune.masking.scope import Scope
 from recbole_prune.masking.scores import magnitude, uniform
 from recbole_prune.pruners import get_pruner
+from recbole_prune.pruners.attention_guided import PruningUnderDistillation
 from recbole_prune.pruners.dynamic_sparse import StaticSparseTraining
 from recbole_prune.pruners.structured import StructuredPruning
 from recbole_prune.run.experiment import Experiment
@@ -124,8 +125,8 @@ class OurRun:
         return self._begun(self.workshop, self._of_masks(masks, weights))
 
     def _of_masks(self, masks: MaskSet, weights: dict[str, torch.Tensor] | None = None) -> Plan:
-        number = 0 if masks.is_dense else 1
-        return Plan(number, masks, weights=weights, whole_units=_removes_units(self.config.settings, number))
+        whole_units = not masks.is_dense and _by_units(self.config.settings)
+        return Plan(0 if masks.is_dense else 1, masks, weights=weights, whole_units=whole_units)
 
     def _begun(self, workshop: Workshop, plan: Plan) -> MaskAwareTrainer:
         trainer = TicketTraining(workshop, self.experiment.folder, plan, scope=self.scope).trainer
@@ -140,13 +141,13 @@ class OurRun:
         """Masks of exactly this sparsity in every target, or of so many units of every kind, drawn by the seed."""
         if not sparsity:
             return MaskSet.dense(self.scope)
-        if _removes_units(self.config.settings, sparsity):
+        if _by_units(self.config.settings):
             return self._without_units(uniform(self.scope, self.config["seed"]), sparsity)
         return random_masks(self.scope, kept_by_target(self.scope, 1 - sparsity, "exact"), "exact", self.config["seed"])
 
     def magnitude_masks(self, weights: Mapping[str, torch.Tensor], sparsity: float) -> MaskSet:
         """Masks of exactly this sparsity that keep the largest weights, or so many units of every kind."""
-        if _removes_units(self.config.settings, sparsity):
+        if sparsity and _by_units(self.config.settings):
             squares = {name: values.square() for name, values in magnitude(weights, self.scope).items()}
             return self._without_units(squares, sparsity)
         return _masks(magnitude(weights, self.scope), self.scope, sparsity)
@@ -175,7 +176,7 @@ def _masks(scores: Mapping[str, torch.Tensor], scope: Scope, sparsity: float) ->
 
 def name_of_candidate(settings: Settings, sparsity: float, taught: bool) -> str:
     """What results call our side at a sparsity, with or without the distiller of the settings."""
-    pruner = [settings.pruner] if _moves(settings, sparsity) or _removes_units(settings, sparsity) else []
+    pruner = [settings.pruner] if sparsity and (_moves(settings, sparsity) or _by_units(settings)) else []
     return ", ".join(["ours", *pruner, *([settings.distiller] if taught else [])])
 
 
@@ -184,10 +185,11 @@ def _moves(settings: Settings, sparsity: float) -> bool:
     return sparsity > 0 and issubclass(get_pruner(settings.pruner), StaticSparseTraining)
 
 
-def _removes_units(settings: Settings, sparsity: float) -> bool:
-    """Whether sparsities are shares of units, all of which belongs to is taken out."""
-    by_units = settings.get("prune_granularity") == "units" and bool(get_pruner(settings.pruner).distiller)
-    return sparsity > 0 and (by_units or issubclass(get_pruner(settings.pruner), StructuredPruning))
+def _by_units(settings: Settings) -> bool:
+    """Whether the method removes whole units, of which sparsities are then shares."""
+    pruner = get_pruner(settings.pruner)
+    chosen = issubclass(pruner, PruningUnderDistillation) and settings.prune_granularity == "units"
+    return chosen or issubclass(pruner, StructuredPruning)
 
 
 def ways_to_train(config: PruneConfig) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import printable
 from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
-from recbole_prune.run.energy import run_folder_of
+from recbole_prune.run.opening import run_folder_of
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity

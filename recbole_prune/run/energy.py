@@ -12,7 +12,8 @@ from typing import Any
 from recbole_prune.errors import StoreError
 from recbole_prune.metering.accounts import PARTS
 from recbole_prune.metering.reductions import Cost, Reduction, lower_by, reduction
-from recbole_prune.run.store import ARTIFACT, RunFolder
+from recbole_prune.run.opening import run_folder_of
+from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Ticket
 
 Record = dict[str, Any]  # JSON
@@ -83,13 +84,6 @@ def cost_with_teacher(tickets: Sequence[Ticket], teacher: Mapping[str, Any]) -> 
     """That of the tickets and of the teacher together; not known where either is not."""
     found = _tickets_of_teacher(teacher)
     return total_cost([*tickets, *found]) if found else Cost(None, None)
-
-
-def run_folder_of(path: Path) -> Path:
-    """The folder of a run that is named by a checkpoint in it, or by its artifact, or by itself."""
-    if path.suffix == ".pth":
-        return path.parent.parent
-    return path.parent if path.name == ARTIFACT else path
 
 
 def _tickets_of_teacher(teacher: Mapping[str, Any] | None) -> list[Ticket]:

@@ -8,7 +8,7 @@ from time import sleep
 
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.errors import BusyError
-from recbole_prune.run.store import RunFolder
+from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.ticket import method_name
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -42,3 +42,10 @@ def open_folder(folder: RunFolder, waits: bool) -> None:
                 getLogger().warning(f"another process is working in {folder.path}, which this run needs too: waiting")
             told = True
             sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def run_folder_of(path: Path) -> Path:
+    """The folder of a run that is named by a checkpoint in it, or by its artifact, or by itself."""
+    if path.suffix == ".pth":
+        return path.parent.parent
+    return path.parent if path.name == ARTIFACT else path
