@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from recbole_prune.anatomy.losses import adds_rows_up
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.teaching import Teaching, teacher_configs, untaught
@@ -75,7 +76,8 @@ def teach(experiment: Experiment, trained: Sequence[Path], log: LogFile, run: Ru
     if not finished or (config.settings.distill_alone and alone is None):
         teaching()
         alone = teaching().tell_popular_apart(experiment, _train_alone(config, log, run))
-    for line in said_of_loss(config.settings, config["train_batch_size"]):
+    rows_add_up = adds_rows_up(config.model_class, config["train_stage"])
+    for line in said_of_loss(config.settings, config["train_batch_size"], rows_add_up):
         experiment.logger.info(line)
     return alone
 

@@ -15,6 +15,30 @@ if TYPE_CHECKING:
 
 Loss = Callable[..., Any]
 
+LOSSES = ("calculate_loss", "calculate_rs_loss")
+# the loss of a batch is a sum over its rows, where that of others is a mean; S3Rec's is while it pretrains
+_SUMS = {"CDAE", "ConvNCF", "ENMF", "SGL", "UltraGCN"}
+_MODULES = ("recbole.", "recbole_prune.")
+
+
+def owner(model_class: type, methods: tuple[str, ...]) -> str | None:
+    """Name of the class that defines the first of the methods that there is; None where that is a user's own."""
+    for ancestor in model_class.__mro__:
+        if vars(ancestor).keys() & set(methods):
+            return ancestor.__name__ if ancestor.__module__.startswith(_MODULES) else None
+    return None
+
+
+def adds_rows_up(model_class: type, train_stage: str | None = None) -> bool:
+    """Whether the loss of a batch grows with its rows; what a class of a user's own does is taken for a mean.
+
+    Args:
+        model_class: a RecBole model's.
+        train_stage: its setting of this name, of those that have stages.
+    """
+    found = owner(model_class, LOSSES)
+    return found in _SUMS or (found == "S3Rec" and train_stage == "pretrain")
+
 
 def recommendation_loss(model_class: type) -> str:
     """Name of the method whose loss trains recommending; MKR has one of its own for it."""

@@ -116,7 +116,7 @@ class AttentionDistillation(Distiller):
         logits = self._logit_loss(model, interaction) if logit_weight else nothing
         own = model.loss_in_work
         assert own is not None, "losses are added to one that is in work"
-        self._sums[0] = self._sums[0] + weight * features.detach()
+        self._sums[0] = self._sums[0] + weight * self.share_of_sum(interaction) * size * features.detach()
         for loss in own if isinstance(own, tuple) else (own,):
             self._sums[1] = self._sums[1] + loss.detach().sum()
         return {"sad": (weight, size * features), "sad_logits": (logit_weight, logits)}

@@ -69,8 +69,9 @@ class Distiller(Part, ABC):
     """Adds weighted loss terms to those of the student.
 
     Published losses are sums over the distinct users and items of a batch beside a sum-type recommendation loss;
-    RecBole's are means. So every term is ``weight / B`` times the sum, with ``B`` rows in the batch, and published
-    weights keep their meaning (methods/distillation_latent.md, section 1.3).
+    most of RecBole's are means. So every term is ``weight / B`` times the sum, with ``B`` rows in the batch, or
+    ``weight`` times the sum beside a loss that is one, and published weights keep their meaning
+    (methods/distillation_latent.md, section 1.3).
 
     Args:
         settings: those of the run.
@@ -164,13 +165,17 @@ class Distiller(Part, ABC):
     def losses(self, model: MaskAware, interaction: Interaction) -> Mapping[str, torch.Tensor]:
         """The weighted terms of :meth:`terms`, by name."""
         start = perf_counter()
-        size = len(interaction)
+        share = self.share_of_sum(interaction)
         with self._draws(self.epoch, self._batch):
             terms = self.terms(model, interaction)
         self._batch += 1
-        found = {name: weight / size * total for name, (weight, total) in terms.items()}
+        found = {name: weight * share * total for name, (weight, total) in terms.items()}
         self.seconds += perf_counter() - start
         return found
+
+    def share_of_sum(self, interaction: Interaction) -> float:
+        """The factor with which a sum over a batch stands beside the student's own loss."""
+        return 1.0 if self.pupils.rows_add_up else 1 / len(interaction)
 
     @abstractmethod
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
@@ -191,12 +196,13 @@ class Distiller(Part, ABC):
         return {**told, "distill_epoch_seconds": seconds}
 
 
-def said_of_loss(settings: Settings, rows: int) -> list[str]:
+def said_of_loss(settings: Settings, rows: int, rows_add_up: bool = False) -> list[str]:
     """What a run says of its distillation loss before it trains, a line each.
 
     Args:
         settings: those of the run.
         rows: of a full batch.
+        rows_add_up: whether the model's own loss is a sum over them.
     """
     weights = tuple(
         f"distill_{name}"
@@ -206,7 +212,9 @@ def said_of_loss(settings: Settings, rows: int) -> list[str]:
     given: dict[str, float] = {name: settings[name] for name in counted}
     beside = "RecBole's mean" if settings.distill_own_loss else "no loss of the student's own (distill_own_loss=0)"
     lines = [
-        f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside {beside}"
+        f"{name}={weight:g} is for sums over a batch, and so is the model's own loss"
+        if rows_add_up and settings.distill_own_loss
+        else f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside {beside}"
         for name, weight in given.items()
     ]
     if is_used("distill_parity", settings) and settings.distill_parity in _PARITIES:

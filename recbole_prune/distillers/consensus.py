@@ -127,7 +127,7 @@ class ConsensusLearning(Distiller):
 
     def terms(self, model: MaskAware, interaction: Interaction) -> Terms:
         """The other heads' losses, and those of all heads on the consensus; sets the weight of the model's own."""
-        settings, size, balance = self.settings, len(interaction), self._balance
+        settings, share, balance = self.settings, self.share_of_sum(interaction), self._balance
         assert balance is not None, "it is built before any training"
         shared, listed, places = self._share(model, interaction)
         scores = {
@@ -141,8 +141,8 @@ class ConsensusLearning(Distiller):
         weights = balance.weights
         if settings.distill_head_weight:  # else there is nothing to balance
             scaled = {_OWN: _total(model.loss_in_work)}
-            scaled.update({name: settings.distill_head_weight / size * loss for name, loss in losses.items()})
-            added = {name: settings.distill_weight / size * loss for name, loss in consensus.items()}
+            scaled.update({name: settings.distill_head_weight * share * loss for name, loss in losses.items()})
+            added = {name: settings.distill_weight * share * loss for name, loss in consensus.items()}
             self._move_weights(balance, model, shared.user_ids, scaled, added)
             self.own_loss = weights[0]
         by_name = dict(zip((_OWN, *losses), weights))

@@ -12,6 +12,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_prune.anatomy.feature_points.table import reason_without_features
 from recbole_prune.anatomy.logits import reason_without_lists
+from recbole_prune.anatomy.losses import adds_rows_up
 from recbole_prune.anatomy.shared_parts import reason_without_parts
 from recbole_prune.anatomy.vectors import known_class, reason_unknown, reason_without_vectors, vectors_of
 from recbole_prune.config.prune_config import PruneConfig
@@ -70,7 +71,13 @@ class Teaching:
         data = workshop.train_data
         masked = workshop.config.settings.distill_mask_observed
         self._pupils = Pupils(
-            data._dataset, of_rows, whole_rows, len(data), masked, example=partial(first_batch_of, workshop)
+            data._dataset,
+            of_rows,
+            whole_rows,
+            adds_rows_up(workshop.config.model_class, workshop.config["train_stage"]),
+            len(data),
+            masked,
+            example=partial(first_batch_of, workshop),
         )
         self._class.check(workshop.config.settings, self._pupils, student)
         changed = contradiction_of_subclass(

@@ -85,6 +85,7 @@ class Pupils:
         dataset: RecBole's training dataset.
         of_rows: whether a user is a row of a batch, as in sequential models.
         whole_rows: whether the student's loss compares all items of a row.
+        rows_add_up: whether the student's loss is the sum over the rows of a batch, not their mean.
         batches: in an epoch.
         mask_observed: whether rankings leave out what a user has in training (``distill_mask_observed``).
         example: gives a training batch.
@@ -95,11 +96,13 @@ class Pupils:
         dataset: Dataset,
         of_rows: bool,
         whole_rows: bool = False,
+        rows_add_up: bool = False,
         batches: int = 1,
         mask_observed: bool = True,
         example: Callable[[], Interaction] | None = None,
     ) -> None:
         self.dataset, self.of_rows, self.whole_rows, self.batches = dataset, of_rows, whole_rows, batches
+        self.rows_add_up = rows_add_up
         self.mask_observed, self._example = mask_observed, example
         self.seed = int(dataset.config["seed"])
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
