@@ -15,7 +15,7 @@ from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run import checkpoints, provenance, siblings
-from recbole_prune.run.costs import count_tickets
+from recbole_prune.run.costs import count_bytes
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
@@ -118,7 +118,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
         reason,
         notice,
         artifact=str(artifact),
-        costs=count_tickets(experiment, tickets),
+        bytes_of=count_bytes(experiment, tickets),
         siblings=siblings.rows_of_others(folder),
         alone=alone,
         teacher=next((ticket.method["teacher"] for ticket in tickets if "teacher" in ticket.method), None),

@@ -453,6 +453,27 @@ def test_a_loss_that_needs_its_trainer_leaves_training_out(tiny_data: Path) -> N
     assert any(line.startswith("training: calculate_loss: TypeError") for line in report.not_counted)
 
 
+@pytest.mark.parametrize(
+    ("model", "idle"),
+    [
+        ("BPR", ()),
+        ("LightGCN", ()),  # propagated tables are made of them
+        ("CKE", ("relation_embedding.weight", "trans_w.weight")),  # of the loss on the knowledge graph
+        ("SASRec", ()),
+    ],
+)
+def test_parameters_that_ranking_reads(model: str, idle: tuple[str, ...], tiny_data: Path) -> None:
+    bench = Bench(model, tiny_data)
+    if hasattr(bench.train, "set_mode"):
+        bench.train.set_mode(KGDataLoaderState.RSKG)
+    built = bench.plain_model()
+    sizes = {name: parameter.numel() for name, parameter in built.named_parameters()}
+    expected = sum(size for name, size in sizes.items() if name not in idle)
+    assert set(idle) <= set(sizes)
+    for storage in ("masked", "compact"):
+        assert measure(bench, 0.3, storage).parameters == expected
+
+
 # a run
 
 
@@ -465,7 +486,7 @@ def run(model: str, tiny_data: Path, **settings: Any) -> tuple[dict[str, Any], d
 def test_a_run_reports_every_ticket(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"pruner": "imp", "prune_rate": 0.5, "prune_rounds": 2}
     result, summary = run("BPR", tiny_data, **settings)
-    counted = [ticket["macs"]["inference"] for ticket in summary["tickets"]]
+    counted = [ticket["measured"]["macs"]["inference"] for ticket in summary["tickets"]]
     assert len({macs["dense"] for macs in counted}) == 1
     assert counted[0]["exact"] == counted[0]["density_scaled"] == counted[0]["dense"]
     assert counted[0]["exact"] > counted[1]["exact"] > counted[2]["exact"] > 0
@@ -474,10 +495,13 @@ def test_a_run_reports_every_ticket(tiny_data: Path, monkeypatch: pytest.MonkeyP
     result, again = run("BPR", tiny_data, **settings)
     assert again == summary
     with monkeypatch.context() as patch:
-        patch.setattr("recbole_prune.run.costs.measure_macs", lambda *_: pytest.fail("counted again"))
+        patch.setattr("recbole_prune.run.measuring.measure_macs", lambda *_: pytest.fail("counted again"))
         assert run("BPR", tiny_data, **settings)[1] == summary
     (Path(result["folder"]) / "summary.json").write_text("damaged")
-    assert run("BPR", tiny_data, **settings)[1] == summary  # counted anew, the same figures
+    assert run("BPR", tiny_data, **settings)[1] == summary
+    for record in result["tickets"]:
+        assert record["measured"]["macs"] == summary["tickets"][record["ticket"]]["measured"]["macs"]
+        assert record["measured"]["ranking_parameters"] == record["measured"]["parameters"]
 
 
 HARD_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "candidate_num": 5, "alpha": 1.0}
@@ -495,7 +519,7 @@ HARD_NEGATIVES = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "
 )
 def test_runs_with_other_batches(model: str, settings: dict[str, Any], trains: bool, tiny_data: Path) -> None:
     result, summary = run(model, tiny_data, pruner="random", prune_rounds=1, prune_rate=0.5, **settings)
-    dense, pruned = (ticket["macs"] for ticket in summary["tickets"])
+    dense, pruned = (ticket["measured"]["macs"] for ticket in summary["tickets"])
     assert 0 < pruned["inference"]["exact"] < dense["inference"]["exact"]
     assert (pruned["training"] is not None) == trains
     assert ("a training step" in " ".join(result["table"].split())) == trains
@@ -514,7 +538,7 @@ def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
     ):
         changes = changes if pruner == "static" else {"prune_update_interval": 4, **changes}
         _, summary = run("BPR", tiny_data, pruner=pruner, **changes, **settings)
-        training = summary["tickets"][0]["macs"]["training"]
+        training = summary["tickets"][0]["measured"]["macs"]["training"]
         step = training["step"]
         assert ("average_step" in training) == (interval is not None)
         if interval is not None:
@@ -530,5 +554,5 @@ def test_a_model_that_cannot_be_counted_does_not_fail_the_run(tiny_data: Path, m
 
     monkeypatch.setattr("recbole_prune.metering.macs.Probe", Failing)
     result, summary = run("BPR", tiny_data, pruner="imp", prune_rounds=1)
-    assert [t["macs"] for t in summary["tickets"]] == [{"not_counted": ["RuntimeError: no rows"]}] * 2
+    assert [t["measured"]["macs"] for t in summary["tickets"]] == [{"not_counted": ["RuntimeError: no rows"]}] * 2
     assert "MACs not counted: RuntimeError: no rows" in " ".join(result["table"].split())

@@ -67,11 +67,13 @@ class MacsCounter(TorchDispatchMode):
 
     Attributes:
         by_kind: MACs so far for each of the kinds.
+        places: where the storages begin that operations have read.
     """
 
     def __init__(self, factors: Factors) -> None:
         super().__init__()
         self.by_kind = {kind: Macs() for kind in (MATRIX, SPARSE, PAIRS)}
+        self.places: set[int] = set()
         self._factors = factors
         # element-wise products that count if they are summed: by place, with their number if that is to be reported
         self._summable: dict[tuple[int, int] | None, tuple[Macs, int]] = {}
@@ -100,6 +102,7 @@ class MacsCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.rpartition("::")[2].rstrip("_")
         known = [(t, self._factors.of(t)) for t in floating_tensors([*args, *kwargs.values()])]
+        self.places.update(start_of_storage(tensor) for tensor, _ in known if tensor.layout is torch.strided)
         result = func(*args, **kwargs)
         if name not in VIEWS:  # what lay there before is overwritten
             for tensor in floating_tensors([result]):
@@ -261,6 +264,12 @@ def _columns(matrix: torch.Tensor) -> torch.Tensor:
     if matrix.layout is torch.sparse_csr:
         return matrix.col_indices().long()
     return (matrix if matrix.layout is torch.sparse_coo else matrix.to_sparse())._indices()[1]
+
+
+def start_of_storage(tensor: torch.Tensor) -> int:
+    """The address; views of a tensor have that of the whole."""
+    storage = tensor.untyped_storage() if hasattr(tensor, "untyped_storage") else tensor.storage()  # torch 1
+    return int(storage.data_ptr())
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, int] | None:

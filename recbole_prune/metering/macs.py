@@ -14,7 +14,7 @@ from torch import nn
 from recbole_prune.anatomy.caches import forget_caches
 from recbole_prune.anatomy.losses import has_graph_loss, recommendation_loss
 from recbole_prune.masking.masks import MaskSet
-from recbole_prune.metering.counter import Macs, MacsCounter
+from recbole_prune.metering.counter import Macs, MacsCounter, start_of_storage
 from recbole_prune.metering.factors import Factors
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
@@ -82,6 +82,7 @@ class MacsReport:
         training: one batch; None if the model's loss could not be computed.
         users: users (rows) over whom ``inference`` is the mean.
         items: items that a user is scored for, [PAD] included; 1 where the data has none.
+        parameters: trainable entries of the tensors that ranking reads, tables that all users share included.
         not_counted: what was executed or is part of training without being counted, a line each.
     """
 
@@ -90,6 +91,7 @@ class MacsReport:
     training: TrainingMacs | None
     users: int
     items: int
+    parameters: int
     not_counted: tuple[str, ...] = ()
 
     @property
@@ -105,6 +107,7 @@ class MacsReport:
             "training": None if self.training is None else self.training.to_dict(update_interval),
             "users": self.users,
             "items": self.items,
+            "parameters": self.parameters,
             "not_counted": list(self.not_counted),
         }
 
@@ -141,6 +144,7 @@ def measure_macs(
             cold = _count(factors, lambda: probe.score(model, probe.rows[first]))
             warm = _count(factors, lambda: probe.score(model, probe.rows[first]))
             ranking = _count(factors, lambda: [probe.score(model, block) for block in probe.blocks()])
+        parameters = _read(model, cold.places | ranking.places)
         scored = len(probe.rows) * probe.columns
         items = dataset.item_num if probe.has_items else 1
         training, training_notes = _count_training(model, config, batch, factors)
@@ -151,6 +155,7 @@ def measure_macs(
         training=training,
         users=len(probe.rows),
         items=items,
+        parameters=parameters,
         not_counted=tuple(notes),
     )
 
@@ -174,6 +179,12 @@ def _count(factors: Factors, work: Callable[[], object]) -> MacsCounter:
     with counter:
         work()
     return counter
+
+
+def _read(model: nn.Module, places: set[int]) -> int:
+    """Trainable entries of the parameters whose storages begin at these places."""
+    parameters = (each for each in model.parameters() if each.requires_grad)
+    return sum(each.numel() for each in parameters if start_of_storage(each) in places)
 
 
 def _density(masks: Mapping[str, torch.Tensor], name: str) -> float:

@@ -37,7 +37,7 @@ def result_text(result: RunResult) -> str:
         teacher=result.teacher,
         alone=result.alone,
     )
-    seconds = macs_line(result.chosen, result.dense, result.costs[result.chosen.ticket]["macs"])
+    seconds = macs_line(result.chosen, result.dense)
     notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []
     notice += [f"NOTE {result.notice}"] if result.notice else []
     notes = legend(result.tickets, metric, verbose, result.teacher)
@@ -57,8 +57,8 @@ def _outcome(result: RunResult) -> Iterator[str]:
     chosen, dense = result.chosen, None if result.dense is result.chosen else result.dense
     yield f"Chosen is ticket {chosen.ticket}: {result.reason}."
     yield f"It keeps {chosen.kept:,} of {chosen.prunable:,} prunable entries ({100 * chosen.sparsity:.2f} % sparse)"
-    size = result.costs[chosen.ticket]["bytes"]
-    before = None if dense is None else result.costs[dense.ticket]["bytes"]
+    size = result.bytes_of[chosen.ticket]
+    before = None if dense is None else result.bytes_of[dense.ticket]
     if size is None:
         yield "and its bytes could not be counted;"
     elif before is None:

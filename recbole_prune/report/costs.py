@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from recbole_prune.run.ticket import Ticket
 
 
-def macs_line(chosen: Ticket, dense: Ticket | None, record: dict[str, Any]) -> str:
+def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
     """One line under the table: measured seconds first, multiply-accumulates as their footnote."""
     seconds = f"evaluated in {chosen.eval_seconds:.1f} s, trained in {chosen.train_seconds:.1f} s"
     if "distill_epoch_seconds" in chosen.method:
         seconds += f", of which the losses of teaching took {chosen.method['distill_epoch_seconds']:.2f} s an epoch"
     if dense is not None and dense is not chosen:
         seconds += f" (dense {dense.eval_seconds:.1f} s and {dense.train_seconds:.1f} s)"
+    record = (chosen.measured or {}).get("macs", {"not_counted": ["by an older version"]})
     if "inference" not in record:
         return f"ticket {chosen.ticket}: {seconds}; MACs not counted: {'; '.join(record['not_counted'])}"
     text = f"ranking a user {_in_words(record['inference'])}"

@@ -1,4 +1,4 @@
-"""What the journal says under ``measured``: entries, bytes, memory, latency, energy. Nothing here changes a result."""
+"""What the journal says under ``measured``: entries, bytes, MACs, memory, latency, energy. No result changes by it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recbole_prune.data.batches import first_batch
+from recbole_prune.data.random_streams import loader_states, preserved_random_streams, set_loader_states
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.machine import open_meter
+from recbole_prune.metering.macs import measure_macs
 from recbole_prune.metering.memory import peak_bytes, reset_peak_bytes
 from recbole_prune.metering.sizes import bytes_of_model
 from recbole_prune.metering.windows import Meter
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from recbole.data.dataloader import AbstractDataLoader
 
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.config.settings import Settings
+    from recbole_prune.run.workshop import Workshop
     from recbole_prune.training.trainer import MaskAwareTrainer
 
 Record = dict[str, Any]  # JSON
@@ -127,6 +132,57 @@ def weights(
         "bytes_by_format": by_format,
         "checkpoint_bytes": checkpoint.stat().st_size if checkpoint.exists() else None,
     }
+
+
+def macs(
+    workshop: Workshop,
+    masks: MaskSet | None,
+    changes: Mapping[str, Any],
+    whole_units: bool = False,
+    moved: bool = False,
+) -> Record:
+    """Multiply-accumulates of a ticket, and the parameters that its ranking reads.
+
+    They are counted on a newly built model, where only shapes and masks matter. Nothing fails and no stream moves.
+
+    Args:
+        workshop: of the run.
+        masks: of the ticket; None where it is a smaller dense model.
+        changes: settings that the ticket's model has of its own.
+        whole_units: the masks are zero on whole units, which the ticket trained without.
+        moved: the masks changed while it was trained.
+
+    Returns:
+        ``macs`` as :meth:`MacsReport.to_dict` says it, or their ``not_counted`` with the reason; and
+        ``ranking_parameters``, None where they could not be counted.
+    """
+    states = loader_states(workshop.loaders)
+    try:
+        with preserved_random_streams():
+            model = workshop.build_model(changes)
+            if whole_units:
+                model.whole_units = True
+                model.set_masks(masks)
+            worn = {} if masks is None or model.shrunk is not None else masks
+            batch = first_batch(workshop.train_data, model)
+            report = measure_macs(model, workshop.config_with(changes), workshop.dataset, batch, worn)
+    except Exception as error:  # a figure beside the result is no reason to lose the result
+        getLogger("recbole_prune").debug("cause", exc_info=True)
+        reason = f"{type(error).__name__}: {error}"
+        return {"macs": {"not_counted": [reason]}, "ranking_parameters": None}
+    finally:
+        set_loader_states(workshop.loaders, states)
+    between = _steps_between_dense_gradients(workshop.config.settings) if moved else None
+    return {"macs": report.to_dict(between), "ranking_parameters": report.parameters}
+
+
+def _steps_between_dense_gradients(settings: Settings) -> float | None:
+    """Of masks that move; None where they do without asking for gradients."""
+    if settings.prune_moments == "dense":
+        return 1.0  # the moments of pruned entries take every gradient
+    if settings.prune_growth != "gradient":
+        return None
+    return max(1.0, float(settings.prune_update_interval) / int(settings.prune_gradient_window))
 
 
 def entries_of(model: torch.nn.Module) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_prune.errors import PruneError
-from recbole_prune.run.costs import Record
 from recbole_prune.run.energy import summary_of_energy
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.siblings import SiblingRow
@@ -26,7 +25,7 @@ class RunResult:
         notice: what the protocol leaks, None if nothing.
         artifact: folder of the artifact.
         recommends: whether ``recbole-prune recommend`` takes it.
-        costs: by ticket, as :func:`recbole_prune.run.costs.count_tickets` gives them.
+        bytes_of: a ticket's weights in an artifact, by its number; None where they could not be counted.
         teacher: what the journal says of the teacher, None without.
         alone: the student's dense model without a teacher, None where it was left out.
         siblings: pruned tickets of other runs over the same training settings.
@@ -39,7 +38,7 @@ class RunResult:
     reason: str
     notice: str | None
     artifact: str
-    costs: dict[int, Record]
+    bytes_of: Mapping[int, int | None]
     siblings: Sequence[SiblingRow] = ()
     recommends: bool = False
     teacher: Mapping[str, Any] | None = None
@@ -50,11 +49,6 @@ class RunResult:
     def dense(self) -> Ticket | None:
         """Ticket 0, None where the run has none."""
         return next((ticket for ticket in self.tickets if ticket.ticket == 0), None)
-
-    @property
-    def bytes_of(self) -> dict[int, int | None]:
-        """Bytes of a ticket's weights in an artifact, by its number; None where they could not be counted."""
-        return {number: costs["bytes"] for number, costs in self.costs.items()}
 
     def raise_failure(self) -> None:
         """Raise ``failure``, if there is one."""
@@ -95,7 +89,7 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "reason": result.reason,
         "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
         "energy": summary_of_energy(result.tickets, result.chosen, result.bytes_of, result.teacher),
-        "tickets": [_ticket_summary(ticket, result.costs[ticket.ticket]) for ticket in result.tickets],
+        "tickets": [_ticket_summary(ticket, result.bytes_of[ticket.ticket]) for ticket in result.tickets],
     }
 
 
@@ -104,9 +98,9 @@ def _alone_summary(alone: Ticket) -> dict[str, Any]:
     return {"valid": alone.valid, "test": alone.test, **groups}
 
 
-def _ticket_summary(ticket: Ticket, costs: Record) -> dict[str, Any]:
+def _ticket_summary(ticket: Ticket, size: int | None) -> dict[str, Any]:
     fields = (
         "ticket", "sparsity", "kept", "valid", "test", "wins_metric", "wins", "relative_epochs", "train_seconds",
         "measured",
     )  # fmt: skip
-    return {**{name: getattr(ticket, name) for name in fields}, **costs}
+    return {**{name: getattr(ticket, name) for name in fields}, "bytes": size}

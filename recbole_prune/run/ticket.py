@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from logging import getLogger
+from math import isfinite
 from typing import Any, Optional
 
 import torch
 
+from recbole_prune.errors import TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.training.parts import Part
 
@@ -25,7 +28,8 @@ def method_name(pruner: str, distiller: str | None) -> str:
 class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
 
-    ``best_epoch`` counts trained epochs, 1 for the first. ``measured`` is None in lines of older versions. ``method``
+    ``best_epoch`` counts trained epochs, 1 for the first. ``losses`` are the training losses of the epochs, as RecBole
+    adds them up over batches. ``measured`` is None in lines of older versions. ``method``
     holds what a method adds under its own name.
     """
 
@@ -49,6 +53,7 @@ class Ticket:
     checkpoint_file: str
     checkpoint_sha256: str
     history: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     relative_epochs: float | None = None
     measured: dict[str, Any] | None = None
     method: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +90,26 @@ class Ticket:
         """Undo :meth:`to_record`."""
         own = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         return cls(**own, method={key: value for key, value in record.items() if key not in own})
+
+
+def defined_metrics(metrics: Mapping[str, float], where: str, required: str = "") -> Metrics:
+    """Metrics as plain floats; None where the data do not define one (AUC of positives alone), which is logged.
+
+    Args:
+        metrics: by name.
+        where: ticket and data, for messages.
+        required: the one that tickets are picked by.
+
+    Raises:
+        TrainingError: that one is NaN or infinite.
+    """
+    for name, value in metrics.items():
+        if isfinite(value):
+            continue
+        if name == required:
+            raise TrainingError(f"{where}: the metric {name} is {value}; check the data, or lower learning_rate")
+        getLogger().warning(f"{where}: {name} is not defined, it is {value}")
+    return {name: float(value) if isfinite(value) else None for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)

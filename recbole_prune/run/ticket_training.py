@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from logging import getLogger
-from math import isfinite
 from typing import Any
 
 import torch
 from recbole.utils import calculate_valid_score
 
-from recbole_prune.errors import ConfigError, TrainingError
+from recbole_prune.errors import ConfigError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
@@ -19,7 +18,7 @@ from recbole_prune.run.progress import Progress
 from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import REWIND, SERIES, RunFolder
-from recbole_prune.run.ticket import Metrics, Plan, Ticket
+from recbole_prune.run.ticket import Metrics, Plan, Ticket, defined_metrics
 from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
@@ -123,7 +122,7 @@ class TicketTraining(Files):
         self._measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
         if groups is not None:
             self.method["recall_by_popularity"] = groups
-        return self._finish(self._plain("validation", valid), self._plain("test", test or {}))
+        return self._finish(*self._defined(valid, test or {}))
 
     def _build_trainer(self) -> MaskAwareTrainer:
         plan, settings = self.plan, self.settings
@@ -235,23 +234,11 @@ class TicketTraining(Files):
 
     # ---- the journal line --------------------------------------------------------------------------------------------
 
-    def _plain(self, part: str, metrics: Mapping[str, float]) -> Metrics:
-        """Metrics as plain floats; None where the part does not define one (AUC of positives alone).
-
-        Raises:
-            TrainingError: the one that tickets are picked by is NaN or infinite.
-        """
-        plain: Metrics = {}
-        for name, value in metrics.items():
-            plain[name] = float(value) if isfinite(value) else None
-            if plain[name] is not None:
-                continue
-            if part == "validation" and name == self.workshop.config["valid_metric"].lower():
-                raise TrainingError(
-                    f"ticket {self.plan.ticket}: the metric {name} is {value}; check the data, or lower learning_rate"
-                )
-            getLogger().warning(f"ticket {self.plan.ticket}: {name} is not defined on the {part} data, it is {value}")
-        return plain
+    def _defined(self, valid: Mapping[str, float], test: Mapping[str, float]) -> tuple[Metrics, Metrics]:
+        """Metrics of validation and test as the journal has them."""
+        required = self.workshop.config["valid_metric"].lower()
+        name = f"ticket {self.plan.ticket}"
+        return defined_metrics(valid, f"{name}, validation data", required), defined_metrics(test, f"{name}, test data")
 
     def _finish(self, valid: Metrics, test: Metrics) -> Ticket:
         """Write mask and journal line."""
@@ -271,6 +258,8 @@ class TicketTraining(Files):
         checkpoint = self.folder.path / self.checkpoint_file
         small = None if trainer.model.shrunk is None else measuring.entries_of(trainer.model)
         weights = measuring.weights(self.scope, masks, kept, checkpoint, small=small)
+        moved = bool(self.method.get("updates"))
+        counted = measuring.macs(self.workshop, masks, plan.changes, plan.whole_units, moved)
         ticket = Ticket(
             ticket=plan.ticket,
             sparsity=1 - kept / self.scope.prunable,
@@ -293,7 +282,8 @@ class TicketTraining(Files):
             checkpoint_sha256=self.checkpoint_sha256,
             history=[list(point) for point in trainer.history],
             relative_epochs=relative,
-            measured={**weights, **self._measured},
+            measured={**weights, **counted, **self._measured},
+            losses=[trainer.train_loss_dict[epoch] for epoch in sorted(trainer.train_loss_dict)],
             method={**self.method, "changes": plan.changes} if plan.changes else self.method,
         )
         self.folder.append_ticket(ticket.to_record())
