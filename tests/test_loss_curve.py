@@ -29,7 +29,7 @@ def test_every_epoch_has_its_loss(tiny_data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("pruner", "jumps"), [("lth_sad", True), ("sp_sad", False)])
 def test_the_loss_jumps_where_weights_are_rewound(tiny_data: Path, tmp_path: Path, pruner: str, jumps: bool) -> None:
-    """LTH-SAD starts every level from the initial weights, SP-SAD from those that it has (arXiv 2401.10484, Fig. 2, 3)."""
+    """LTH-SAD starts every level from the initial weights, SP-SAD from those that it has (arXiv 2401.10484)."""
     curves = losses_of(
         tiny_data,
         tmp_path,
