@@ -39,7 +39,7 @@ class AttentionDistillation(Distiller):
 
     Source: methods/attention_distillation_pruning.md. What layers say comes from the computation of the student's own
     loss, and from the same batch through the teacher in evaluation mode. The network that picks layers
-    is drawn anew for every ticket.
+    goes on from ticket to ticket (section 4, item 11), unless ``distill_network`` says otherwise.
     """
 
     share: float | None = None
@@ -85,6 +85,24 @@ class AttentionDistillation(Distiller):
             project=self.settings.distill_value == "project", official=self.settings.distill_parity == "official",
         )  # fmt: skip
         return nn.ModuleDict({"attention": loss})
+
+    def legacy(self) -> Mapping[str, torch.Tensor]:
+        """The network, where it is kept."""
+        return self.parameters() if self.settings.distill_network == "keep" else {}
+
+    def inherit(self, legacy: Mapping[str, torch.Tensor]) -> None:
+        """The network as it was; what belongs to layers that lost units has another width and is drawn anew."""
+        narrower = []
+        for name, parameter in self.parameters().items() if legacy else ():
+            if name in legacy and legacy[name].shape == parameter.shape:
+                parameter.data.copy_(legacy[name])
+            else:
+                narrower.append(name)
+        if narrower:
+            getLogger("recbole_prune").info(
+                f"{len(narrower)} of {len(self.parameters())} tensors of the network that picks layers are drawn anew: "
+                "layers of the student have lost units"
+            )
 
     def _tell(self, theirs: Shapes, mine: Shapes) -> None:
         logger = getLogger("recbole_prune")

@@ -6,7 +6,7 @@ journal, or has it trained, or continued where a killed process left it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from logging import getLogger
@@ -27,6 +27,7 @@ from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.run.workshop import UNTRAINED, Workshop
+from recbole_prune.training import codec
 from recbole_prune.training.parts import Part
 from recbole_prune.training.session import Session
 from recbole_prune.training.trainer import MaskAwareTrainer
@@ -157,10 +158,20 @@ class Experiment:
                 progress=self.progress,
                 meter=self.meter,
                 popular=self.popular,
+                legacy=self._legacy_before(number),
             )
             self.tickets[number] = training.run()
             self.progress.ticket_done(self.tickets[number], self.config["valid_metric"].lower())
         return self.tickets[number]
+
+    def _legacy_before(self, number: int) -> Mapping[str, Weights]:
+        """What the parts of the ticket before left, by their names."""
+        before = [ticket for _, ticket in sorted(self.tickets.items()) if ticket.ticket < number]
+        left = [ticket.method["legacy"] for ticket in before if "legacy" in ticket.method]
+        if not left:
+            return {}
+        found: dict[str, Weights] = codec.decode(self.folder.read(left[-1]["file"], left[-1]["sha256"]))
+        return found
 
     def _taught(self, plan: Plan) -> Plan:
         """A plan with the distiller among its parts; where nothing is trained its journal line has the teacher too."""

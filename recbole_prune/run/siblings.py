@@ -95,7 +95,8 @@ def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
             return False
         method.update({key: dense.method[key] for key in ("rewind_epoch", "rewind_sha256")})
         folder.write(REWIND, other.read(REWIND, method["rewind_sha256"]))
-    for state in recorded_states(method):
+    legacy = [method["legacy"]] if "legacy" in method else []
+    for state in (*recorded_states(method), *legacy):
         folder.write(state["file"], other.read(state["file"], state["sha256"]))
     mask = other.read(dense.mask_file, dense.mask_sha256)
     MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise

@@ -17,7 +17,7 @@ from recbole_prune.run import measuring
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.states import StateRecorder
-from recbole_prune.run.store import REWIND, SERIES, RunFolder
+from recbole_prune.run.store import DISTILLATION, REWIND, SERIES, RunFolder
 from recbole_prune.run.ticket import Metrics, Plan, Ticket, defined_metrics
 from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
@@ -43,6 +43,7 @@ class TicketTraining(Files):
         progress: shows how the training goes on.
         meter: measures epochs, validations and the test.
         popular: which items are popular, bool ``[items]``, where the test tells them apart.
+        legacy: what the parts of the ticket before left, by their names.
 
     Attributes:
         trainer: RecBole's trainer for the model, mask-aware; nothing is trained yet.
@@ -60,11 +61,13 @@ class TicketTraining(Files):
         progress: Progress | None = None,
         meter: Meter | None = None,
         popular: torch.Tensor | None = None,
+        legacy: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self.workshop = workshop
         self.folder = folder
         self.plan = plan
         self.popular = popular
+        self.legacy = legacy or {}
         self.scope = scope
         self.dense = dense
         self.progress = progress or Progress(enabled=False)
@@ -157,6 +160,7 @@ class TicketTraining(Files):
             self._start(model)
         for part in self.parts:
             part.attach(model)
+            part.inherit(self.legacy.get(part.name, {}))
         if not plan.whole_units:
             self._start(model)
         return model
@@ -253,6 +257,7 @@ class TicketTraining(Files):
             bigger = bool(config["valid_metric_bigger"])
             wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, self.dense, bigger)
         mask_file, mask_sha256 = self._write_masks(masks)
+        self._write_legacy()
         if plan.whole_units and masks is not None:
             self.method.update(write_smaller(self.workshop, self.folder, plan.ticket, trainer, masks))
         checkpoint = self.folder.path / self.checkpoint_file
@@ -289,6 +294,13 @@ class TicketTraining(Files):
         self.folder.append_ticket(ticket.to_record())
         self.folder.drop_resume()
         return ticket
+
+    def _write_legacy(self) -> None:
+        """What parts leave to those of the next ticket, in a file that the journal line names."""
+        left = {part.name: dict(part.legacy()) for part in self.parts if self.plan.train}
+        if any(left.values()):
+            file = f"{DISTILLATION}/ticket-{self.plan.ticket:03d}.safetensors"
+            self.method["legacy"] = {"file": file, "sha256": self.folder.write(file, codec.encode(left))}
 
     def _write_masks(self, masks: MaskSet | None) -> tuple[str | None, str | None]:
         """Name and sha256 of the mask file; (None, None) where the ticket has no masks."""

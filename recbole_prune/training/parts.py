@@ -51,7 +51,8 @@ class Part:
     In one training the trainer calls, in this order: :meth:`attach` on the newly built model, :meth:`parameters` for
     every optimizer, :meth:`restore` where a killed training continues, :meth:`begin`; then :meth:`losses` in every
     batch, :meth:`after_step` or :meth:`step_left_out` after it, :meth:`end_epoch`, :meth:`checkpoint_saved`;
-    :meth:`state` and :meth:`point_saved` for resume points and :meth:`report` for the journal.
+    :meth:`state` and :meth:`point_saved` for resume points and :meth:`report` for the journal. What :meth:`legacy`
+    leaves then, :meth:`inherit` takes over in the next ticket, behind :meth:`attach`.
 
     Attributes:
         name: unique among the parts of a training; it names the part's state in resume points.
@@ -63,6 +64,13 @@ class Part:
 
     def attach(self, model: MaskAware) -> None:
         """Change the newly built model, before weights are loaded and masks are worn."""
+
+    def inherit(self, legacy: Mapping[str, torch.Tensor]) -> None:
+        """Start from what the same part of the ticket before left; empty where there is none."""
+
+    def legacy(self) -> Mapping[str, torch.Tensor]:
+        """What the same part of the next ticket starts from."""
+        return {}
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Parameters to train beside the model's, by name.
