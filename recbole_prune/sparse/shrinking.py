@@ -96,15 +96,21 @@ class Shrunk:
                 tensor = tensor.index_select(axis, positions.to(tensor.device))
         return tensor
 
-    def expanded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the shrunk model as large as it was, 0 where something was taken out."""
+    def expanded(self, name: str, tensor: torch.Tensor, power: int = -1) -> torch.Tensor:
+        """A tensor of the shrunk model as large as it was, 0 where something was taken out.
+
+        Args:
+            name: of the tensor.
+            tensor: its value, or something of its shape.
+            power: how that grows with the scale: -1 values, 1 gradients, 2 their squares.
+        """
         if name not in self._shapes:
             return tensor
         for axis, positions in self._kept.get(name, {}).items():
             shape = list(tensor.shape)
             shape[axis] = self._shapes[name][axis]
             tensor = tensor.new_zeros(shape).index_copy_(axis, positions.to(tensor.device), tensor)
-        return tensor / self._scales[name] if name in self._scales else tensor
+        return tensor * self._scales[name] ** power if name in self._scales else tensor
 
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

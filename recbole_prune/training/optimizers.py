@@ -15,7 +15,9 @@ from recbole_prune.config.pickling import unshared
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.shrinking import Shrunk
 
-Expand = Callable[[torch.Tensor], torch.Tensor]
+Expand = Callable[[torch.Tensor, int], torch.Tensor]
+# how what optimizers keep grows with the gradient, by its name in torch
+_POWERS = {"exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2, "acc_delta": -2}
 
 # makes its sums when it is built, and fails at its next step where a state that it loads lacks them
 _NEVER_EMPTY = torch.optim.Adagrad
@@ -70,7 +72,9 @@ def dense_state(
     state = _without(optimizer, set(map(id, added)))
     if not moments and not isinstance(optimizer, _NEVER_EMPTY):
         state["state"] = {}
-    expand: dict[int, Expand] = {id(module.values): module.rows.expand for _, module in compact_modules(model)}
+    expand: dict[int, Expand] = {
+        id(module.values): _unscaled(module.rows.expand) for _, module in compact_modules(model)
+    }
     shrunk: Shrunk | None = getattr(model, "shrunk", None)
     if shrunk is not None:
         expand = {id(each): partial(shrunk.expanded, name) for name, each in model.named_parameters()}
@@ -103,8 +107,12 @@ def _dense_form(name: str, value: Any, parameter: torch.Tensor, expand: Expand |
     if name == "step" and isinstance(value, torch.Tensor):
         return value.cpu()  # only fused optimizers count on the device
     if expand is not None and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-        return expand(value)
+        return expand(value, _POWERS.get(name, 1))
     return value
+
+
+def _unscaled(expand: Callable[[torch.Tensor], torch.Tensor]) -> Expand:
+    return lambda value, power: expand(value)
 
 
 @contextmanager
