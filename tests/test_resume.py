@@ -17,6 +17,7 @@ from training_bench import Killed, kill, without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
+from recbole_prune.masking import scores as entry_scores
 from recbole_prune.run.store import RESUME, RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -200,6 +201,38 @@ def test_killed_after_the_last_line_of_the_journal_leaves_no_resume_point(
     [left] = Path("pruned").glob(f"*/*/*/{RESUME}")
     result = run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)
     assert Path(result["folder"]) == left.parent.absolute() and not left.exists()
+
+
+def test_a_mask_that_comes_out_otherwise_is_trained_from_its_start(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As scores by gradients may on a GPU: a resume point is of the mask that it was trained with."""
+
+    def run(folder: str) -> Path:
+        changes = {"epochs": 3, "pruner": "structured", "prune_rounds": 1, "output_dir": str(tmp_path / folder)}
+        settings = settings_of("BPR", tiny_data, **changes)
+        return Path(run_recbole_prune(model="BPR", dataset=DATASET, config_dict=settings)["folder"])
+
+    validate, validations = MaskAwareTrainer._valid_epoch, 0
+
+    def killed_in_ticket_1(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal validations
+        validations += 1
+        return kill() if validations == 5 else validate(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskAwareTrainer, "_valid_epoch", killed_in_ticket_1)
+        with pytest.raises(Killed):
+            run("killed")
+    magnitude = entry_scores.magnitude
+    monkeypatch.setattr(
+        entry_scores, "magnitude", lambda *args: {name: 1 / (1 + score) for name, score in magnitude(*args).items()}
+    )
+    again, whole = run("killed"), run("whole")
+    assert "ticket 1 begins again: its mask came out otherwise" in (again / "log.txt").read_text(encoding="utf-8")
+    (lines, files), (expected, right) = outcome(again), outcome(whole)
+    assert lines == expected
+    assert files["ticket-001.safetensors"] == right["ticket-001.safetensors"]
 
 
 def test_finished_run_trains_nothing(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from logging import getLogger
 from typing import Any
 
@@ -15,6 +16,7 @@ from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import measuring
 from recbole_prune.run.progress import Progress
+from recbole_prune.run.seals import sha256
 from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import DISTILLATION, REWIND, SERIES, RunFolder
@@ -215,9 +217,15 @@ class TicketTraining(Files):
         if epoch and epoch % settings.prune_save_interval == 0:
             meter = self.meter.state()
             extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method, "meter": meter}
+            extra["masks_sha256"] = self._digest_of_masks
             self.folder.save_resume(self.plan.ticket, epoch, codec.encode(trainer.resume_state()), extra)
             for part in self.parts:
                 part.point_saved()
+
+    @cached_property
+    def _digest_of_masks(self) -> str | None:
+        """Of those that the plan says."""
+        return None if self.plan.masks is None else sha256(self.plan.masks.to_bytes())
 
     def _connect_state(self) -> None:
         """From now on keep states, and start from what is found on disk."""
@@ -227,7 +235,11 @@ class TicketTraining(Files):
             session.start = self._rewind_state()
             self.trainer.start_epoch = self.first_epoch
         found = self.folder.load_resume(plan.ticket)
-        if found is not None:
+        if found is not None and found[0].get("masks_sha256", self._digest_of_masks) != self._digest_of_masks:
+            # scores of units by gradients differ in their last bits from run to run on a GPU
+            getLogger("recbole_prune").warning(f"ticket {plan.ticket} begins again: its mask came out otherwise")
+            self.folder.drop_resume()
+        elif found is not None:
             point, data = found
             getLogger("recbole_prune").info(f"ticket {plan.ticket} continues after epoch {point['epoch']}")
             session.start = codec.decode(data)
