@@ -1,4 +1,4 @@
-"""The training of one ticket: model and trainer set up as planned, resume points, the line in the journal."""
+"""The training of one ticket: model and trainer set up as planned, and resume points."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from logging import getLogger
 from typing import Any
 
 import torch
-from recbole.utils import calculate_valid_score
 
 from recbole_prune.errors import ConfigError
-from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import measuring
+from recbole_prune.run.journal_line import finish
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.seals import sha256
-from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.states import StateRecorder
-from recbole_prune.run.store import DISTILLATION, REWIND, SERIES, RunFolder
-from recbole_prune.run.ticket import Metrics, Plan, Ticket, defined_metrics
-from recbole_prune.run.verdict import judge
+from recbole_prune.run.store import REWIND, SERIES, RunFolder
+from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
@@ -50,6 +47,7 @@ class TicketTraining(Files):
     Attributes:
         trainer: RecBole's trainer for the model, mask-aware; nothing is trained yet.
         method: fields that the ticket's journal line gets beside the common ones.
+        measured: memory, latency and energy for it.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class TicketTraining(Files):
         self.method = dict(plan.method) if plan.taught else {**plan.method, "taught": False}
         self.checkpoint_file = f"checkpoints/ticket-{plan.ticket:03d}.pth"
         self.checkpoint_sha256 = ""
-        self._measured: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}
         self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
         self._keeps_state = False
         self.trainer = self._build_trainer()
@@ -124,10 +122,10 @@ class TicketTraining(Files):
             memory.note("ranking")
         lists = workshop.test_data or workshop.select_data
         latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
-        self._measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
+        self.measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
         if groups is not None:
             self.method["recall_by_popularity"] = groups
-        return self._finish(*self._defined(valid, test or {}))
+        return finish(self, valid, test or {})
 
     def _build_trainer(self) -> MaskAwareTrainer:
         plan, settings = self.plan, self.settings
@@ -247,76 +245,3 @@ class TicketTraining(Files):
             self.checkpoint_sha256 = point["checkpoint_sha256"]
             self.method.update(point["method"])
             self.meter.restore(point.get("meter"))  # older versions measured nothing
-
-    # ---- the journal line --------------------------------------------------------------------------------------------
-
-    def _defined(self, valid: Mapping[str, float], test: Mapping[str, float]) -> tuple[Metrics, Metrics]:
-        """Metrics of validation and test as the journal has them."""
-        required = self.workshop.config["valid_metric"].lower()
-        name = f"ticket {self.plan.ticket}"
-        return defined_metrics(valid, f"{name}, validation data", required), defined_metrics(test, f"{name}, test data")
-
-    def _finish(self, valid: Metrics, test: Metrics) -> Ticket:
-        """Write mask and journal line."""
-        plan, trainer, config = self.plan, self.trainer, self.workshop.config
-        masks = plan.masks if trainer.best_masks is None else trainer.best_masks
-        for part in self.parts:
-            self.method.update(part.report(masks))
-        kept = masks.kept if masks is not None else int(plan.kept or 0)
-        score = float(calculate_valid_score(valid, config["valid_metric"].lower()))
-        wins_metric = wins = relative = None
-        if self.dense is not None:
-            bigger = bool(config["valid_metric_bigger"])
-            wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, self.dense, bigger)
-        mask_file, mask_sha256 = self._write_masks(masks)
-        self._write_legacy()
-        if plan.whole_units and masks is not None:
-            self.method.update(write_smaller(self.workshop, self.folder, plan.ticket, trainer, masks))
-        checkpoint = self.folder.path / self.checkpoint_file
-        small = None if trainer.model.shrunk is None else measuring.entries_of(trainer.model)
-        weights = measuring.weights(self.scope, masks, kept, checkpoint, small=small)
-        moved = bool(self.method.get("updates"))
-        counted = measuring.macs(self.workshop, masks, plan.changes, plan.whole_units, moved)
-        ticket = Ticket(
-            ticket=plan.ticket,
-            sparsity=1 - kept / self.scope.prunable,
-            kept=kept,
-            prunable=self.scope.prunable,
-            parameters=self.scope.parameters,
-            epochs=trainer.epochs_done - self.first_epoch if plan.train else 0,
-            best_epoch=trainer.best_epoch if plan.train else 0,
-            valid=valid,
-            test=test,
-            valid_score=score,
-            wins_metric=wins_metric,
-            wins=wins,
-            train_seconds=round(trainer.train_seconds, 3),
-            eval_seconds=round(trainer.eval_seconds, 3),
-            seed=config["seed"],
-            mask_file=mask_file,
-            mask_sha256=mask_sha256,
-            checkpoint_file=self.checkpoint_file,
-            checkpoint_sha256=self.checkpoint_sha256,
-            history=[list(point) for point in trainer.history],
-            relative_epochs=relative,
-            measured={**weights, **counted, **self._measured},
-            losses=[trainer.train_loss_dict[epoch] for epoch in sorted(trainer.train_loss_dict)],
-            method={**self.method, "changes": plan.changes} if plan.changes else self.method,
-        )
-        self.folder.append_ticket(ticket.to_record())
-        self.folder.drop_resume()
-        return ticket
-
-    def _write_legacy(self) -> None:
-        """What parts leave to those of the next ticket, in a file that the journal line names."""
-        left = {part.name: dict(part.legacy()) for part in self.parts if self.plan.train}
-        if any(left.values()):
-            file = f"{DISTILLATION}/ticket-{self.plan.ticket:03d}.safetensors"
-            self.method["legacy"] = {"file": file, "sha256": self.folder.write(file, codec.encode(left))}
-
-    def _write_masks(self, masks: MaskSet | None) -> tuple[str | None, str | None]:
-        """Name and sha256 of the mask file; (None, None) where the ticket has no masks."""
-        if masks is None:
-            return None, None
-        name = f"masks/ticket-{self.plan.ticket:03d}.safetensors"
-        return name, self.folder.write(name, masks.to_bytes())
