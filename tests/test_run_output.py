@@ -228,7 +228,7 @@ def test_bytes_are_those_of_the_artifact(tiny_data: Path) -> None:
 def test_no_winner_is_answered_with_what_to_try(
     changes: dict[str, Any], advice: list[str], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recbole_prune.run.ticket_training.judge", lambda *_: (False, False, None))
+    monkeypatch.setattr("recbole_prune.run.journal_line.judge", lambda *_: (False, False, None))
     words = " ".join(run(tiny_data, **changes, epochs=1)["table"].split())
     assert "No ticket is as good as the dense model on validation. Try" in words
     assert all(word in words for word in advice)

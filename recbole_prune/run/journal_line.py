@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from recbole.utils import calculate_valid_score
 
 from recbole_prune.masking.masks import MaskSet
+from recbole_prune.masking.scope import Scope
 from recbole_prune.run import measuring
 from recbole_prune.run.smaller_class import write_smaller
-from recbole_prune.run.store import DISTILLATION
-from recbole_prune.run.ticket import Ticket, defined_metrics
+from recbole_prune.run.store import DISTILLATION, RunFolder
+from recbole_prune.run.ticket import Plan, Ticket, defined_metrics
 from recbole_prune.run.verdict import judge
+from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
+from recbole_prune.training.parts import Part
+from recbole_prune.training.trainer import MaskAwareTrainer
 
-if TYPE_CHECKING:
-    from recbole_prune.run.ticket_training import TicketTraining
+
+class EndedTraining(Protocol):
+    """What is asked of the training of a ticket; :class:`~recbole_prune.run.ticket_training.TicketTraining` is one."""
+
+    workshop: Workshop
+    folder: RunFolder
+    plan: Plan
+    scope: Scope
+    dense: Ticket | None
+    trainer: MaskAwareTrainer
+    parts: tuple[Part, ...]
+    method: dict[str, Any]
+    measured: dict[str, Any]
+    checkpoint_file: str
+    checkpoint_sha256: str
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch at which it began."""
 
 
-def finish(training: TicketTraining, valid: Mapping[str, float], test: Mapping[str, float]) -> Ticket:
+def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[str, float]) -> Ticket:
     """Write mask and journal line of a ticket whose training has ended.
 
     Args:
@@ -82,7 +103,7 @@ def finish(training: TicketTraining, valid: Mapping[str, float], test: Mapping[s
     return ticket
 
 
-def _write_legacy(training: TicketTraining) -> None:
+def _write_legacy(training: EndedTraining) -> None:
     """What parts leave to those of the next ticket, in a file that the journal line names."""
     left = {part.name: dict(part.legacy()) for part in training.parts if training.plan.train}
     if any(left.values()):
@@ -90,7 +111,7 @@ def _write_legacy(training: TicketTraining) -> None:
         training.method["legacy"] = {"file": file, "sha256": training.folder.write(file, codec.encode(left))}
 
 
-def _write_masks(training: TicketTraining, masks: MaskSet | None) -> tuple[str | None, str | None]:
+def _write_masks(training: EndedTraining, masks: MaskSet | None) -> tuple[str | None, str | None]:
     """Name and sha256 of the mask file; (None, None) where the ticket has no masks."""
     if masks is None:
         return None, None
