@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ def test_every_file_is_whole_and_is_printed(file: Path) -> None:
 def test_readme_quotes_the_files() -> None:
     assert_quoted(present_section(), documents())
     assert present_section() == section(documents()), "run: python tests/bench_section.py --write"
+
+
+@needs_figures
+def test_readme_quotes_what_units_save() -> None:
+    """In a sentence, of two files."""
+    tables = [markdown(read_document(FIGURES / f"{name}-units.json")).splitlines() for name in ("train", "eval")]
+    trained, ranked = (next(cells(line) for line in lines if "| 50 % |" in line) for lines in tables)
+    text = " ".join((FIGURES.parent.parent / "README.md").read_text(encoding="utf-8").split())
+    [found] = re.findall(r"NeuMF at half its units trains ([\d.]+), ranks ([\d.]+) times faster than plain", text)
+    assert found[0] in trained and found[1] in ranked
 
 
 # ---- the section of figures made up here -----------------------------------------------------------------------------
