@@ -127,3 +127,21 @@ def test_the_settings_of_a_teacher_that_is_trained_first(timed_data: Path) -> No
     assert set(graph) == {"inter", "kg", "link"} and graph["inter"] == student["load_col"]["inter"]
     fitted = refusal(lambda: teacher_config(student_config(timed_data, None, distill_teacher_model="EASE")))
     assert "not trained by gradient" in fitted
+
+
+def test_who_teaches_labels_learns_labels(timed_data: Path) -> None:
+    """Its negatives would else be drawn, as usual, and it would know which pairs there are, not how they are rated."""
+    labels = {"train_neg_sample_args": None, "threshold": {"rating": 4}, "metrics": ["MSE"], "valid_metric": "MSE"}
+    labels["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": None, "mode": "labeled"}
+
+    def drawn_from(student: str, teacher: str, **given: Any) -> str:
+        changes = {"distiller": "sad", "distill_teacher_model": teacher, **given}
+        found = teacher_config(student_config(timed_data, None, student, **changes))
+        return str(found["train_neg_sample_args"]["distribution"])
+
+    assert drawn_from("NeuMF", "NeuMF", **labels) == "none"
+    assert drawn_from("NeuMF", "NeuMF") == "uniform"
+    assert drawn_from("NeuMF", "BPR", **labels) == "uniform"  # it compares pairs
+    assert drawn_from("SASRec", "NeuMF") == "uniform"  # whose own loss has all items as negatives
+    own = {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}}
+    assert drawn_from("NeuMF", "NeuMF", **labels, distill_teacher_settings=own) == "popularity"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 
 from recbole_prune.config import host
 from recbole_prune.config.files import read_settings
@@ -29,8 +29,8 @@ _OURS = (
 def teacher_config(config: PruneConfig, first: First, with_states: bool) -> PruneConfig:
     """The run that trains a teacher of a student; any student of it finds its folder.
 
-    Data, split, evaluation, seed and output folder are the student's. The model and its training have RecBole's
-    defaults, and ``distill_teacher_settings``, which go before everything.
+    Data, split, evaluation, seed and output folder are the student's, and so are labels where both learn them. The
+    model and its training have RecBole's defaults, and ``distill_teacher_settings``, which go before everything.
 
     Args:
         config: the student's settings.
@@ -54,9 +54,11 @@ def teacher_config(config: PruneConfig, first: First, with_states: bool) -> Prun
     try:
         made = PruneConfig(name, config["dataset"], config_dict={**kept, **given, "pruner": "none"})
         missing = _missing_columns(made)
-        if missing and "load_col" not in given:
-            kept["load_col"] = {**kept["load_col"], **missing}
-            made = PruneConfig(name, config["dataset"], config_dict={**kept, **given, "pruner": "none"})
+        more: dict[str, Any] = {"load_col": {**kept["load_col"], **missing}} if missing else {}
+        if _learns_labels(config) and made["MODEL_INPUT_TYPE"] == InputType.POINTWISE:
+            more["train_neg_sample_args"] = None  # else it would learn which pairs there are, and not their labels
+        if more.keys() - given.keys():
+            made = PruneConfig(name, config["dataset"], config_dict={**kept, **more, **given, "pruner": "none"})
     except ConfigError as error:
         raise ConfigError(f"{first.key}={name}, distill_teacher_settings={given}: {error}") from error
     if made["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
@@ -70,6 +72,13 @@ def teacher_config(config: PruneConfig, first: First, with_states: bool) -> Prun
             f"from states of the training, so distill_record_states must be 2 or more ({USUAL_STATES} is usual)"
         )
     return made
+
+
+def _learns_labels(student: PruneConfig) -> bool:
+    """Whether the student learns the labels that its data have, without negatives that are drawn."""
+    drawn = student["train_neg_sample_args"]["distribution"] != "none"
+    whole_rows = student["loss_type"] == "CE"  # RecBole calls these pointwise too
+    return bool(student["MODEL_INPUT_TYPE"] == InputType.POINTWISE) and not (drawn or whole_rows)
 
 
 def _missing_columns(teacher: PruneConfig) -> dict[str, Any]:
