@@ -9,11 +9,12 @@ import torch
 from marks import slow_but
 from recbole.data.interaction import Interaction
 from recbole.utils import KGDataLoaderState, get_model
-from teachers import Beginner, checkpoint
+from teachers import Beginner, checkpoint, student_config
 from training_bench import Bench
 from zoo import gradient_models, missing_package
 
 from recbole_prune.anatomy.losses import adds_rows_up, batch_losses
+from recbole_prune.distillers.base import said_of_loss
 
 TIMES = 3
 
@@ -62,3 +63,6 @@ def test_a_sum_is_taught_by_sums(tiny_data: Path, tmp_path: Path) -> None:
         lesson.part._batch = 0
         found.append(lesson.part.losses(lesson.student, batch)["rrd"].item())
     assert found[0] > 0 and found[1] == pytest.approx(len(batch) * found[0])
+    settings = student_config(tiny_data, None, distiller="rrd", distill_teacher_model="BPR").settings
+    [mean], [total] = (said_of_loss(settings, 64, rows_add_up) for rows_add_up in (False, True))
+    assert "/64 = " in mean and total.endswith("is for sums over a batch, and so is the model's own loss")

@@ -107,7 +107,6 @@ class MacsReport:
             "training": None if self.training is None else self.training.to_dict(update_interval),
             "users": self.users,
             "items": self.items,
-            "parameters": self.parameters,
             "not_counted": list(self.not_counted),
         }
 
