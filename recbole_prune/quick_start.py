@@ -15,7 +15,7 @@ from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run import checkpoints, provenance, siblings
-from recbole_prune.run.costs import count_bytes
+from recbole_prune.run.costs import count_bytes, with_older_macs
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
 from recbole_prune.run.log import log_of_run
@@ -108,6 +108,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
         tickets = list(pruner.tickets())
     finally:
         experiment.progress.close()
+    tickets = with_older_macs(folder, tickets)
     folder.drop_resume()  # a process may have been killed between the last line of the journal and this
     chosen, reason = choose_ticket(experiment, tickets)
     artifact = folder.path / ARTIFACT

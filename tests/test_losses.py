@@ -65,4 +65,6 @@ def test_a_sum_is_taught_by_sums(tiny_data: Path, tmp_path: Path) -> None:
     assert found[0] > 0 and found[1] == pytest.approx(len(batch) * found[0])
     settings = student_config(tiny_data, None, distiller="rrd", distill_teacher_model="BPR").settings
     [mean], [total] = (said_of_loss(settings, 64, rows_add_up) for rows_add_up in (False, True))
-    assert "/64 = " in mean and total.endswith("is for sums over a batch, and so is the model's own loss")
+    assert "/64 = " in mean and total.endswith(
+        "is for sums over a batch, as the model's own loss is one: it is taken as it is"
+    )

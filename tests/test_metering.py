@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.metering.counter import MATRIX, PAIRS, SPARSE, MacsCounter
 from recbole_prune.metering.factors import Factors
 from recbole_prune.metering.macs import Macs, MacsReport, measure_macs
+from recbole_prune.report.costs import macs_line
+from recbole_prune.run.costs import with_older_macs
+from recbole_prune.run.ticket import Ticket
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.propagation import FixedMatrix, plain
@@ -545,6 +549,23 @@ def test_mask_updates_cost_dense_gradients(tiny_data: Path) -> None:
             assert training["update_step"] == pytest.approx((2 * step["density_scaled"] + step["dense"]) / 3, abs=1)
             dense = (training["update_step"] - step["density_scaled"]) / interval
             assert training["average_step"] == pytest.approx(step["density_scaled"] + dense, abs=1)
+
+
+def test_macs_of_an_older_run_stay_in_its_summary(tiny_data: Path) -> None:
+    """Its journal has none; they stood beside the bytes of a ticket."""
+    result, _ = run("BPR", tiny_data, pruner="none")
+    ticket = Ticket.from_record(result["tickets"][0])
+    counted = ticket.measured["macs"]  # type: ignore[index]
+    older = replace(ticket, measured=None)
+
+    class Folder:
+        def read_summary(self) -> dict[str, Any]:
+            return {"tickets": [{"ticket": 0, "macs": counted, "bytes": 8}]}
+
+    folder: Any = Folder()
+    [found] = with_older_macs(folder, [older])
+    assert found.measured == {"macs": counted} and "exact" in macs_line(found, None)
+    assert with_older_macs(folder, [ticket])[0] is ticket
 
 
 def test_a_model_that_cannot_be_counted_does_not_fail_the_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,5 +143,6 @@ def test_who_teaches_labels_learns_labels(timed_data: Path) -> None:
     assert drawn_from("NeuMF", "NeuMF") == "uniform"
     assert drawn_from("NeuMF", "BPR", **labels) == "uniform"  # it compares pairs
     assert drawn_from("SASRec", "NeuMF") == "uniform"  # whose own loss has all items as negatives
+    assert drawn_from("ENMF", "NeuMF", train_neg_sample_args=None) == "uniform"  # it draws none, and reads no labels
     own = {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 1}}
     assert drawn_from("NeuMF", "NeuMF", **labels, distill_teacher_settings=own) == "popularity"

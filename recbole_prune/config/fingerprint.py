@@ -30,7 +30,7 @@ PATHS = frozenset({"data_path", "checkpoint_dir", "dataset_save_path", "dataload
 # packages whose classes are known by their names and versions
 _INSTALLED = {"recbole", "recbole_prune", "torch", "builtins", "typing", "abc"}
 # methods whose defaults changed, and how often: a run of the earlier ones is another run
-_CHANGED_DEFAULTS = {"dsl": 1}
+_CHANGED_DEFAULTS = {"dsl": 1, "sad": 1}
 WITHOUT_EFFECT = OF_THE_PROCESS | {
     "model", "dataset", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "state", "show_progress",
     "saved", "loss_decimal_place", "log_wandb", "wandb_project", "save_dataset", "dataset_save_path",

@@ -77,7 +77,10 @@ class AttentionDistillation(Distiller):
         self._names = tuple(theirs), tuple(mine)
         self._points = feature_points(model)
         model.noted = self._points.noted
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if model.shrunk is not None:  # the width is that of the large model's network, which goes on
+            shapes = {name: model.shrunk.shape_before(name, shape) for name, shape in shapes.items()}
+        parameters = sum(shape.numel() for shape in shapes.values())
         width = self.settings.distill_attention_width or (_SMALL_WIDTH if parameters < _SMALL else _WIDTH)
         self._tell(theirs, mine)
         loss = AttentionLoss(

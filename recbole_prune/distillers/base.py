@@ -212,8 +212,8 @@ def said_of_loss(settings: Settings, rows: int, rows_add_up: bool = False) -> li
     given: dict[str, float] = {name: settings[name] for name in counted}
     beside = "RecBole's mean" if settings.distill_own_loss else "no loss of the student's own (distill_own_loss=0)"
     lines = [
-        f"{name}={weight:g} is for sums over a batch, and so is the model's own loss"
-        if rows_add_up and settings.distill_own_loss
+        f"{name}={weight:g} is for sums over a batch, as the model's own loss is one: it is taken as it is"
+        if rows_add_up
         else f"{name}={weight:g} is for sums over a batch: {weight:g}/{rows} = {weight / rows:.3g} beside {beside}"
         for name, weight in given.items()
     ]

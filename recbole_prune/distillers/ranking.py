@@ -195,7 +195,8 @@ class ItemSideRanking(RelaxedRanking):
         else:
             # a last, smaller batch has as large a share as others, which must not count for more
             self._full_batch = max(self._full_batch, len(interaction))
-            weight = len(self._shares) * len(interaction) / self._full_batch
+            size = 1.0 if self.pupils.rows_add_up else len(interaction) / self._full_batch
+            weight = len(self._shares) * size
             items = self._share(listed.interesting.device)
         item_side = weight * self._sum_over(model, items)
         return {**self.terms_of(model, listed), "ir": (self.settings.distill_item_weight, item_side)}

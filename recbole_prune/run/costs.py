@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from recbole_prune.artifact.export import weight_bytes
@@ -38,6 +39,26 @@ def count_bytes(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int, 
             except Exception:  # a figure beside the result is no reason to lose the result
                 experiment.logger.debug("cause", exc_info=True)
     return sizes
+
+
+def with_older_macs(folder: RunFolder, tickets: Sequence[Ticket]) -> list[Ticket]:
+    """The tickets, those of older versions with the MACs that their summary has; their journal lines have none."""
+    try:
+        older = {ticket["ticket"]: ticket for ticket in folder.read_summary()["tickets"]}
+    except StoreError:
+        return list(tickets)
+
+    def macs_of(number: int) -> Any:
+        found = older.get(number, {})
+        return found.get("macs") or (found.get("measured") or {}).get("macs")
+
+    lacking = {each.ticket for each in tickets if "macs" not in (each.measured or {}) and macs_of(each.ticket)}
+    return [
+        replace(each, measured={**(each.measured or {}), "macs": macs_of(each.ticket)})
+        if each.ticket in lacking
+        else each
+        for each in tickets
+    ]
 
 
 def _counted_before(folder: RunFolder, values: str) -> dict[int, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Protocol
 
 from recbole.utils import calculate_valid_score
@@ -17,6 +18,7 @@ from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
 from recbole_prune.training.parts import Part
+from recbole_prune.training.state import optimizers_of
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 
@@ -70,6 +72,9 @@ def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[st
     checkpoint = training.folder.path / training.checkpoint_file
     small = None if trainer.model.shrunk is None else measuring.entries_of(trainer.model)
     weights = measuring.weights(training.scope, masks, kept, checkpoint, small=small)
+    for optimizer in optimizers_of(trainer).values():
+        optimizer.state.clear()  # room for the model that is built to be counted
+    trainer.model.zero_grad(set_to_none=True)
     moved = bool(training.method.get("updates"))
     counted = measuring.macs(training.workshop, masks, plan.changes, plan.whole_units, moved)
     ticket = Ticket(
@@ -95,12 +100,17 @@ def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[st
         history=[list(point) for point in trainer.history],
         relative_epochs=relative,
         measured={**weights, **counted, **training.measured},
-        losses=[trainer.train_loss_dict[epoch] for epoch in sorted(trainer.train_loss_dict)],
+        losses=[_finite(trainer.train_loss_dict[epoch]) for epoch in sorted(trainer.train_loss_dict)],
         method={**training.method, "changes": plan.changes} if plan.changes else training.method,
     )
     training.folder.append_ticket(ticket.to_record())
     training.folder.drop_resume()
     return ticket
+
+
+def _finite(loss: float) -> float | None:
+    """A loss that overflows in half precision leaves a step out and ends no training."""
+    return float(loss) if isfinite(loss) else None
 
 
 def _write_legacy(training: EndedTraining) -> None:

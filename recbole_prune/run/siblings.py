@@ -13,6 +13,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recbole_prune.config.settings import Settings
+from recbole_prune.config.usage import is_used
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.run.experiment import Experiment
@@ -80,6 +82,11 @@ def _dense_of(other: RunFolder) -> Ticket | None:
     return next((ticket for ticket in map(Ticket.from_record, other.tickets()) if ticket.ticket == 0), None)
 
 
+def _keeps_network(settings: Settings) -> bool:
+    """Whether the distiller's network goes on from the dense ticket."""
+    return bool(settings.distiller) and is_used("distill_network", settings) and settings.distill_network == "keep"
+
+
 def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
     """Whether ticket 0 of another run could be made this run's."""
     folder, settings = experiment.folder, experiment.settings
@@ -90,6 +97,8 @@ def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
         if dense.method.get("states", {}).get("count") != settings.distill_record_states:
             return False
         method["states"] = dense.method["states"]
+    if dense.is_taught and "legacy" not in method and _keeps_network(settings):
+        return False  # a run of before networks went on from ticket to ticket
     if settings.prune_rewind == "late":
         if dense.method.get("rewind_epoch") != settings.prune_rewind_epoch:
             return False

@@ -29,7 +29,7 @@ class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
 
     ``best_epoch`` counts trained epochs, 1 for the first. ``losses`` are the training losses of the epochs, as RecBole
-    adds them up over batches. ``measured`` is None in lines of older versions. ``method``
+    adds them up over batches, None where one is infinite. ``measured`` is None in lines of older versions. ``method``
     holds what a method adds under its own name.
     """
 
@@ -53,7 +53,7 @@ class Ticket:
     checkpoint_file: str
     checkpoint_sha256: str
     history: list[list[float]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
     relative_epochs: float | None = None
     measured: dict[str, Any] | None = None
     method: dict[str, Any] = field(default_factory=dict)

@@ -80,6 +80,10 @@ class Shrunk:
         for module, name, before in reversed(self._replaced):
             setattr(module, name, before)
 
+    def shape_before(self, name: str, shape: torch.Size) -> torch.Size:
+        """Of a tensor of the large model."""
+        return self._shapes.get(name, shape)
+
     def narrowed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What stays of a tensor of the large model, scaled; one that is small already as it is.
 
@@ -110,7 +114,9 @@ class Shrunk:
             shape = list(tensor.shape)
             shape[axis] = self._shapes[name][axis]
             tensor = tensor.new_zeros(shape).index_copy_(axis, positions.to(tensor.device), tensor)
-        return tensor * self._scales[name] ** power if name in self._scales else tensor
+        if name not in self._scales:
+            return tensor
+        return tensor / self._scales[name] if power == -1 else tensor * self._scales[name] ** power
 
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole.utils import InputType, ModelType
+from recbole.utils import ModelType
 
+from recbole_prune.anatomy.labels import learns_probabilities
 from recbole_prune.config import host
 from recbole_prune.config.files import read_settings
 from recbole_prune.config.fingerprint import to_json
@@ -55,7 +56,7 @@ def teacher_config(config: PruneConfig, first: First, with_states: bool) -> Prun
         made = PruneConfig(name, config["dataset"], config_dict={**kept, **given, "pruner": "none"})
         missing = _missing_columns(made)
         more: dict[str, Any] = {"load_col": {**kept["load_col"], **missing}} if missing else {}
-        if _learns_labels(config) and made["MODEL_INPUT_TYPE"] == InputType.POINTWISE:
+        if _learns_labels(config) and learns_probabilities(made.model_class):
             more["train_neg_sample_args"] = None  # else it would learn which pairs there are, and not their labels
         if more.keys() - given.keys():
             made = PruneConfig(name, config["dataset"], config_dict={**kept, **more, **given, "pruner": "none"})
@@ -76,9 +77,7 @@ def teacher_config(config: PruneConfig, first: First, with_states: bool) -> Prun
 
 def _learns_labels(student: PruneConfig) -> bool:
     """Whether the student learns the labels that its data have, without negatives that are drawn."""
-    drawn = student["train_neg_sample_args"]["distribution"] != "none"
-    whole_rows = student["loss_type"] == "CE"  # RecBole calls these pointwise too
-    return bool(student["MODEL_INPUT_TYPE"] == InputType.POINTWISE) and not (drawn or whole_rows)
+    return student["train_neg_sample_args"]["distribution"] == "none" and learns_probabilities(student.model_class)
 
 
 def _missing_columns(teacher: PruneConfig) -> dict[str, Any]:

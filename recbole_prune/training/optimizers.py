@@ -17,7 +17,7 @@ from recbole_prune.sparse.shrinking import Shrunk
 
 Expand = Callable[[torch.Tensor, int], torch.Tensor]
 # how what optimizers keep grows with the gradient, by its name in torch
-_POWERS = {"exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2, "acc_delta": -2}
+_POWERS = {"exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2}
 
 # makes its sums when it is built, and fails at its next step where a state that it loads lacks them
 _NEVER_EMPTY = torch.optim.Adagrad
