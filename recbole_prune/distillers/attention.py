@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from recbole_prune.anatomy.feature_points.features import Feature
     from recbole_prune.masking.masks import MaskSet
+    from recbole_prune.sparse.shrinking import Shrunk
     from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware
     from recbole_prune.training.parts import State, Training
@@ -78,8 +79,9 @@ class AttentionDistillation(Distiller):
         self._points = feature_points(model)
         model.noted = self._points.noted
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        if model.shrunk is not None:  # the width is that of the large model's network, which goes on
-            shapes = {name: model.shrunk.shape_before(name, shape) for name, shape in shapes.items()}
+        shrunk: Shrunk | None = getattr(model, "shrunk", None)
+        if shrunk is not None:  # the width is that of the large model's network, which goes on
+            shapes = {name: shrunk.shape_before(name, shape) for name, shape in shapes.items()}
         parameters = sum(shape.numel() for shape in shapes.values())
         width = self.settings.distill_attention_width or (_SMALL_WIDTH if parameters < _SMALL else _WIDTH)
         self._tell(theirs, mine)
