@@ -559,13 +559,17 @@ def test_macs_of_an_older_run_stay_in_its_summary(tiny_data: Path) -> None:
     older = replace(ticket, measured=None)
 
     class Folder:
-        def read_summary(self) -> dict[str, Any]:
-            return {"tickets": [{"ticket": 0, "macs": counted, "bytes": 8}]}
+        def __init__(self, **fields: Any) -> None:
+            self.fields = fields
 
-    folder: Any = Folder()
-    [found] = with_older_macs(folder, [older])
-    assert found.measured == {"macs": counted} and "exact" in macs_line(found, None)
-    assert with_older_macs(folder, [ticket])[0] is ticket
+        def read_summary(self) -> dict[str, Any]:
+            return {"values": "fp32", "tickets": [{"ticket": 0, "bytes": 8, **self.fields}]}
+
+    as_written, as_written_again = Folder(macs=counted), Folder(measured={"macs": counted})
+    for folder in (as_written, as_written_again):
+        [found] = with_older_macs(folder, [older])  # type: ignore[arg-type]
+        assert found.measured == {"macs": counted} and "exact" in macs_line(found, None)
+        assert with_older_macs(folder, [ticket]) == [ticket]  # type: ignore[arg-type]
 
 
 def test_a_model_that_cannot_be_counted_does_not_fail_the_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,10 +84,11 @@ def share_the_global_stream(loaders: Iterable[AbstractDataLoader]) -> None:
 
 
 @contextmanager
-def preserved_random_streams() -> Iterator[None]:
-    """Put Python's, numpy's and torch's random streams back where they were."""
-    state = random_state()
+def preserved_random_streams(loaders: Sequence[Any] = ()) -> Iterator[None]:
+    """Put Python's, numpy's and torch's random streams, and those of dataloaders, back where they were."""
+    state, of_loaders = random_state(), loader_states(loaders)
     try:
         yield
     finally:
         set_random_state(state)
+        set_loader_states(loaders, of_loaders)

@@ -19,7 +19,7 @@ from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.schema import known_keys
 from recbole_prune.config.teachers import trained_first
 from recbole_prune.data.batches import first_batch
-from recbole_prune.data.random_streams import loader_states, preserved_random_streams, set_loader_states
+from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.errors import ConfigError
@@ -118,12 +118,8 @@ class Teaching:
 
 def first_batch_of(workshop: Workshop) -> Interaction:
     """The first training batch of a run; streams and data order stay where they are."""
-    states = loader_states(workshop.loaders)
-    with preserved_random_streams():
-        try:
-            return first_batch(workshop.train_data, workshop.build_model())
-        finally:
-            set_loader_states(workshop.loaders, states)
+    with preserved_random_streams(workshop.loaders):
+        return first_batch(workshop.train_data, workshop.build_model())
 
 
 def require_student(distiller: type[Distiller], config: PruneConfig, student: Any) -> None:

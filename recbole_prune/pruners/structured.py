@@ -230,7 +230,7 @@ class StructuredPruning(MaskPruner):
         Molchanov et al., CVPR 2019, arXiv 1906.10771.
         """
         workshop = self.experiment.workshop
-        with preserved_random_streams():
+        with preserved_random_streams(workshop.loaders):
             model = workshop.build_model()
             model.load_trained(weights, None)
             model.train()

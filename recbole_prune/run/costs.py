@@ -1,4 +1,4 @@
-"""Bytes of the weights of a run's tickets in an artifact, for its table and summary."""
+"""What a run's table and summary say of its tickets beside their journal lines: bytes in an artifact, older counts."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ def count_bytes(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int, 
 
 
 def with_older_macs(folder: RunFolder, tickets: Sequence[Ticket]) -> list[Ticket]:
-    """The tickets, those of older versions with the MACs that their summary has; their journal lines have none."""
-    try:
-        older = {ticket["ticket"]: ticket for ticket in folder.read_summary()["tickets"]}
-    except StoreError:
-        return list(tickets)
-
-    def macs_of(number: int) -> Any:
-        found = older.get(number, {})
-        return found.get("macs") or (found.get("measured") or {}).get("macs")
-
-    lacking = {each.ticket for each in tickets if "macs" not in (each.measured or {}) and macs_of(each.ticket)}
+    """The tickets; those whose journal lines, of older versions, have no MACs with those that the summary has."""
+    macs: dict[int, Any] = {}
+    for number, found in _in_summary(folder).items():
+        places = (found, found.get("measured") or {})  # as they wrote it, and as it is written again
+        for place in places:
+            macs[number] = place.get("macs", macs.get(number))
     return [
-        replace(each, measured={**(each.measured or {}), "macs": macs_of(each.ticket)})
-        if each.ticket in lacking
-        else each
-        for each in tickets
+        replace(ticket, measured={"macs": macs[ticket.ticket], **(ticket.measured or {})})
+        if macs.get(ticket.ticket)
+        else ticket
+        for ticket in tickets
     ]
 
 
 def _counted_before(folder: RunFolder, values: str) -> dict[int, int | None]:
     """What an earlier process counted of the same journal, so that a finished run is shown at once."""
+    found = _in_summary(folder, values)
+    return {number: ticket["bytes"] for number, ticket in found.items() if ticket["bytes"] is not None}
+
+
+def _in_summary(folder: RunFolder, values: str | None = None) -> dict[int, dict[str, Any]]:
+    """Tickets of a summary by their numbers; none where it is damaged or of artifacts with other ``values``."""
     try:
         found = folder.read_summary()
     except StoreError:  # it is written again
         return {}
-    counted = [ticket for ticket in found["tickets"] if ticket["bytes"] is not None and found["values"] == values]
-    return {ticket["ticket"]: ticket["bytes"] for ticket in counted}
+    return {ticket["ticket"]: ticket for ticket in found["tickets"] if values in (None, found["values"])}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recbole_prune.data.batches import first_batch
-from recbole_prune.data.random_streams import loader_states, preserved_random_streams, set_loader_states
+from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.machine import open_meter
@@ -156,9 +156,8 @@ def macs(
         ``macs`` as :meth:`MacsReport.to_dict` says it, or their ``not_counted`` with the reason; and
         ``ranking_parameters``, None where they could not be counted.
     """
-    states = loader_states(workshop.loaders)
     try:
-        with preserved_random_streams():
+        with preserved_random_streams(workshop.loaders):
             model = workshop.build_model(changes)
             if whole_units:
                 model.whole_units = True
@@ -170,8 +169,6 @@ def macs(
         getLogger("recbole_prune").debug("cause", exc_info=True)
         reason = f"{type(error).__name__}: {error}"
         return {"macs": {"not_counted": [reason]}, "ranking_parameters": None}
-    finally:
-        set_loader_states(workshop.loaders, states)
     between = _steps_between_dense_gradients(workshop.config.settings) if moved else None
     return {"macs": report.to_dict(between), "ranking_parameters": report.parameters}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
-from recbole_prune.data.random_streams import loader_states, preserved_random_streams, set_loader_states
+from recbole_prune.data.random_streams import preserved_random_streams
 from recbole_prune.scoring.probe import attributes_of, set_attributes
 from recbole_prune.training.trainer import MaskAwareTrainer
 
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 @contextmanager
 def nothing_changed(trainer: Trainer, loader: AbstractDataLoader) -> Iterator[None]:
     """Put random streams, the loader's place and what the model keeps back as they were."""
-    attributes, states = attributes_of(trainer.model), loader_states([loader])
-    with preserved_random_streams(), torch.no_grad():
+    attributes = attributes_of(trainer.model)
+    with preserved_random_streams([loader]), torch.no_grad():
         trainer.model.eval()
         try:
             yield
         finally:
             set_attributes(attributes)
-            set_loader_states([loader], states)
 
 
 def list_maker(trainer: Trainer, loader: AbstractDataLoader) -> Callable[[], int] | None:
