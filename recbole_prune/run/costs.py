@@ -49,8 +49,8 @@ def with_older_macs(folder: RunFolder, tickets: Sequence[Ticket]) -> list[Ticket
         for place in places:
             macs[number] = place.get("macs", macs.get(number))
     return [
-        replace(ticket, measured={"macs": macs[ticket.ticket], **(ticket.measured or {})})
-        if macs.get(ticket.ticket)
+        replace(ticket, measured={**(ticket.measured or {}), "macs": macs[ticket.ticket]})
+        if macs.get(ticket.ticket) and "macs" not in (ticket.measured or {})
         else ticket
         for ticket in tickets
     ]
