@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 torch.cuda.is_available()  # looks for devices before a Config of RecBole hides them by CUDA_VISIBLE_DEVICES
+_VISIBLE_DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES")
 _load_yaml = yaml.load
 
 
@@ -75,6 +76,14 @@ os.fsync = lambda descriptor: None  # what outlives a crash of the machine no te
 compat.apply()  # tests import RecBole's modules and those that join them, in any order
 join_recbole()
 value_metrics.join_recbole()
+
+
+@pytest.fixture(autouse=True)
+def _devices_in_sight() -> None:
+    """RecBole's Config sets CUDA_VISIBLE_DEVICES for good; a test on a CPU hides no device from those after it."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if _VISIBLE_DEVICES is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _VISIBLE_DEVICES
 
 
 @pytest.fixture(autouse=True)

@@ -54,12 +54,6 @@ def on_devices(cases: list[Any], also_on_cpu: int = 1) -> list[Any]:
     ]
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RecBole's Config sets it, for good."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-
-
 class WatchedDevice(Witness):
     """A witness that also sees where the model is trained."""
 

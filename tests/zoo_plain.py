@@ -23,7 +23,7 @@ def build(model: str, settings: Settings) -> PlainRun:
 
 def reload(file: Path) -> PlainRun:
     """Everything anew from a checkpoint, as ``load_data_and_model`` does."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    checkpoint = torch.load(file, weights_only=False)
     run = PlainRun(checkpoint["config"])
     run.model.load_state_dict(checkpoint["state_dict"])
     run.model.load_other_parameter(checkpoint.get("other_parameter"))
