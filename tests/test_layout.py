@@ -31,6 +31,8 @@ WITHOUT_TORCH = [
     "config.words",
     "masking.bound",
     "masking.schedule",
+    "report.statistics",
+    "report.users",
     "serving",
     "sparse.dense_top_k",
     "signals",
