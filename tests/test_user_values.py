@@ -244,7 +244,7 @@ def arrays_of(folder: Path, **changes: Any) -> dict[str, Any]:
     return {**load((folder / USERS).read_bytes()), **{name.replace("__", "/"): a for name, a in changes.items()}}
 
 
-METADATA = {"format": "recbole_prune users", "format_version": "1"}
+METADATA = {"users_format_version": "1"}
 DAMAGE: dict[str, tuple[Any, str]] = {
     "missing": (lambda folder: (folder / USERS).unlink(), "cannot read .*No such file"),
     "a folder": (lambda folder: ((folder / USERS).unlink(), (folder / USERS).mkdir()), "is in the way|is not a file"),
@@ -253,9 +253,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "long header": (lambda folder: (folder / USERS).write_bytes(b"\xff" * 8 + b"{}"), "no file of users' values"),
     "another file": (lambda folder: (folder / USERS).write_bytes(save({"a": np.zeros(2)})), "no file of users' values"),
     "newer": (
-        lambda folder: (folder / USERS).write_bytes(
-            save(arrays_of(folder), metadata={**METADATA, "format_version": "2"})
-        ),
+        lambda folder: (folder / USERS).write_bytes(save(arrays_of(folder), metadata={"users_format_version": "2"})),
         "format version 2, this recbole_prune reads 1: upgrade",
     ),
     "not finite": (
