@@ -21,7 +21,6 @@ from recbole_prune.report.table import ticket_table
 from recbole_prune.report.users import read_users
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.summary import AsGood
-from recbole_prune.run.verdict import judge
 
 USERS = 4000
 
@@ -114,16 +113,15 @@ def test_the_column_stands_beside_wins() -> None:
 
 # ---- the sentence ----------------------------------------------------------------------------------------------------
 
+GAINS = "4 times smaller on disk and 1.5 times faster to rank"
+
 
 @pytest.mark.parametrize(
     ("loss", "begins", "ends"),
     [
-        (-0.05, "Take ticket 1: it is 4 times smaller on disk and 1.5 times faster to rank, and test ndcg@10 changes by +",
-         "as good as the dense model within 1 %."),
-        (0.3, "Keep the dense model if 1 % matters: ticket 1 is 4 times smaller on disk and 1.5 times faster to rank, but ",
-         " %)."),
-        (0.01, "Ticket 1 is 4 times smaller on disk and 1.5 times faster to rank, but whether it is as good as the dense "
-         "model within 1 % is open: test ndcg@10 changes by -", " %)."),
+        (-0.05, f"Take ticket 1: it is {GAINS}, and test ndcg@10 changes by +", "as good as the dense model within 1 %."),
+        (0.3, f"Keep the dense model if 1 % matters: ticket 1 is {GAINS}, but test ndcg@10 changes by -", " %)."),
+        (0.01, f"Ticket 1 is {GAINS}, but whether it is as good as the dense model within 1 % is open: ", " %)."),
     ],
 )  # fmt: skip
 def test_the_sentence_says_what_to_do(loss: float, begins: str, ends: str) -> None:
@@ -139,7 +137,7 @@ def test_the_sentence_says_where_users_are_too_few() -> None:
     few = {name: found[:50] for name, found in values(t1=0.01).items()}
     [sentence] = verdict_sentence(tickets()[1], as_good_of(tickets()[:2], few, "NDCG@10", 0.01), (100, 100), None)
     assert sentence.endswith(", and 50 users cannot decide it at this size.")
-    assert sentence.startswith("Ticket 1 is 1 times smaller on disk (speed not measured), but")
+    assert sentence.startswith("Ticket 1 is no smaller on disk (speed not measured), but")
     [sentence] = verdict_sentence(tickets()[1], AsGood("ndcg@10", 0.01, not_tested="x"), (None, 100), 0.5)
     assert (
         sentence
@@ -228,7 +226,6 @@ def test_a_run_ends_with_it_and_keeps_it(tiny_data: Path) -> None:
 
 def test_advice_agrees_with_the_tested_statement(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recbole_prune.run.journal_line.judge", lambda *_: (False, False, None))
-    assert judge is not None
     words = " ".join(run(tiny_data)["table"].split())
     assert "No ticket reaches the dense model's validation score. Try" in words
     words = " ".join(run(tiny_data, report_margin=0.999)["table"].split())
@@ -246,7 +243,8 @@ def test_advice_agrees_with_the_tested_statement(tiny_data: Path, monkeypatch: p
         ("FM", {"metrics": ["AUC"], "valid_metric": "AUC"}, "as good: not tested, auc has no value for each user"),
         ("BPR", {"pruner": "none", "prune_rate": None, "prune_rounds": None}, None),
         ("BPR", {"pruner": "dsl", "prune_rate": None, "prune_rounds": None, "prune_dense": False,
-                 "prune_target_sparsity": 0.5, "prune_update_interval": 2}, "as good: not tested, this run has no dense model"),
+                 "prune_target_sparsity": 0.5, "prune_update_interval": 2},
+         "as good: not tested, this run has no dense model"),
     ],
 )  # fmt: skip
 def test_runs_in_which_nothing_is_tested(

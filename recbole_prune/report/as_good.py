@@ -57,10 +57,8 @@ def as_good_legend(tested: AsGood) -> list[str]:
         return [f"as good: not tested, {tested.not_tested}"]
     if not tested.blocks:
         return []
-    return [
-        f"as good: tested over test users; yes = worse than dense by less than {_percent(tested.margin)}, no = by more, "
-        "open = undecided"
-    ]
+    worse = f"yes = worse than dense by less than {_percent(tested.margin)}, no = by more, open = undecided"
+    return [f"as good: tested over test users; {worse}"]
 
 
 def verdict_sentence(
@@ -93,15 +91,17 @@ def verdict_sentence(
 
 def _gains(sizes: tuple[int | None, int | None], faster: float | None) -> str:
     size, dense = sizes
-    on_disk = "of unknown size on disk" if size is None or dense is None else _times(dense / size, "smaller", "larger")
-    said = on_disk if size is None or dense is None else f"{on_disk} on disk"
-    return (
-        f"{said} (speed not measured)" if faster is None else f"{said} and {_times(faster, 'faster', 'slower')} to rank"
+    on_disk = (
+        "of unknown size on disk" if not size or not dense else f"{_times(dense / size, 'smaller', 'larger')} on disk"
     )
+    speed = "(speed not measured)" if faster is None else f"and {_times(faster, 'faster', 'slower')} to rank"
+    return f"{on_disk} {speed}"
 
 
 def _times(factor: float, more: str, less: str) -> str:
-    return f"{factor:.3g} times {more}" if factor >= 1 else f"{1 / factor:.3g} times {less}"
+    if f"{factor:.3g}" == "1":
+        return f"no {more}"
+    return f"{factor:.3g} times {more}" if factor > 1 else f"{1 / factor:.3g} times {less}"
 
 
 def _percent(share: float) -> str:
