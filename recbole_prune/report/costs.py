@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recbole_prune.run.ticket import Ticket
 
-_SHORTEST_S = 0.05
+_SHORTEST_S = 0.25
 
 
 def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
@@ -26,7 +26,7 @@ def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
 def times_faster(ticket: Ticket, dense: Ticket | None) -> float | None:
     """How many times faster than the dense model a ticket ranked the test users; None where that was not measured.
 
-    A single evaluation of less than 50 ms says nothing; latencies, where they were measured, are medians.
+    One evaluation of less than a quarter of a second says nothing; latencies, where they were measured, are medians.
     """
     if dense is None:
         return None
