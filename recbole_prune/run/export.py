@@ -7,6 +7,8 @@ from pathlib import Path
 
 from recbole_prune.artifact import read_artifact
 from recbole_prune.artifact.export import export_ticket
+from recbole_prune.masking.allocate import entries_per_row, kept_in_rows
+from recbole_prune.masking.schedule import removed_exact
 from recbole_prune.run import provenance
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.ticket import Ticket
@@ -15,11 +17,15 @@ from recbole_prune.run.verdict import choose
 
 def choose_ticket(experiment: Experiment, tickets: Sequence[Ticket]) -> tuple[Ticket, str]:
     """The ticket to export and why, by the run's settings."""
-    settings = experiment.settings
+    settings, scope = experiment.settings, experiment.scope
+    target = settings.get("prune_target_sparsity")
+    if target is not None and settings.prune_allocation == "row":  # what equal rows can reach of it
+        keep = scope.prunable - removed_exact(target, scope.prunable)
+        target = 1 - sum(kept_in_rows(scope, entries_per_row(scope, keep)).values()) / scope.prunable
     return choose(
         tickets,
         bigger=experiment.bigger,
-        target=settings.get("prune_target_sparsity"),
+        target=target,
         number=settings.export_ticket,
         tolerance=settings.get("prune_tolerance"),
         taught=settings.distiller is not None,
