@@ -18,7 +18,13 @@ _OPTIONS = {
     ),
     "to": Option(some_text, None, "a folder", "where to write the artifact; default: artifact/ in the run folder"),
     "export_ticket": Option(str, None, "", "number of the ticket; default: as the run chooses"),
-    "export_values": Option(str, None, "", "fp32, fp16 or int8; default: as in the run"),
+    "export_values": Option(str, None, "", "fp32, fp16, int8 or int4; default: as in the run"),
+    "export_int4_clip": Option(
+        str, None, "", "search or none: how int4 finds the range of a row; default: as in the run"
+    ),
+    "export_evaluate": Option(
+        str, None, "", "True also evaluates the values as they are stored, and prints their metrics beside the ticket's"
+    ),
     "export_vectors": Option(str, None, "", "True also stores propagated vectors: recommending then needs no RecBole"),
 }
 
@@ -36,9 +42,10 @@ def main(words: Sequence[str]) -> int:
         )
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.data.saved import OPENING
+    from recbole_prune.report.stored import stored_table
     from recbole_prune.run import provenance
     from recbole_prune.run.experiment import Experiment
-    from recbole_prune.run.export import export_chosen
+    from recbole_prune.run.export import export_chosen, stored_metrics
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.workshop import Workshop
 
@@ -70,6 +77,8 @@ def main(words: Sequence[str]) -> int:
     finally:
         folder.close()
     print(f"artifact: {printable(str(artifact))}")
+    if config.settings.export_evaluate:
+        print(stored_table(stored_metrics(artifact)))
     return 0
 
 
