@@ -14,6 +14,8 @@ from test_encoding import masked_tables, random_mask, random_table, read_back, t
 from recbole_prune.artifact import int4
 from recbole_prune.artifact.encoding import EncodedTensor, encode
 from recbole_prune.artifact.int4 import CLIPS
+from recbole_prune.artifact.value_types import VALUE_TYPES
+from recbole_prune.config import schema
 from recbole_prune.errors import ArtifactError
 from recbole_prune.masking.bound import information_bound_bits
 
@@ -177,6 +179,11 @@ def test_every_encoding_holds_the_same_rows(sparsity: float, dtype: type) -> Non
         if mask.any():
             alone = encode(values[mask][None], values="int4").decode()[0]
             assert np.array_equal(found[mask], alone)
+
+
+def test_the_settings_offer_what_there_is() -> None:
+    keys = schema.known_keys()
+    assert keys["export_values"].choices == list(VALUE_TYPES) and keys["export_int4_clip"].choices == list(CLIPS)
 
 
 def test_equal_values_have_no_step() -> None:
