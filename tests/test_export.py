@@ -204,7 +204,9 @@ def test_rounded_vectors_are_checked_against_their_rounding(
 
     encode_vectors = export._encode_vectors
     monkeypatch.setattr(export, "_encode_vectors", wrong_vectors)
-    with pytest.raises(ArtifactError, match="scores from the stored vectors differ"):
+    # the ends of a range of int4 may be so far off that sums of many say little
+    words = "restore_.*_e is read back beyond" if values == "int4" else "scores from the stored vectors differ"
+    with pytest.raises(ArtifactError, match=words):
         lightgcn.export(tmp_path / "artifact", values=values, vectors=True)
     assert snapshot(tmp_path / "artifact") == before
 

@@ -86,12 +86,13 @@ def export_ticket(
         if values == "fp32":
             _require(disagreement(rounded, reference), "the decoded weights")
         dot, reason = find_dot_product(model, probe, rounded, decoded, dataset)
-        extra: dict[str, EncodedTensor] = {}
+        propagated: dict[str, Array] = {}
         if dot is not None and not dot.stored:
             if vectors:
-                extra = _encode_vectors(model, dot, values, clip, dataset.item_num)
+                propagated = _propagated_vectors(model, dot, dataset.item_num)
             else:
                 reason, dot = _say_not_stored(dot), None
+        extra = _encode_vectors(propagated, values, clip)
         serving = None if dot is None else {"user": dot.user, "item": dot.item, "scale": dot.scale}
         served = rounded if dot is None else _serve({**tensors, **extra}, dot, probe)
         return write_artifact(
@@ -110,7 +111,7 @@ def export_ticket(
                 "serving": serving,
                 "serving_reason": reason,
             },
-            check=lambda artifact: _check(artifact, decoded, dot, probe, rounded),
+            check=lambda artifact: _check(artifact, decoded, propagated, dot, probe, rounded),
         )
 
 
@@ -214,12 +215,13 @@ def _say_not_stored(dot: DotProduct) -> str:
     )
 
 
-def _encode_vectors(
-    model: AbstractRecommender, dot: DotProduct, values: str, clip: str, items: int
-) -> dict[str, EncodedTensor]:
-    """Propagated vectors, which are dense; an entity table is cut down to its items."""
+def _propagated_vectors(model: AbstractRecommender, dot: DotProduct, items: int) -> dict[str, Array]:
+    """Propagated vectors, which are dense, by name; an entity table is cut down to its items."""
     users_table, items_table = (to_numpy(getattr(model, name)) for name in (dot.user, dot.item))
-    tables = {dot.user: users_table, dot.item: items_table[:items]}
+    return {dot.user: users_table, dot.item: items_table[:items]}
+
+
+def _encode_vectors(tables: Mapping[str, Array], values: str, clip: str) -> dict[str, EncodedTensor]:
     return {name: encode(table, values=values, clip=clip) for name, table in tables.items()}
 
 
@@ -233,7 +235,12 @@ def _serve(tables: Mapping[str, EncodedTensor], dot: DotProduct, probe: Probe) -
 
 
 def _check(
-    artifact: Artifact, decoded: Mapping[str, Array], dot: DotProduct | None, probe: Probe, expected: Scores
+    artifact: Artifact,
+    decoded: Mapping[str, Array],
+    propagated: Mapping[str, Array],
+    dot: DotProduct | None,
+    probe: Probe,
+    expected: Scores,
 ) -> None:
     """Refuse an artifact that, read back from disk, is not the model that was scored."""
     for name, array in decoded.items():
@@ -243,6 +250,10 @@ def _check(
         return
     tables = {**artifact.tensors, **artifact.vectors}
     _require(disagreement(_serve(tables, dot, probe), expected, _rounding(artifact, dot, probe)), "the stored vectors")
+    for name, table in propagated.items():
+        stored = artifact.vectors[name]
+        if (np.abs(stored.decode().astype(np.float64) - table) > stored.rounding_error()).any():
+            raise ArtifactError(f"refused to write the artifact: {name} is read back beyond its rounding")
 
 
 def _rounding(artifact: Artifact, dot: DotProduct, probe: Probe) -> Array | float:
