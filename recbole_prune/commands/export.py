@@ -78,7 +78,8 @@ def main(words: Sequence[str]) -> int:
         folder.close()
     print(f"artifact: {printable(str(artifact))}")
     if config.settings.export_evaluate:
-        print(stored_table(stored_metrics(artifact)))
+        for line in stored_table(stored_metrics(artifact)).splitlines():
+            print(printable(line))
     return 0
 
 
