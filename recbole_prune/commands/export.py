@@ -46,6 +46,7 @@ def main(words: Sequence[str]) -> int:
     from recbole_prune.run import provenance
     from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.export import export_chosen, stored_metrics
+    from recbole_prune.run.progress import Progress
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.workshop import Workshop
 
@@ -66,16 +67,18 @@ def main(words: Sequence[str]) -> int:
             )
         )
     config = PruneConfig.from_plain_settings({**settings, **options}, download=False)
+    progress = Progress(1, enabled=bool(config["show_progress"]))
     folder.open()
     try:
         provenance.require_same_data(config, folder)
-        experiment = Experiment(Workshop(config), folder)
+        experiment = Experiment(Workshop(config), folder, progress)
         if not experiment.tickets:
             raise ConfigError(f"export: --run={path} has no finished ticket yet: continue the run first")
         tickets = [experiment.tickets[number] for number in sorted(experiment.tickets)]
         artifact = export_chosen(experiment, tickets, Path(to).absolute() if to else path / "artifact")
     finally:
         folder.close()
+        progress.close()
     print(f"artifact: {printable(str(artifact))}")
     if config.settings.export_evaluate:
         for line in stored_table(stored_metrics(artifact)).splitlines():

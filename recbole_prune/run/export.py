@@ -88,6 +88,7 @@ def _evaluate(experiment: Experiment, ticket: Ticket, model: MaskAware) -> dict[
     with preserved_random_streams(workshop.loaders):
         for name, loader in zip(STORED, (workshop.select_data, workshop.test_data)):
             workshop.reseed()
+            experiment.progress.evaluation_begins(f"evaluating the stored values: {name}")
             metrics = trainer.evaluate(loader, load_best_model=False) or {}
             found[name] = defined_metrics(metrics, f"ticket {ticket.ticket}, {name}")
     return found
