@@ -29,16 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_prune.artifact import fixed_rows, value_types
-from recbole_prune.artifact.bit_packing import bits_below, bytes_of, pack_bits, unpack_bits
+from recbole_prune.artifact.bit_packing import bits_below, bytes_of, unpack_bits
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import ascending_in_rows
+from recbole_prune.artifact.positions import GRID, choose_positions
 from recbole_prune.artifact.value_types import DTYPES, PARTS_OF_ROWS, VALUE_TYPES, has_nan
 from recbole_prune.errors import ArtifactError
 from recbole_prune.masking.bound import information_bound_bits
 
 ENCODINGS = ("dense", "bitmap", "rows", "grid", "fixed")
-# among those of equal size the first is taken
-_OLDEST_FIRST = ("bitmap", "dense", "grid", "rows", "fixed")
 
 Array = NDArray[Any]
 
@@ -52,7 +51,6 @@ _PARTS = {
     "grid": {"values", "row_bits", "column_bits"},
     "fixed": {"values", *fixed_rows.PARTS},
 }
-_GRID = ("row_bits", "column_bits")
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class EncodedTensor:
             live[np.repeat(np.arange(self.rows), counts), columns] = True
             return live
         if self.encoding == "grid":
-            sides = [_unpacked(self.parts[name], n) for name, n in zip(_GRID, (self.rows, self.columns))]
+            sides = [_unpacked(self.parts[name], n) for name, n in zip(GRID, (self.rows, self.columns))]
             if np.count_nonzero(sides[0]) * np.count_nonzero(sides[1]) != self.kept:
                 raise self._error(f"positions do not describe {self.kept} live entries in {list(self.shape)}")
             flat = (sides[0][:, None] & sides[1]).reshape(-1)
@@ -322,51 +320,9 @@ def encode(
         raise ArtifactError(f"{int(np.isnan(kept).sum())} values are NaN")
     rounded = tensor.ndim > 1 and tensor.dtype.name in ("float32", "float64")
     parts = value_types.store_values(kept, counts, values if rounded else "fp32", clip)
-    encoding, extra, base, bits = _choose_positions(mask, counts, None if "lows" in parts else parts["values"])
+    encoding, extra, base, bits = choose_positions(mask, counts, None if "lows" in parts else parts["values"])
     if encoding == "dense" and kept.size < tensor.size:
         filled = np.zeros(mask.shape, dtype=parts["values"].dtype)
         filled[mask] = parts["values"]
         parts["values"] = filled.reshape(-1)
     return EncodedTensor(tensor.shape, tensor.dtype.name, encoding, int(kept.size), {**parts, **extra}, base, bits)
-
-
-def _choose_positions(
-    mask: NDArray[np.bool_], counts: NDArray[np.int64], stored: Array | None
-) -> tuple[str, dict[str, Array], int, int]:
-    """The smallest encoding: its name, its parts beside the values, count base and count bits.
-
-    Args:
-        mask: which entries are live.
-        counts: live entries of each row.
-        stored: their values as they are stored; None where a stored 0 is no 0.
-    """
-    kept = int(counts.sum())
-    if kept == mask.size:
-        return "dense", {}, 0, 0
-    base = int(counts.min(initial=mask.shape[1]))
-    bits = int(counts.max(initial=base) - base).bit_length()
-    column_bits = bits_below(mask.shape[1])
-    sizes = {
-        "bitmap": bytes_of(mask.size),
-        "rows": bytes_of(mask.shape[0] * bits) + bytes_of(kept * column_bits),
-    }
-    rows, sides = mask.any(axis=1), mask.any(axis=0)
-    if np.count_nonzero(rows) * np.count_nonzero(sides) == kept:
-        sizes["grid"] = bytes_of(rows.size) + bytes_of(sides.size)
-    # zeros that are live could not be told from pruned ones
-    if stored is not None and bool((stored != 0).all()):
-        sizes["dense"] = (mask.size - kept) * stored.itemsize
-    each = fixed_rows.per_row(counts, mask.shape[1])
-    if each is not None:
-        sizes["fixed"] = fixed_rows.size_of(counts, mask.shape[1])
-    encoding = min((name for name in _OLDEST_FIRST if name in sizes), key=lambda name: sizes[name])
-    if encoding == "bitmap":
-        return encoding, {"bitmap": np.packbits(mask.reshape(-1), bitorder="little")}, 0, 0
-    if encoding == "grid":
-        return encoding, {n: np.packbits(b, bitorder="little") for n, b in zip(_GRID, (rows, sides))}, 0, 0
-    if encoding == "dense":
-        return encoding, {}, 0, 0
-    if encoding == "fixed" and each is not None:
-        return encoding, fixed_rows.pack(mask, counts), each, 0
-    packed = {"counts": pack_bits(counts - base, bits), "columns": pack_bits(np.nonzero(mask)[1], column_bits)}
-    return encoding, packed, base, bits
