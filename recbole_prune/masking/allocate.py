@@ -79,6 +79,8 @@ def _with_padding(scope: Scope, masks: dict[str, torch.Tensor], wanted: Mapping[
 def entries_per_row(scope: Scope, keep: int) -> int:
     """The fewest entries k for every row with which at least ``keep`` stay; narrower tables keep all of theirs.
 
+    Constant fan-in, the k largest of each row, as Compressed ELSA prunes embeddings (zombak79/compressed_elsa).
+
     Raises:
         ConfigError: ``keep`` exceeds the entries.
     """
