@@ -212,3 +212,17 @@ def test_scores_of_one_round_are_those_of_the_trained_model(tiny_data: Path) -> 
         assert bool((least >= most).all()) and set(mask.sum(1).tolist()) == {8}
     scores = distinct_scores(experiment.scope, 1)
     assert select(scores, masks, masks.kept, allocation="row").equals(masks)
+
+
+def test_a_run_has_no_ticket_for_a_round_that_changes_nothing(tiny_data: Path) -> None:
+    """Six rounds of a fifth on rows of four: 3.2, 2.56, 2.05, 1.64, 1.31 and 1.05 columns."""
+    settings = {
+        **config_for("BPR", tiny_data), "embedding_size": 4, "pruner": "imp", "prune_allocation": "row",
+        "prune_rate": 0.2, "prune_rounds": 6,
+    }  # fmt: skip
+    result = run_recbole_prune("BPR", DATASET, config_dict=settings)
+    rows = 120 + 240
+    assert [(ticket["ticket"], ticket["kept"]) for ticket in result["tickets"]] == [
+        (0, 4 * rows), (1, 3 * rows), (2, 2 * rows),
+    ]  # fmt: skip
+    assert run_recbole_prune("BPR", DATASET, config_dict=settings)["tickets"] == result["tickets"]
