@@ -46,6 +46,7 @@ class RunResult:
         notice: what the protocol leaks, None if nothing.
         artifact: folder of the artifact.
         recommends: whether ``recbole-prune recommend`` takes it.
+        stored: what its values score as they are stored, where that was asked for.
         bytes_of: a ticket's weights in an artifact, by its number; None where they could not be counted.
         as_good: the tested statement about each pruned ticket.
         teacher: what the journal says of the teacher, None without.
@@ -64,6 +65,7 @@ class RunResult:
     as_good: AsGood
     siblings: Sequence[SiblingRow] = ()
     recommends: bool = False
+    stored: Mapping[str, Any] = field(default_factory=dict)
     teacher: Mapping[str, Any] | None = None
     alone: Ticket | None = None
     failure: PruneError | None = None
