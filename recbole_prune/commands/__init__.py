@@ -18,8 +18,8 @@ from logging import getLogger
 import recbole_prune
 from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.options import joined
-from recbole_prune.errors import ConfigError, PruneError, UnforeseenError, in_one_line, printable
-from recbole_prune.signals import interruption
+from recbole_prune.errors import BusyError, ConfigError, PruneError, UnforeseenError, in_one_line, printable
+from recbole_prune.signals import BUSY, interruption
 
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
        recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name, by default those of this process.
 
     Returns:
-        exit status: 0, 2 for an error, 130 after Ctrl-C, 141 where nobody reads the output any more.
+        exit status: 0, 2 for an error, 75 where another process works in the run folder, 130 after Ctrl-C, 141 where
+            nobody reads the output any more; ``compare`` has 1 where a cell failed.
     """
     try:
         with _disk_errors_of_threads_logged(), in_one_line():
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except PruneError as error:
         print(f"recbole-prune: {error}{_traceback_of(error)}", file=sys.stderr)
-        return 2
+        return BUSY if isinstance(error, BusyError) else 2
     except OSError as error:
         _close_broken_output()
         if isinstance(error, BrokenPipeError):
