@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.disk.names import method_name
-from recbole_prune.report.table import figure, format_rows
+from recbole_prune.report.rows import figure, format_rows
 
 Record = Mapping[str, Any]
 
