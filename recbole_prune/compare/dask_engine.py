@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import uuid4
 
 from recbole_prune.compare.process import Ended, Job
-from recbole_prune.compare.remote import IsStopped, answered, message, portable
+from recbole_prune.compare.remote import answered, message, portable
 from recbole_prune.errors import ConfigError, StoreError
 
 _SECONDS_TO_CONNECT = 15
@@ -27,7 +27,7 @@ class DaskEngine:
     def __init__(self, distributed: Any, client: Any, workers: int, gpus: float) -> None:
         self._distributed, self._client, self._workers = distributed, client, workers
         self._resources = {"GPU": gpus} if gpus else None
-        self._task = portable(_cancelled)
+        self._task = portable("dask_engine")
         self._numbers: dict[Any, int] = {}
 
     def has_room(self) -> bool:
@@ -70,7 +70,7 @@ class DaskEngine:
         self._numbers.clear()
 
 
-def _cancelled() -> IsStopped:
+def stopped() -> Callable[[], bool]:
     """On a worker: whether the scheduler does not want the task any more, or the one who asked for it is gone."""
     from distributed import get_worker
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from recbole_prune.compare.process import Ended, Job
-from recbole_prune.compare.remote import IsStopped, answered, message, portable
+from recbole_prune.compare.remote import answered, message, portable
 from recbole_prune.errors import ConfigError
 
+_SECONDS_TO_CONNECT = 10
 _RETRIES = 3  # of a task whose worker died; its run goes on from its resume point
 
 
@@ -27,7 +29,7 @@ class RayEngine:
     def __init__(self, ray: Any, workers: int, threads: int, gpus: float) -> None:
         self._ray, self._workers = ray, workers
         options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": _RETRIES}
-        self._task = ray.remote(**options)(portable(_never))
+        self._task = ray.remote(**options)(portable("ray_engine"))
         self._numbers: dict[Any, int] = {}
 
     def has_room(self) -> bool:
@@ -57,8 +59,24 @@ class RayEngine:
         self._numbers.clear()
 
 
-def _never() -> IsStopped:
-    return lambda: False  # Ray ends the worker itself
+def stopped() -> Callable[[], bool]:
+    """On a worker: never, since Ray ends the worker itself."""
+    return lambda: False
+
+
+def _check_there(address: str) -> None:
+    """Ray itself takes two minutes to find out that nobody listens.
+
+    Raises:
+        ConfigError: nobody listens at ``host:port``.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", or what Ray makes of it
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"compare: --engine_address={address}: there is no Ray cluster: {error}") from None
 
 
 @contextmanager
@@ -74,6 +92,8 @@ def ray_engine(address: str | None, workers: int, threads: int, gpus: float) -> 
         raise ConfigError(
             f"compare: --engine=ray needs Ray, which cannot be imported ({error}): pip install 'recbole-prune[ray]'"
         ) from None
+    if address:
+        _check_there(address)
     here = {"num_cpus": workers * threads, "include_dashboard": False}
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **({"address": address} if address else here))

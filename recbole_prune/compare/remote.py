@@ -10,19 +10,19 @@ from recbole_prune.compare.process import Ended, Job
 
 # failure and host
 Answer = tuple[Optional[str], str]
-IsStopped = Callable[[], bool]
 
 
-def portable(is_stopped: Callable[[], IsStopped]) -> Callable[[Any, str], Answer]:
-    """The function for a worker.
+def portable(engine: str) -> Callable[[Any, str], Answer]:
+    """The function for a worker; nothing in it names a module of ours before it is known to be there.
 
     Args:
-        is_stopped: makes, on the worker, the question whether the job is to end.
+        engine: module of this package whose ``stopped()`` makes, on the worker, the question whether the job is to end.
     """
 
     def run_on_worker(job: Any, version: str) -> Answer:  # pickled by value, since it has no name at the top level
         import os
         import socket
+        from importlib import import_module
 
         host = socket.gethostname()
         try:
@@ -34,7 +34,8 @@ def portable(is_stopped: Callable[[], IsStopped]) -> Callable[[Any, str], Answer
             return f"the worker on {host} has recbole_prune {recbole_prune.__version__}, not {version}", host
         if not os.path.isdir(job[1]):
             return f"the worker on {host} does not see {job[1]}: workers need the same file system", host
-        failure, host = run_job(Job(*job), is_stopped())
+        is_stopped = import_module(f"recbole_prune.compare.{engine}").stopped()
+        failure, host = run_job(Job(*job), is_stopped)
         return failure, host
 
     return run_on_worker
