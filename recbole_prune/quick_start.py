@@ -18,7 +18,7 @@ from recbole_prune.report.dry_run import planned
 from recbole_prune.run import checkpoints, provenance, siblings
 from recbole_prune.run.costs import count_bytes, with_older_macs
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
+from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen, stored_metrics
 from recbole_prune.run.log import log_of_run
 from recbole_prune.run.log_file import LogFile
 from recbole_prune.run.measuring import meter_of
@@ -126,6 +126,8 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     )
     try:
         result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
+        if config.settings.export_evaluate:
+            result = replace(result, stored=stored_metrics(artifact))
         folder.write_summary(summary_of(result))
         checkpoints.keep(config.settings.prune_keep_checkpoints, folder, experiment.tickets.values(), chosen)
     except PruneError as error:  # what was trained and found is not lost by that

@@ -56,6 +56,11 @@ def make(folder: Path) -> Path:
         tensors[name] = encode(
             np.where(live, source.standard_normal((rows, WIDTH)), 0).astype(np.float32), live, values
         )
+    for name, values in (("fixed", "fp32"), ("halves", "int4")):
+        live = source.permuted(np.arange(WIDTH) < np.full((30, 1), 3), axis=1)
+        live[0] = True
+        tensors[name] = encode(np.where(live, source.standard_normal(live.shape), 0).astype(np.float32), live, values)
+    tensors["nibbles"] = encode(source.standard_normal((5, 7)).astype(np.float32), values="int4")
     tensors["steps"] = encode(np.array(7))
     pairs = source.integers(0, [[USERS], [ITEMS]], (2, 40))
     write_artifact(
@@ -105,6 +110,8 @@ def use(folder: Path) -> None:
     """Everything that can be asked of an artifact without RecBole."""
     artifact = read_artifact(folder)
     artifact.state()
+    for encoded in artifact.tensors.values():
+        encoded.rounding_error()
     for name in artifact.vectors:
         artifact.tensor(name)
     recommender = Recommender(artifact)

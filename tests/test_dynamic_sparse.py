@@ -191,7 +191,7 @@ def _settings(data: Path, **changes: Any) -> dict[str, Any]:
     return {**base, "prune_update_interval": 5, "prune_target_sparsity": 0.8, **changes}
 
 
-@pytest.mark.parametrize("values", ["fp16", "int8"])
+@pytest.mark.parametrize("values", ["fp16", "int8", "int4"])
 def test_exported_in_few_bits(values: str, tiny_data: Path) -> None:
     """Sparse from scratch and few bits per value together: smaller, and the lists are compared with the exact ones."""
     exact, few = (

@@ -129,7 +129,7 @@ def test_ninety_percent_sparse_bpr_is_near_the_information_bound(bpr: Built, tmp
 
 
 @pytest.mark.parametrize(
-    ("values", "loss"), slow_but([("int8", 1e-2)], [("fp32", 0.0), ("fp16", 1e-3), ("int8", 1e-2)])
+    ("values", "loss"), slow_but([("int8", 1e-2)], [("fp32", 0.0), ("fp16", 1e-3), ("int8", 1e-2), ("int4", 0.1)])
 )
 def test_load_ticket_gives_the_model_with_the_stored_weights(
     bpr: Built, tmp_path: Path, values: str, loss: float
@@ -185,12 +185,12 @@ def test_lightgcn_serves_its_propagated_vectors_only_when_they_are_stored(lightg
     assert "restore_user_e" not in read_artifact(tmp_path / "artifact").state()
 
 
-@pytest.mark.parametrize("values", ["fp16", "int8"])
+@pytest.mark.parametrize(("values", "overlap"), [("fp16", 0.9), ("int8", 0.9), ("int4", 0.75)])
 def test_rounded_vectors_are_checked_against_their_rounding(
-    lightgcn: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: str
+    lightgcn: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: str, overlap: float
 ) -> None:
     info = lightgcn.export(tmp_path / "artifact", values=values, vectors=True)
-    assert info["effect"]["max_score_difference"] > 0 and info["effect"]["mean_top10_overlap"] > 0.9
+    assert info["effect"]["max_score_difference"] > 0 and info["effect"]["mean_top10_overlap"] > overlap
     before = snapshot(tmp_path / "artifact")
 
     def encode_wrong(*args: Any, **kwargs: Any) -> EncodedTensor:
@@ -204,7 +204,9 @@ def test_rounded_vectors_are_checked_against_their_rounding(
 
     encode_vectors = export._encode_vectors
     monkeypatch.setattr(export, "_encode_vectors", wrong_vectors)
-    with pytest.raises(ArtifactError, match="scores from the stored vectors differ"):
+    # the ends of a range of int4 may be so far off that sums of many say little
+    words = "restore_.*_e is read back beyond" if values == "int4" else "scores from the stored vectors differ"
+    with pytest.raises(ArtifactError, match=words):
         lightgcn.export(tmp_path / "artifact", values=values, vectors=True)
     assert snapshot(tmp_path / "artifact") == before
 

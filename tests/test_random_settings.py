@@ -54,7 +54,7 @@ CHOICES: dict[str, list[Any]] = {
 }
 OF_PRUNERS: dict[str, list[Any]] = {
     "prune_scope": ["linear", "all"],
-    "prune_allocation": ["tensor"],
+    "prune_allocation": ["tensor", "row"],
     "prune_min_per_row": [1, 3],
     "prune_storage": ["compact", "masked"],
     "prune_rewind": ["none", "reinit"],

@@ -35,12 +35,16 @@ def make_artifact(
     item_rows: int = ITEMS,
     values: str = "fp32",
     serving: bool = True,
+    each: int | None = None,
 ) -> Path:
     """An artifact of random pruned tables with small whole values, so that many scores tie."""
     random = np.random.default_rng(seed)
     tensors = {}
     for name, rows in (("user", USERS), ("item", item_rows)):
         live = random.random((rows, WIDTH)) >= sparsity
+        if each is not None:  # equally many live entries in every row but the padding
+            live = random.permuted(np.broadcast_to(np.arange(WIDTH) < each, live.shape), axis=1)
+            live[0] = True
         table = np.where(live, random.integers(-2, 3, (rows, WIDTH)), 0).astype(np.float32)
         tensors[f"{name}_embedding.weight"] = encode(table, live, values)
     pairs = random.integers(0, [[USERS], [ITEMS]], (2, 200))
@@ -97,12 +101,20 @@ def test_lists_equal_a_full_sort_with_and_without_numba(
     assert found == [plain_ranking(recommender, user, k, exclude_seen) for user in users]
 
 
-@pytest.mark.parametrize("variant", [{"scale": -2.5}, {"item_rows": ITEMS + 7}, {"sparsity": 1.0}, {"values": "int8"}])
+VARIANTS = (
+    {"scale": -2.5}, {"item_rows": ITEMS + 7}, {"sparsity": 1.0}, {"values": "int8"}, {"values": "int4"},
+    {"values": "int4", "sparsity": 0.0}, {"each": 1}, {"each": 1, "values": "int4"}, {"each": 0},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("pays", [True, False])
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: dict, pays: bool) -> None:
     for module in (recommend, dense_top_k):
         monkeypatch.setattr(module, "pays", lambda seconds: pays)
     recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact", **variant))
+    if "each" in variant:
+        assert {tensor.encoding for tensor in recommender._artifact.tensors.values()} == {"fixed"}
     found = recommender.recommend([f"u{user}" for user in range(1, USERS)], 20)
     scale = variant.get("scale", 1.0)
     assert found == [plain_ranking(recommender, user, 20, True, scale) for user in range(1, USERS)]

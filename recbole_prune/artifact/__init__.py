@@ -137,7 +137,9 @@ def write_artifact(
     sealed = files.seal(
         {
             "format": files.FORMAT,
-            "format_version": files.FORMAT_VERSION,
+            "format_version": max(
+                (encoded.format_version for encoded in (*tensors.values(), *vectors.values())), default=1
+            ),
             **document,
             "bytes": {"total": 0, **_sizes([tensors[name] for name in tables])},
             "tensors": described,
@@ -157,7 +159,7 @@ def _parts(group: str, tensors: Mapping[str, EncodedTensor]) -> dict[str, Array]
 
 
 def _sizes(tables: Sequence[EncodedTensor]) -> dict[str, Any]:
-    """Bytes of the pruned tables (values, positions, scales) beside their information bound and their dense form."""
+    """Bytes of the pruned tables, positions and scales too, beside their information bound and their dense form."""
     stored = sum(table.nbytes for table in tables)
     bound = sum(table.bound_bytes for table in tables)
     return {

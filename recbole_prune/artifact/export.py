@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,12 +37,14 @@ def export_ticket(
     seen: Seen | None,
     info: Mapping[str, Any],
     values: str = "fp32",
+    clip: str = "search",
     vectors: bool = False,
+    evaluate: Callable[[AbstractRecommender], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the artifact of a trained ticket.
 
     Before the folder appears, the artifact as it stands on disk is decoded and scores a probe of users; it must agree
-    with the model (``fp32``) or with the model under the rounded values (``fp16``, ``int8``). The model, its caches
+    with the model (``fp32``) or with the model under the rounded values (all others). The model, its caches
     and the random streams are left as they were.
 
     Args:
@@ -54,8 +56,11 @@ def export_ticket(
         seen: what each user has consumed (:func:`seen_by_users`); None where the data has no users and items.
         info: facts of the run, JSON only; must have ``model``, ``dataset`` and ``settings``, the latter as
             ``PruneConfig.plain_settings`` gives them.
-        values: ``fp32``, ``fp16`` or ``int8``.
+        values: one of :data:`~recbole_prune.artifact.value_types.VALUE_TYPES`.
+        clip: how ``int4`` finds the range of a row, one of :data:`~recbole_prune.artifact.int4.CLIPS`.
         vectors: also store the propagated user and item vectors, where the scores are their dot product.
+        evaluate: called with the model while it has the weights as they are stored; what it returns becomes part of
+            ticket.json.
 
     Returns:
         the content of ticket.json.
@@ -73,19 +78,21 @@ def export_ticket(
         refresh(model)
         probe = Probe(model, config, dataset)
         reference = probe.scores(model)
-        tensors, shared = _encode_weights(model, masks, values)
+        tensors, shared = _encode_weights(model, masks, values, clip)
         decoded = {name: encoded.decode() for name, encoded in tensors.items()}
         load_state(model, {**decoded, **{name: decoded[owner] for name, owner in shared.items()}})
         rounded = probe.scores(model)
+        found = evaluate(model) if evaluate else {}
         if values == "fp32":
             _require(disagreement(rounded, reference), "the decoded weights")
         dot, reason = find_dot_product(model, probe, rounded, decoded, dataset)
-        extra: dict[str, EncodedTensor] = {}
+        propagated: dict[str, Array] = {}
         if dot is not None and not dot.stored:
             if vectors:
-                extra = _encode_vectors(model, dot, values, dataset.item_num)
+                propagated = _propagated_vectors(model, dot, dataset.item_num)
             else:
                 reason, dot = _say_not_stored(dot), None
+        extra = _encode_vectors(propagated, values, clip)
         serving = None if dot is None else {"user": dot.user, "item": dot.item, "scale": dot.scale}
         served = rounded if dot is None else _serve({**tensors, **extra}, dot, probe)
         return write_artifact(
@@ -98,13 +105,13 @@ def export_ticket(
             seen=seen,
             tables=[name for name in tensors if name in {_owner(mask, shared) for mask in masks}],
             document={
-                **_plain(info),
+                **_plain({**info, **found}),
                 "values": values,
                 "effect": effect(served, reference),
                 "serving": serving,
                 "serving_reason": reason,
             },
-            check=lambda artifact: _check(artifact, decoded, dot, probe, rounded),
+            check=lambda artifact: _check(artifact, decoded, propagated, dot, probe, rounded),
         )
 
 
@@ -147,7 +154,7 @@ def _plain(value: object) -> Any:
 
 
 def _encode_weights(
-    model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str
+    model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str, clip: str
 ) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
     """Encode the ``state_dict``; a tensor with two names is stored under the first that has a mask, else the first."""
     state = model.state_dict()
@@ -161,7 +168,7 @@ def _encode_weights(
     for name in [name for name, owner in owners.items() if owner == name]:
         live = masks[name].cpu().numpy() if name in masks else None
         try:
-            tensors[name] = encode(to_numpy(state[name]), live, values)
+            tensors[name] = encode(to_numpy(state[name]), live, values, clip)
         except (ArtifactError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be exported: {error}") from error
     return tensors, {name: owner for name, owner in owners.items() if owner != name}
@@ -190,7 +197,7 @@ def weight_bytes(model: AbstractRecommender, masks: Mapping[str, torch.Tensor], 
     for name in set(_owners(state, masks).values()):
         tensor = to_numpy(state[name].detach())
         live = masks[name].cpu().numpy() if name in masks else np.ones(tensor.shape, dtype=bool)
-        total += encode(live.astype(tensor.dtype), live, values).nbytes
+        total += encode(live.astype(tensor.dtype), live, values, clip="none").nbytes
     return total
 
 
@@ -208,10 +215,14 @@ def _say_not_stored(dot: DotProduct) -> str:
     )
 
 
-def _encode_vectors(model: AbstractRecommender, dot: DotProduct, values: str, items: int) -> dict[str, EncodedTensor]:
-    """Propagated vectors, which are dense; an entity table is cut down to its items."""
+def _propagated_vectors(model: AbstractRecommender, dot: DotProduct, items: int) -> dict[str, Array]:
+    """Propagated vectors, which are dense, by name; an entity table is cut down to its items."""
     users_table, items_table = (to_numpy(getattr(model, name)) for name in (dot.user, dot.item))
-    return {dot.user: encode(users_table, values=values), dot.item: encode(items_table[:items], values=values)}
+    return {dot.user: users_table, dot.item: items_table[:items]}
+
+
+def _encode_vectors(tables: Mapping[str, Array], values: str, clip: str) -> dict[str, EncodedTensor]:
+    return {name: encode(table, values=values, clip=clip) for name, table in tables.items()}
 
 
 def _serve(tables: Mapping[str, EncodedTensor], dot: DotProduct, probe: Probe) -> Scores:
@@ -224,7 +235,12 @@ def _serve(tables: Mapping[str, EncodedTensor], dot: DotProduct, probe: Probe) -
 
 
 def _check(
-    artifact: Artifact, decoded: Mapping[str, Array], dot: DotProduct | None, probe: Probe, expected: Scores
+    artifact: Artifact,
+    decoded: Mapping[str, Array],
+    propagated: Mapping[str, Array],
+    dot: DotProduct | None,
+    probe: Probe,
+    expected: Scores,
 ) -> None:
     """Refuse an artifact that, read back from disk, is not the model that was scored."""
     for name, array in decoded.items():
@@ -234,6 +250,10 @@ def _check(
         return
     tables = {**artifact.tensors, **artifact.vectors}
     _require(disagreement(_serve(tables, dot, probe), expected, _rounding(artifact, dot, probe)), "the stored vectors")
+    for name, table in propagated.items():
+        stored = artifact.vectors[name]
+        if (np.abs(stored.decode().astype(np.float64) - table) > stored.rounding_error()).any():
+            raise ArtifactError(f"refused to write the artifact: {name} is read back beyond its rounding")
 
 
 def _rounding(artifact: Artifact, dot: DotProduct, probe: Probe) -> Array | float:

@@ -67,6 +67,7 @@ def export(
             "versions": versions(),
         },
         values=values,
+        clip=ours.config.settings.export_int4_clip,
         vectors=ours.config.settings.export_vectors,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recbole_prune.config import schema
 from recbole_prune.config.options import Option, positive, some_text
 
 
@@ -18,7 +19,7 @@ def sparsities(text: str) -> list[float]:
 def value_types(text: str) -> list[str]:
     """Number formats of an artifact with commas between them."""
     names = text.split(",")
-    if not set(names) <= {"fp32", "fp16", "int8"}:
+    if not set(names) <= set(schema.known_keys()["export_values"].choices or ()):
         raise ValueError(text)
     return names
 

@@ -117,7 +117,10 @@ BENCHMARKS = {
         {
             **_REPEATED,
             "values": Option(
-                own.value_types, ["fp32", "fp16", "int8"], "some of fp32,fp16,int8", "number formats of the values"
+                own.value_types,
+                ["fp32", "fp16", "int8", "int4"],
+                "some of fp32,fp16,int8,int4",
+                "number formats of the values",
             ),
         },
     ),

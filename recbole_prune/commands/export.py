@@ -18,7 +18,13 @@ _OPTIONS = {
     ),
     "to": Option(some_text, None, "a folder", "where to write the artifact; default: artifact/ in the run folder"),
     "export_ticket": Option(str, None, "", "number of the ticket; default: as the run chooses"),
-    "export_values": Option(str, None, "", "fp32, fp16 or int8; default: as in the run"),
+    "export_values": Option(str, None, "", "fp32, fp16, int8 or int4; default: as in the run"),
+    "export_int4_clip": Option(
+        str, None, "", "search or none: how int4 finds the range of a row; default: as in the run"
+    ),
+    "export_evaluate": Option(
+        str, None, "", "True also evaluates the values as they are stored, and prints their metrics beside the ticket's"
+    ),
     "export_vectors": Option(str, None, "", "True also stores propagated vectors: recommending then needs no RecBole"),
 }
 
@@ -36,9 +42,11 @@ def main(words: Sequence[str]) -> int:
         )
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.data.saved import OPENING
+    from recbole_prune.report.stored import stored_table
     from recbole_prune.run import provenance
     from recbole_prune.run.experiment import Experiment
-    from recbole_prune.run.export import export_chosen
+    from recbole_prune.run.export import export_chosen, stored_metrics
+    from recbole_prune.run.progress import Progress
     from recbole_prune.run.store import RunFolder
     from recbole_prune.run.workshop import Workshop
 
@@ -59,17 +67,22 @@ def main(words: Sequence[str]) -> int:
             )
         )
     config = PruneConfig.from_plain_settings({**settings, **options}, download=False)
+    progress = Progress(1, enabled=bool(config["show_progress"]))
     folder.open()
     try:
         provenance.require_same_data(config, folder)
-        experiment = Experiment(Workshop(config), folder)
+        experiment = Experiment(Workshop(config), folder, progress)
         if not experiment.tickets:
             raise ConfigError(f"export: --run={path} has no finished ticket yet: continue the run first")
         tickets = [experiment.tickets[number] for number in sorted(experiment.tickets)]
         artifact = export_chosen(experiment, tickets, Path(to).absolute() if to else path / "artifact")
     finally:
         folder.close()
+        progress.close()
     print(f"artifact: {printable(str(artifact))}")
+    if config.settings.export_evaluate:
+        for line in stored_table(stored_metrics(artifact)).splitlines():
+            print(printable(line))
     return 0
 
 

@@ -117,6 +117,7 @@ def settle(user: Mapping[str, Any], recipe: Mapping[str, Any], host: HostFacts) 
     _check_states(values)
     _check_not_above(values)
     _check_parity(values)
+    _check_equal_rows(values, {**advised, **said})
     _check_export(values)
     return Settings(values, frozenset(said)), warnings
 
@@ -191,6 +192,11 @@ def _settle_schedule(
 
 
 def _check_official(values: Mapping[str, Any]) -> None:
+    if values["prune_allocation"] == "row":
+        raise ConfigError(
+            "prune_parity=official and prune_allocation=row cannot go together: the official rule has one threshold "
+            "for many rows; set prune_parity=exact, or prune_allocation=global or tensor"
+        )
     for name in ("prune_target_sparsity", "prune_min_per_row"):
         if values[name]:
             raise ConfigError(
@@ -291,6 +297,30 @@ def _check_parity(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"distill_parity={parity} is not allowed with --distiller={values['distiller']}: it must be "
             f"{' or '.join(allowed)}"
+        )
+
+
+def _check_equal_rows(values: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """What leaves rows with different numbers of entries cannot go with prune_allocation=row."""
+    if said.get("prune_allocation") != "row":
+        return
+    if is_used("prune_growth", values):
+        raise ConfigError(
+            f"prune_allocation=row cannot go with --pruner={values['pruner']}, whose masks move entries from one row "
+            "to another: take imp, omp, magprune, random or static"
+        )
+    if not is_used("prune_allocation", values):
+        return  # that it has no effect was said
+    minimum = values["prune_min_per_row"] if is_used("prune_min_per_row", values) else None
+    if minimum is not None:
+        raise ConfigError(
+            f"prune_allocation=row and prune_min_per_row={minimum} cannot go together: every row keeps equally many "
+            "entries, at least one; leave prune_min_per_row out"
+        )
+    if is_used("prune_init", values) and values["prune_init"] != "exact":
+        raise ConfigError(
+            f"prune_allocation=row and prune_init={values['prune_init']} cannot go together: every row has equally "
+            "many entries in columns of its own; set prune_init=exact"
         )
 
 

@@ -37,6 +37,7 @@ COUNTS_WITH: Mapping[str, tuple[_Condition, ...]] = {
         _Condition("distill_rule", ("exponential",)),
         _CONSENSUS,
     ),
+    "export_int4_clip": (_Condition("export_values", ("int4",)),),
     "distill_record_states": (_Condition("prune_dense", (True,)),),
     "distill_refresh": (_NOT_KDS, _CONSENSUS),
     "distill_item_weight": (_NOT_KDS,),

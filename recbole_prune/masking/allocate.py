@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -27,12 +27,14 @@ def select(
         masks: the current masks; pruned entries stay pruned.
         keep: live entries after the call, padding not counted.
         allocation: ``global`` (one threshold over all targets: the papers' ``join``) or ``tensor``
-            (every target gets its share of ``keep`` by size, largest remainders first).
-        min_per_row: so many of a row's best live entries are never removed; one number, or one for each target.
+            (every target gets its share of ``keep`` by size, largest remainders first) or ``row`` (every row keeps
+            its :func:`entries_per_row` best live entries, so more than ``keep`` may stay).
+        min_per_row: so many of a row's best live entries are never removed; one number, or one for each target. Not
+            for ``row``, which keeps one at least.
         seed: decides among equal scores.
 
     Returns:
-        masks nested in ``masks`` with exactly ``keep`` live entries.
+        masks nested in ``masks`` with exactly ``keep`` live entries; with ``row`` the sum of :func:`kept_in_rows`.
 
     Raises:
         ConfigError: ``keep`` exceeds the live entries, or the protected entries exceed ``keep``.
@@ -44,15 +46,72 @@ def select(
         if bool(torch.isnan(scores[name][live[name]]).any()):
             raise TrainingError(f"{name} holds NaN: no score can be taken from it")
     names = [target.name for target in scope]
+    if allocation == "row":
+        each = entries_per_row(scope, keep)
+        rows = {name: _best_of_rows(scores[name], live[name], each, seed) for name in names}
+        return _with_padding(scope, rows, kept_in_rows(scope, each))
     groups = [names] if allocation == "global" else [[name] for name in names]
     quotas = [keep] if allocation == "global" else shares(scope, {n: int(part.sum()) for n, part in live.items()}, keep)
     minima = min_per_row if isinstance(min_per_row, Mapping) else dict.fromkeys(names, min_per_row)
     result = {}
     for group, quota in zip(groups, quotas):
         result.update(_select_in_group(scores, live, group, quota, scope, minima, seed))
+    return _with_padding(scope, result, {})
+
+
+def _with_padding(scope: Scope, masks: dict[str, torch.Tensor], wanted: Mapping[str, int]) -> MaskSet:
+    """Masks whose padding rows are live.
+
+    Raises:
+        ConfigError: a target of ``wanted`` keeps another number of entries than it says.
+    """
     for target in scope:
-        result[target.name][list(target.padding_rows)] = True
-    return MaskSet(scope, result)
+        kept = int(masks[target.name].sum())
+        if kept != wanted.get(target.name, kept):
+            raise ConfigError(
+                f"cannot keep {wanted[target.name]} entries of {target.name} in equal rows (prune_allocation=row): "
+                f"some rows have fewer live entries, and only {kept} stay"
+            )
+        masks[target.name][list(target.padding_rows)] = True
+    return MaskSet(scope, masks)
+
+
+def entries_per_row(scope: Scope, keep: int) -> int:
+    """The fewest entries k for every row with which at least ``keep`` stay; narrower tables keep all of theirs.
+
+    Constant fan-in, the k largest of each row, as Compressed ELSA prunes embeddings (zombak79/compressed_elsa).
+
+    Raises:
+        ConfigError: ``keep`` exceeds the entries.
+    """
+    widest = max(target.width for target in scope)
+    for each in range(widest + 1):
+        if sum(kept_in_rows(scope, each).values()) >= keep:
+            return each
+    raise ConfigError(f"cannot keep {keep} entries: only {scope.prunable} are live")
+
+
+def kept_in_rows(scope: Scope, each: int) -> dict[str, int]:
+    """Live entries of every target whose rows have ``each``, or all where a row has no more."""
+    return {target.name: target.rows * min(each, target.width) for target in scope}
+
+
+def counts_of_equal_rows(scope: Scope, counts: Sequence[int]) -> list[int]:
+    """What rows of equally many entries keep for a schedule; a round that would change no row is left out.
+
+    Raises:
+        ConfigError: none is left beside the first entry.
+    """
+    kept = [sum(kept_in_rows(scope, entries_per_row(scope, count)).values()) for count in counts[1:]]
+    found = [counts[0], *(count for count in dict.fromkeys(kept) if count < counts[0])]
+    if len(found) == 1 < len(counts):
+        widest = max(target.width for target in scope)
+        raise ConfigError(
+            f"prune_allocation=row keeps equally many entries in each of {sum(t.rows for t in scope)} rows, and a "
+            f"sparsity of {1 - counts[-1] / scope.prunable:.4f} removes none: rows of {widest} take steps of about "
+            f"{1 / widest:.4f}, so raise prune_target_sparsity, prune_rate or prune_rounds"
+        )
+    return found
 
 
 def select_official(
@@ -124,7 +183,7 @@ def _select_in_group(
         raise ConfigError(f"cannot keep {keep} entries: only {available} are live")
     protected = torch.zeros_like(flat_live)
     if any(minima[name] for name in group):
-        protected = torch.cat([_protected(scores[n], live[n], minima[n], seed).reshape(-1) for n in group])
+        protected = torch.cat([_best_of_rows(scores[n], live[n], minima[n], seed).reshape(-1) for n in group])
         if int(protected.sum()) > keep:
             raise ConfigError(
                 f"prune_min_per_row={max(minima.values())} protects {int(protected.sum())} entries, "
@@ -149,10 +208,10 @@ def best(scores: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     return torch.cat([above, drawn])
 
 
-def _protected(scores: torch.Tensor, live: torch.Tensor, minimum: int, seed: int) -> torch.Tensor:
-    """The ``minimum`` best live entries of each row; among equal scores those first in an order drawn by the seed."""
+def _best_of_rows(scores: torch.Tensor, live: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """The ``count`` best live entries of each row; among equal scores those first in an order drawn by the seed."""
     flat = scores.reshape(len(scores), -1).double().masked_fill(~live.reshape(len(live), -1), -torch.inf)
     order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
-    top = order[flat[:, order].sort(dim=1, descending=True, stable=True).indices[:, :minimum]]
-    protected = torch.zeros(flat.shape, dtype=torch.bool).scatter_(1, top, True)
-    return protected.view(live.shape) & live
+    top = order[flat[:, order].sort(dim=1, descending=True, stable=True).indices[:, :count]]
+    chosen = torch.zeros(flat.shape, dtype=torch.bool).scatter_(1, top, True)
+    return chosen.view(live.shape) & live

@@ -1,4 +1,5 @@
-"""Random masks to train from scratch: exact, Bernoulli and Erdos-Renyi densities, and rows live in the same columns."""
+"""Random masks to train from scratch: exact, Bernoulli and Erdos-Renyi densities, rows live in the same columns or in
+equally many."""
 
 from __future__ import annotations
 
@@ -75,6 +76,23 @@ def random_masks(
         if target.name in without_empty_rows:
             _fill_empty_rows(mask, rows, generator)
         masks[target.name] = mask.view(target.shape)
+    return MaskSet(scope, masks)
+
+
+def equal_rows(scope: Scope, each: int, seed: int) -> MaskSet:
+    """Every row live in ``each`` columns of its own, uniformly random, or in all where it has no more.
+
+    Args:
+        seed: decides the draw, with the position of the target in the scope.
+    """
+    masks = {}
+    for number, target in enumerate(scope):
+        generator = np.random.default_rng([seed, number])
+        table = np.zeros((target.shape[0], target.width), dtype=bool)
+        table[:, :each] = True
+        generator.permuted(table, axis=1, out=table)
+        table[list(target.padding_rows)] = True
+        masks[target.name] = torch.from_numpy(table).view(target.shape)
     return MaskSet(scope, masks)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from recbole_prune.anatomy.tables import tables_without_empty_rows
 from recbole_prune.errors import ConfigError
-from recbole_prune.masking.allocate import shares
+from recbole_prune.masking.allocate import counts_of_equal_rows, shares
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.schedule import DEFAULT_ROUNDS, kept_counts
 from recbole_prune.masking.scope import Scope
@@ -76,10 +76,12 @@ class Pruner(ABC):
     def counts(self) -> list[int]:
         """Live entries of each ticket, ticket 0 first; for a tie rule that may remove more, the most it keeps.
 
+        Where every row keeps equally many (``prune_allocation=row``), a round that would change no row is left out.
+
         Raises:
             ConfigError: the schedule is impossible for this scope.
         """
-        return kept_counts(
+        counts = kept_counts(
             self.scope.prunable,
             rate=self.settings.prune_rate,
             rounds=self.rounds(),
@@ -87,6 +89,12 @@ class Pruner(ABC):
             official=getattr(self.settings, "prune_parity", "exact") == "official",
             of_initial=getattr(self.settings, "prune_rate_of", "live") == "initial",
         )
+        return counts_of_equal_rows(self.scope, counts) if self.has_equal_rows else counts
+
+    @property
+    def has_equal_rows(self) -> bool:
+        """Whether every row keeps equally many entries."""
+        return bool(getattr(self.settings, "prune_allocation", "global") == "row")
 
     def rounds(self) -> int | None:
         """Number of prunes; None where steps of ``prune_rate`` lead to the target.

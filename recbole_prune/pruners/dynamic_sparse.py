@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from recbole_prune.errors import ConfigError
+from recbole_prune.masking.allocate import counts_of_equal_rows, entries_per_row, kept_in_rows
 from recbole_prune.masking.masks import MaskSet
-from recbole_prune.masking.random_masks import kept_by_target, random_masks
+from recbole_prune.masking.random_masks import equal_rows, kept_by_target, random_masks
+from recbole_prune.masking.schedule import removed_exact
 from recbole_prune.pruners.base import Promises, Pruner
 from recbole_prune.pruners.prune_and_grow import PruneAndGrow
 from recbole_prune.run.ticket import Plan, Ticket
@@ -28,7 +30,15 @@ class StaticSparseTraining(Pruner):
 
     def kept(self) -> dict[str, int]:
         """Live entries of each target."""
+        if self.has_equal_rows:
+            return kept_in_rows(self.scope, self.entries_per_row())
         return kept_by_target(self.scope, 1 - self.settings.prune_target_sparsity, self.settings.prune_init)
+
+    def entries_per_row(self) -> int:
+        """Those that every row has with ``prune_allocation=row``, the fewest that reach no higher sparsity."""
+        keep = self.scope.prunable - removed_exact(self.settings.prune_target_sparsity, self.scope.prunable)
+        counts_of_equal_rows(self.scope, [self.scope.prunable, keep])
+        return entries_per_row(self.scope, keep)
 
     def check(self) -> None:
         """Raise ConfigError if there is no target sparsity, or if it leaves a target without live entries."""
@@ -61,6 +71,8 @@ class StaticSparseTraining(Pruner):
     def masks(self) -> MaskSet:
         """The initial masks."""
         seed, init = self.experiment.config["seed"], self.settings.prune_init
+        if self.has_equal_rows:
+            return equal_rows(self.scope, self.entries_per_row(), seed)
         return random_masks(self.scope, self.kept(), init, seed, without_empty_rows=self.without_empty_rows)
 
     def parts(self) -> tuple[Part, ...]:

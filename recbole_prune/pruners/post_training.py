@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from recbole_prune.masking.allocate import select
+from recbole_prune.masking.allocate import entries_per_row, select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import magnitude
 from recbole_prune.pruners.base import Promises, Pruner
@@ -17,7 +17,8 @@ class PostTrainingMagnitudePruning(Pruner):
 
     Tran et al., "A Thorough Performance Benchmarking on Lightweight Embedding-based Recommender Systems",
     arXiv 2406.17335. m is ``prune_min_per_row``; empty, it is searched on validation for every sparsity, so that a
-    sparser ticket may keep what a denser one has pruned.
+    sparser ticket may keep what a denser one has pruned. With ``prune_allocation=row`` every row keeps just m, which
+    follows from the sparsity.
     """
 
     promises = Promises(nested=False, trains=False, above_random=True)
@@ -34,7 +35,9 @@ class PostTrainingMagnitudePruning(Pruner):
         weights = self.experiment.weights_of(dense)
         minimum = self.settings.prune_min_per_row
         searched: dict[int, float] = {}
-        if minimum is None:
+        if self.has_equal_rows:
+            minimum = entries_per_row(self.scope, keep)
+        elif minimum is None:
             minimum = self.search(keep, dense, searched)
         method = {"min_per_row": minimum, "searched": [[m, score] for m, score in sorted(searched.items())]}
         masks = self.masks(keep, minimum, dense)

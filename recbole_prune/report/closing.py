@@ -15,6 +15,7 @@ from recbole_prune.errors import printable
 from recbole_prune.report.costs import macs_line
 from recbole_prune.report.energy import energy_lines
 from recbole_prune.report.popularity import popularity_lesson
+from recbole_prune.report.stored import stored_sentence
 from recbole_prune.report.table import is_taught, legend, live_parameters, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
@@ -41,7 +42,8 @@ def result_text(result: RunResult) -> str:
     notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []
     notice += [f"NOTE {result.notice}"] if result.notice else []
     notes = legend(result.tickets, metric, verbose, result.teacher)
-    said = [" ".join(_outcome(result)), *_lesson(result), seconds, *_advice(result), *notice]
+    stored = stored_sentence(result.stored, metric.lower())
+    said = [" ".join(_outcome(result)), *stored, *_lesson(result), seconds, *_advice(result), *notice]
     energy = [text if "\n" in text else _wrapped(text) for text in energy_lines(result)]
     places = map(printable, _places(result))
     return "\n".join(["", table, *map(_wrapped, notes), *energy, "", *map(_wrapped, said), *places])

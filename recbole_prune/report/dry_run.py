@@ -97,5 +97,5 @@ def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> I
     order = uniform(experiment.scope, experiment.config["seed"])
     masks = MaskSet.dense(experiment.scope)
     for kept in counts:
-        masks = select(order, masks, kept)
+        masks = select(order, masks, kept, allocation=experiment.settings.prune_allocation)
         yield weight_bytes(model, dict(masks), experiment.settings.export_values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
+from collections.abc import Collection
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,9 +145,10 @@ def artifact_info(config: Any, ticket: Ticket, wanted: dict[str, Any]) -> dict[s
     }
 
 
-def artifact_is(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a complete artifact of just this ticket and form lies there."""
+def artifact_is(folder: Path, wanted: dict[str, Any], fields: Collection[str] = ()) -> bool:
+    """Whether a complete artifact of just this ticket and form lies there, which has the given ``fields``."""
     try:
-        return bool(read_artifact(folder).info.get("source") == wanted)
+        info = read_artifact(folder).info
+        return bool(info.get("source") == wanted) and set(fields) <= set(info)
     except ArtifactError:
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_prune.errors import PruneError
@@ -25,6 +25,7 @@ class RunResult:
         notice: what the protocol leaks, None if nothing.
         artifact: folder of the artifact.
         recommends: whether ``recbole-prune recommend`` takes it.
+        stored: what its values score as they are stored, where that was asked for.
         bytes_of: a ticket's weights in an artifact, by its number; None where they could not be counted.
         teacher: what the journal says of the teacher, None without.
         alone: the student's dense model without a teacher, None where it was left out.
@@ -41,6 +42,7 @@ class RunResult:
     bytes_of: Mapping[int, int | None]
     siblings: Sequence[SiblingRow] = ()
     recommends: bool = False
+    stored: Mapping[str, Any] = field(default_factory=dict)
     teacher: Mapping[str, Any] | None = None
     alone: Ticket | None = None
     failure: PruneError | None = None

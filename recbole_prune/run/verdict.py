@@ -73,7 +73,7 @@ def choose(
         assert near is not None
         return near, f"the sparsest ticket within prune_tolerance={tolerance:g} of the best pruned one"
     if target is not None and pruned[-1].sparsity >= target - 1e-3:
-        return pruned[-1], f"the ticket at the target sparsity {target}"
+        return pruned[-1], f"the ticket at the target sparsity {target:g}"
     as_good = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
     winner = _sparsest(ticket for ticket in pruned if ticket.wins)
     if winner is not None and winner is as_good:
