@@ -218,6 +218,7 @@ def test_number_formats_budgets_and_places_have_rows_of_their_own() -> None:
     dense = record(pruner="dense", prune_target_sparsity=None, bytes=1000)
     records = [
         dense,
+        {**dense, "values": "int8", "bytes": 260},
         record(budget=0.1),
         record(budget=0.1, values="int8", bytes=30),
         record(budget=0.5, distiller="rrd"),
@@ -228,11 +229,18 @@ def test_number_formats_budgets_and_places_have_rows_of_their_own() -> None:
     rows = cells("\n".join(first.splitlines()[:-1]))
     assert [row[:4] for row in rows] == [
         ["100%", "dense", "fp32", "1"],
+        ["100%", "dense", "int8", "1"],
         ["50%", "omp+rrd", "fp32", "1"],
         ["10%", "omp", "fp32", "1"],
         ["10%", "omp", "int8", "1"],
     ]
-    assert [row[-2:] for row in rows] == [["1000", "100.0%"], ["100", "10.0%"], ["100", "10.0%"], ["30", "3.0%"]]
+    assert [row[-2:] for row in rows] == [
+        ["1000", "100.0%"],
+        ["260", "26.0%"],
+        ["100", "10.0%"],
+        ["100", "10.0%"],
+        ["30", "3.0%"],
+    ]
     assert "not in the table: omp 90 %, seed 1 fp32: killed by SIGKILL" in second
 
 

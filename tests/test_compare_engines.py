@@ -81,7 +81,8 @@ def local(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same comparison without a cluster."""
     folder = tmp_path_factory.mktemp("local")
     done = begin(few_words(tiny_data, folder), folder)
-    assert done.wait(300) == 0
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, out + err
     return folder
 
 

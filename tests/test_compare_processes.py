@@ -220,7 +220,8 @@ def few(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 def unkilled(few: Callable[[str], tuple[list[str], Path]]) -> Path:
     words, folder = few("unkilled")
     done = begin(words, folder)
-    assert done.wait(300) == 0, done.communicate()
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, out + err
     return folder
 
 

@@ -9,13 +9,11 @@ from typing import Any
 from recbole_prune.artifact import read_artifact
 from recbole_prune.compare.cells import Cell
 from recbole_prune.compare.process import Job
-from recbole_prune.config.schema import known_keys
 from recbole_prune.errors import ArtifactError
 from recbole_prune.report.folders import DAMAGED, FINISHED, RunRecord, read_run
 
-# evaluates what is stored, and the field of ticket.json that says what it scored
-_EVALUATE = "export_evaluate"
-_STORED = "stored"
+# fields of ticket.json: what the stored values scored on validation and test data (export_evaluate)
+_STORED = ("stored_valid", "stored_test")
 
 
 def read_finished(cell: Cell) -> RunRecord | None:
@@ -44,9 +42,8 @@ def job_of(cell: Cell, place: Path, threads: int | None = None) -> Job:
     """The commands of a cell: its run, and an export for each further number format."""
     exports = []
     for values in cell.values:
-        evaluate = [f"--{_EVALUATE}=True"] if _EVALUATE in known_keys() else []
-        to = [f"--to={_folder_of(cell, values)}"]
-        exports.append(("export", f"--run={cell.folder}", f"--export_values={values}", *evaluate, *to))
+        form = (f"--export_values={values}", "--export_evaluate=True", f"--to={_folder_of(cell, values)}")
+        exports.append(("export", f"--run={cell.folder}", *form))
     return Job((("run", *cell.words), *exports), str(place), threads)
 
 
@@ -81,23 +78,10 @@ def records_of(cell: Cell, failure: str | None) -> Iterator[dict[str, Any]]:
         if stored is None:
             yield {**base, "values": values, "failure": f"{_folder_of(cell, values)} is not there"}
             continue
-        valid, test = stored_metrics(stored)
-        score = valid.get(str(run.valid_metric).lower())
-        if score is None:
-            yield {**base, "values": values, "failure": "what is stored was not evaluated"}
-            continue
+        valid, test = (stored[name] for name in _STORED)
+        score = valid[str(run.valid_metric).lower()]
         changed = {**facts, "valid_score": score, "test": test, "bytes": stored["bytes"]["tables"]}
         yield {**base, "values": values, "valid_metric": run.valid_metric, **changed, "failure": None}
-
-
-def stored_metrics(info: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What the stored form of an artifact scored on validation and test data; empty where it was not evaluated."""
-    stored = info.get(_STORED)
-    if not isinstance(stored, Mapping):
-        return {}, {}
-    parts = [stored.get(name) for name in ("valid", "test")]
-    valid, test = (part if isinstance(part, Mapping) else {} for part in parts)
-    return valid, test
 
 
 def _folder_of(cell: Cell, values: str) -> Path:
@@ -105,7 +89,7 @@ def _folder_of(cell: Cell, values: str) -> Path:
 
 
 def _stored(cell: Cell, run: RunRecord, values: str) -> Mapping[str, Any] | None:
-    """``ticket.json`` of a further number format, None where it is not there or is of another result."""
+    """``ticket.json`` of a further number format, None where it is not there, is of another result or not evaluated."""
     folder = _folder_of(cell, values)
     if not folder.is_dir() or run.chosen is None:
         return None
@@ -116,4 +100,10 @@ def _stored(cell: Cell, run: RunRecord, values: str) -> Mapping[str, Any] | None
     source = info.get("source")
     wanted = {"checkpoint_sha256": run.chosen.get("checkpoint_sha256"), "values": values}
     fits = isinstance(source, Mapping) and all(source.get(name) == value for name, value in wanted.items())
-    return info if fits else None
+    metric = str(run.valid_metric).lower()
+    scored = all(isinstance(info.get(name), Mapping) for name in _STORED) and _is_number(info[_STORED[0]].get(metric))
+    return info if fits and scored and _is_number(info["bytes"].get("tables")) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -43,7 +43,10 @@ def _table(found: Sequence[Record]) -> Iterator[str]:
     for record in found:
         method = method_name(record["pruner"], record["distiller"])
         groups.setdefault((_size(record, by_budget), method, record["values"]), {})[record["seed"]] = record
-    dense = {seed: record["bytes"] for key, runs in groups.items() if key[0] == _DENSE for seed, record in runs.items()}
+    dense: dict[int, int] = {}  # in the format that runs export
+    for record in found:
+        if _size(record, by_budget) == _DENSE and record["distiller"] is None:
+            dense.setdefault(record["seed"], record["bytes"])
     rows = []
     for (size, method, values), runs in sorted(groups.items(), key=lambda item: item[0][0]):
         measured = [run["test"] for run in runs.values()]
