@@ -11,10 +11,17 @@ import atexit
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+# exit status of a command whose run folder another process works in: later it may succeed (EX_TEMPFAIL of sysexits.h)
+BUSY = 75
+# in the environment of a process that is to end when the one that started it does: the number of that process
+PARENT = "RECBOLE_PRUNE_PARENT"
+_SECONDS_BETWEEN_LOOKS, _SECONDS_TO_END = 0.2, 30.0
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _actions: list[Callable[[], object]] = []
 
@@ -65,6 +72,25 @@ def end_on_signals() -> None:
         signal.signal(number, end)
     # registered first, so called last
     atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
+
+
+def end_with_parent() -> None:
+    """From now on this process ends, as after SIGTERM, when the one named by ``RECBOLE_PRUNE_PARENT`` does.
+
+    A comparison that is killed so leaves no runs behind that hold their folders. Nothing happens where that variable is
+    not set; what this process starts does not inherit it.
+    """
+    parent = os.environ.pop(PARENT, "")
+    if parent.isdecimal():
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_END)  # the main thread may be far from its next instruction
+    os._exit(128 + signal.SIGTERM)
 
 
 def _say(name: str) -> None:

@@ -3,65 +3,84 @@
 from __future__ import annotations
 
 import json
+import shlex
 from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recbole.trainer import Trainer
 from zoo import DATASET
 
 from recbole_prune.cli import main
-from recbole_prune.training.trainer import MaskAwareTrainer
+from recbole_prune.compare import process
+from recbole_prune.masking.bound import information_bound_bits, sparsity_of_budget
+from recbole_prune.report.compare import compare_table
 
-PRUNERS, SPARSITIES, SEEDS = ("static", "dsl"), (0.5, 0.9), (3, 4)
+PRUNERS, SPARSITIES, SEEDS = ("static",), (0.5, 0.9), (3, 4)
+CELLS = len(SEEDS) * (1 + len(PRUNERS) * len(SPARSITIES))
 EPOCHS = 2
+TARGET = "prune_target_sparsity"
 WORDS = [
     "--pruners=" + ",".join(PRUNERS),
     "--sparsities=" + ",".join(map(str, SPARSITIES)),
     "--seeds=" + ",".join(map(str, SEEDS)),
+    "--workers=2",
     "--to=records.json",
 ]
 
 
-@pytest.fixture
-def words(tiny_data: Path, tmp_path: Path) -> list[str]:
-    """RecBole's words, ours before them."""
-    (tmp_path / "more.yaml").write_text("metrics: [Recall, NDCG]\ntopk: [10]\nvalid_metric: NDCG@10\ngpu_id: ''\n")
+def words_for(data: Path, folder: Path) -> list[str]:
+    """RecBole's words, ours before them; the run folders go to ``folder``."""
+    (folder / "more.yaml").write_text("metrics: [Recall, NDCG]\ntopk: [10]\nvalid_metric: NDCG@10\ngpu_id: ''\n")
     settings = {
         "model": "BPR",
         "dataset": DATASET,
-        "config_files": "more.yaml",
-        "data_path": tiny_data,
+        "config_files": folder / "more.yaml",
+        "data_path": data,
         "epochs": EPOCHS,
         "embedding_size": 8,
         "train_batch_size": 512,
         "show_progress": False,
-        "output_dir": tmp_path / "pruned",
+        "output_dir": folder / "pruned",
     }
     return ["compare", *WORDS, *[f"--{name}={value}" for name, value in settings.items()]]
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The words of a comparison that has ended, and its folder."""
+    folder = tmp_path_factory.mktemp("compared")
+    words = words_for(tiny_data, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(words) == 0
+    return words, folder
+
+
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """(seed, pruner, sparsity, ticket, epoch) of every finished epoch."""
-    done: list[tuple[Any, ...]] = []
-    train_epoch = MaskAwareTrainer._train_epoch
+def words(finished: tuple[list[str], Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same words where that comparison has ended already."""
+    monkeypatch.chdir(finished[1])
+    return finished[0]
 
-    def counted(self: Any, data: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
-        result = train_epoch(self, data, epoch, *args, **kwargs)
-        of_run = [self.config[name] for name in ("seed", "pruner", "prune_target_sparsity")]
-        done.append((*of_run, self.session.name, epoch))
-        return result
 
-    monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", counted)
-    return done
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The jobs that are begun, which then fail at once."""
+    begun: list[Any] = []
+
+    def start(self: Any) -> None:
+        begun.append(self._job)
+        raise AssertionError("nothing is to be run")
+
+    monkeypatch.setattr(process.JobProcess, "_start", start)
+    return begun
 
 
 def cells(table: str) -> list[list[str]]:
     """Rows below the rule; a mean and its spread are one cell."""
-    lines = table.splitlines()
+    lines = table.partition("validation:")[0].splitlines()
     rule = next(number for number, line in enumerate(lines) if set(line) == {"-", " "})
     return [line.replace(" ± ", "±").replace(" %", "%").split() for line in lines[rule + 1 :] if line.strip()]
 
@@ -75,13 +94,13 @@ def by_hand(values: list[float]) -> str:
 
 
 def test_table_is_that_of_the_run_folders(
-    words: list[str], trained: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == 0
+    assert main(words) == 0 and not trained
     found = cells(capsys.readouterr().out.strip().rpartition("\n\n")[2])
-    summaries = [json.loads(file.read_bytes()) for file in tmp_path.glob("pruned/*/*/*/summary.json")]
+    folders = {file.parent for file in Path("pruned").absolute().glob("*/*/*/summary.json")}
     records = json.loads(Path("records.json").read_text())
-    assert len(summaries) == len({record["folder"] for record in records}) == 8
+    assert {Path(record["folder"]) for record in records} == folders and len(records) == len(folders) == CELLS
 
     runs: dict[tuple[str, float, int], Any] = {}
     for record in records:
@@ -89,7 +108,8 @@ def test_table_is_that_of_the_run_folders(
         number = 0 if record["pruner"] == "dense" else 1
         ticket = next(ticket for ticket in summary["tickets"] if ticket["ticket"] == number)
         assert record["test"] == ticket["test"] and record["valid_score"] == ticket["valid"]["ndcg@10"]
-        sparsity = record["prune_target_sparsity"] if number else 0.0
+        assert record["bytes"] == ticket["bytes"] and record["failure"] is None
+        sparsity = record["prune_target_sparsity"] or 0.0
         assert ticket["sparsity"] == record["sparsity"] == pytest.approx(sparsity, abs=1e-3)
         runs[(record["pruner"], sparsity, record["seed"])] = ticket
     assert set(runs) == {("dense", 0.0, seed) for seed in SEEDS} | set(product(PRUNERS, SPARSITIES, SEEDS))
@@ -98,51 +118,151 @@ def test_table_is_that_of_the_run_folders(
     for pruner, sparsity in [("dense", 0.0), *[(p, s) for s in SPARSITIES for p in PRUNERS]]:
         of_seeds = [runs[(pruner, sparsity, seed)] for seed in SEEDS]
         valid, test = [t["valid"]["ndcg@10"] for t in of_seeds], [t["test"]["recall@10"] for t in of_seeds]
-        expected.append([f"{100 * sparsity:g}%", pruner, str(len(SEEDS)), by_hand(valid), by_hand(test)])
+        size = sum(t["bytes"] for t in of_seeds) / len(SEEDS)
+        share = sum(runs[(pruner, sparsity, s)]["bytes"] / runs[("dense", 0.0, s)]["bytes"] for s in SEEDS) / len(SEEDS)
+        shown = [f"{100 * sparsity:g}%", pruner, str(len(SEEDS)), by_hand(valid), by_hand(test)]
+        expected.append([*shown, f"{size:.0f}", f"{100 * share:.1f}%"])
     assert found == expected
     assert len({row[4] for row in found}) > 1
-    # the dense model is trained once per seed
-    assert sum(ticket == "ticket 0" for *_, ticket, _ in trained) == len(SEEDS) * EPOCHS
 
 
-@pytest.mark.slow
-def test_interrupted_and_repeated_trains_nothing_twice(
-    words: list[str],
-    trained: list[tuple[Any, ...]],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_dense_model_is_trained_once_per_seed(words: list[str]) -> None:
+    lines = [json.loads(file.read_bytes().splitlines()[0]) for file in Path("pruned").glob("*/*/*/tickets.jsonl")]
+    assert len(lines) == CELLS and all(line["ticket"] == 0 for line in lines)
+    for seed in SEEDS:
+        of_seed = [line for line in lines if line["seed"] == seed]
+        assert sorted("adopted_from" in line for line in of_seed) == [False, True, True]
+        assert len({line["checkpoint_sha256"] for line in of_seed}) == 1
+
+
+def test_what_is_missing_is_said_and_what_is_there_is_shown(
+    words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_epoch = Trainer._train_epoch
-    stops = [3, 10, 17]  # in a second epoch, before the second seed, in its second epoch of a pruned ticket
-
-    def stop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if stops and len(trained) == stops[0]:
-            stops.pop(0)
-            raise KeyboardInterrupt
-        return train_epoch(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "_train_epoch", stop)
-    for _ in range(3):
-        assert main(words) == 130
-        assert "a run continues from there" in capsys.readouterr().err
-    assert main(words) == 0
-    table, records = capsys.readouterr().out.strip().rpartition("\n\n")[2], Path("records.json").read_bytes()
-    assert not stops and len(trained) == len(set(trained)) == EPOCHS * len(SEEDS) * (1 + 4)
-
-    finished = len(trained)
-    assert main(words) == 0
-    assert len(trained) == finished
-    assert cells(capsys.readouterr().out.strip().rpartition("\n\n")[2]) == cells(table)
-    assert Path("records.json").read_bytes() == records
+    given = [word for word in words if not word.startswith(("--seeds", "--workers", "--to"))]
+    assert main([*given, "--seeds=3,5", "--workers=0", "--to=partly.json"]) == 1 and not trained
+    shown = capsys.readouterr().out
+    assert [row[2] for row in cells(shown)] == ["1"] * 3
+    assert "±" not in shown.partition("mean ±")[0]
+    text = " ".join(shown.split())
+    missing = "dense, seed 5; static 50 %, seed 5; static 90 %, seed 5"
+    assert f"not in the table: {missing}: not run yet" in text
+    failures = [record["failure"] for record in json.loads(Path("partly.json").read_text())]
+    assert failures.count(None) == 3 and failures.count("not run yet") == 3
 
 
-def test_one_seed_has_no_spread(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    one = ["--pruners=random", "--sparsities=0.5", "--seeds=3", "--to=new/records.json"]
-    assert main([*words[:1], *one, *words[5:]]) == 0
-    assert len(json.loads(Path("new/records.json").read_text())) == 2
-    rows = cells(capsys.readouterr().out.strip().rpartition("\n\n")[2])
-    assert [row[:3] for row in rows] == [["0%", "dense", "1"], ["50%", "random", "1"]]
-    assert all("±" not in cell for row in rows for cell in row)
+def test_commands_for_other_machines(words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """One a line, phase by phase; run, they are the cells: here each finds its finished folder."""
+    given = [word for word in words if not word.startswith(("--workers", "--to"))]
+    assert main([*given, "--list_cells=True"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [number for number, line in enumerate(lines) if line.startswith("# phase")]
+    assert [lines[number].split(" (")[0] for number in heads] == [
+        "# phase 1 of 2: 2 dense models",
+        "# phase 2 of 2: 4 pruned models, after all of phase 1",
+    ]
+    assert heads == [0, 3] and len(lines) == 8
+    phases = []
+    for number in (1, 2):
+        assert main([*given, f"--list_cells={number}"]) == 0
+        phases.append(capsys.readouterr().out.splitlines())
+    assert phases == [lines[1:3], lines[4:]]
+    before = {file: file.read_bytes() for file in Path("pruned").rglob("tickets.jsonl")}
+    program, *command = shlex.split(phases[1][-1])
+    assert program == "recbole-prune" and main(command) == 0
+    assert {file: file.read_bytes() for file in Path("pruned").rglob("tickets.jsonl")} == before
+
+
+def test_a_dry_run_trains_nothing(words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--dry_run=True"]) == 0 and not trained
+    assert capsys.readouterr().out.count("nothing was trained") == len(PRUNERS) * len(SPARSITIES)
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.2, 0.1, 0.01])
+def test_a_budget_is_the_sparsity_of_that_bound(budget: float) -> None:
+    entries, sparsity = 10**9, sparsity_of_budget(budget)
+    bound = information_bound_bits(entries, round(entries * (1 - sparsity)), 32) / 8
+    assert bound == pytest.approx(budget * 4 * entries, rel=1e-4)
+
+
+def test_budgets_of_the_method_file() -> None:
+    """Gowalla, both tables, d 64: sparsity 0.9 has the bound 2,079,264 bytes of 18,134,784 (more_methods.md, B0)."""
+    assert sparsity_of_budget(2_079_264 / 18_134_784) == pytest.approx(0.9, abs=2e-6)
+    assert sparsity_of_budget(4_036_082 / 18_134_784) == pytest.approx(0.8, abs=2e-6)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A record of a finished cell."""
+    usual = {
+        "model": "BPR",
+        "dataset": "d",
+        "pruner": "omp",
+        "distiller": None,
+        "prune_target_sparsity": 0.9,
+        "budget": None,
+        "seed": 1,
+        "folder": "f",
+        "values": "fp32",
+        "valid_metric": "NDCG@10",
+        "sparsity": 0.9,
+        "valid_score": 0.5,
+        "test": {"ndcg@10": 0.4},
+        "train_seconds": 1.0,
+        "best_epoch": 1,
+        "bytes": 100,
+        "failure": None,
+    }
+    return {**usual, **changes}
+
+
+def test_number_formats_budgets_and_places_have_rows_of_their_own() -> None:
+    dense = record(pruner="dense", prune_target_sparsity=None, bytes=1000)
+    records = [
+        dense,
+        {**dense, "values": "int8", "bytes": 260},
+        record(budget=0.1),
+        record(budget=0.1, values="int8", bytes=30),
+        record(budget=0.5, distiller="rrd"),
+        record(model="LightGCN", failure="killed by SIGKILL"),
+    ]
+    first, second = compare_table(records).split("\n\n")
+    assert first.startswith("BPR on d\n") and second.startswith("LightGCN on d\n")
+    rows = cells("\n".join(first.splitlines()[:-1]))
+    assert [row[:4] for row in rows] == [
+        ["100%", "dense", "fp32", "1"],
+        ["100%", "dense", "int8", "1"],
+        ["50%", "omp+rrd", "fp32", "1"],
+        ["10%", "omp", "fp32", "1"],
+        ["10%", "omp", "int8", "1"],
+    ]
+    assert [row[-2:] for row in rows] == [
+        ["1000", "100.0%"],
+        ["260", "26.0%"],
+        ["100", "10.0%"],
+        ["100", "10.0%"],
+        ["30", "3.0%"],
+    ]
+    assert "not in the table: omp 90 %, seed 1 fp32: killed by SIGKILL" in second
+
+
+def test_a_table_fits_eighty_columns() -> None:
+    records = [record(seed=seed, budget=0.1, bytes=72_567_120, valid_score=0.1 * seed) for seed in (1, 2, 3)]
+    records += [record(pruner="dense", prune_target_sparsity=None, bytes=672_567_120)]
+    assert max(map(len, compare_table(records).splitlines()[:4])) <= 80
+
+
+def test_a_method_without_a_target_has_one_cell(
+    words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recbole_prune.compare import cells as module
+
+    used = module.is_used
+    monkeypatch.setattr(
+        module, "is_used", lambda key, values: used(key, values) and (key, values["pruner"]) != (TARGET, "static")
+    )
+    monkeypatch.setattr(module, "run_path", lambda config: Path(f"{config['pruner']}-{config['seed']}"))
+    given = [word for word in words if not word.startswith(("--pruners", "--workers", "--to"))]
+    assert main([*given, "--pruners=static", "--list_cells=2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(SEEDS)
 
 
 @pytest.mark.parametrize(
@@ -160,13 +280,32 @@ def test_one_seed_has_no_spread(words: list[str], capsys: pytest.CaptureFixture[
         ("--pruner=dsl", ["--pruner", "--pruners=A,B"]),
         ("--prune_target_sparsity=0.5", ["--prune_target_sparsity", "--sparsities=A,B"]),
         ("--seed=1", ["--seed", "--seeds=A,B"]),
+        ("--distiller=rrd", ["--distiller", "--distillers=A,B"]),
+        ("--distillers=rdd", ["--distillers", "rdd", "rrd"]),
+        ("--budgets=0.5", ["--sparsities", "--budgets", "keep one"]),
+        ("--budgets=2", ["--budgets", "2", "between 0 and 1"]),
+        ("--values=int3", ["--values", "int3", "int8"]),
+        ("--models=BPR,LightGCN", ["--model ", "--models=A,B"]),
+        ("--workers=-1", ["--workers", "-1", "from 0"]),
+        ("--workers=two", ["--workers", "two", "from 0"]),
+        ("--engine=spark", ["--engine", "spark", "ray", "dask"]),
+        ("--engine_address=localhost:1", ["--engine_address", "--engine=ray"]),
+        ("--list_cells=9", ["--list_cells=9", "1 to 2"]),
         ("--prune_init=erdos", ["prune_init", "erdos", "erk"]),
         ("--to=pruned", ["--to", "pruned", "folder"]),
     ],
 )
 def test_bad_input_is_one_message_before_any_training(
-    word: str, named: list[str], words: list[str], trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+    word: str,
+    named: list[str],
+    tiny_data: Path,
+    tmp_path: Path,
+    trained: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = words_for(tiny_data, tmp_path)
     Path("pruned").mkdir()
     given = [other for other in words if other.partition("=")[0] != word.partition("=")[0]]
     assert main([*given, word]) == 2

@@ -18,7 +18,7 @@ PACKAGE = Path(recbole_prune.__file__).parent
 # a room or a file of the top level may import what stands before it, never what stands after it
 ORDER = (
     "errors signals methods disk compat sparse anatomy masking data scoring models config artifact serving metering "
-    "training run teachers distillers pruners report tuition quick_start bench commands cli"
+    "training run teachers distillers pruners report tuition quick_start bench compare commands cli"
 ).split()
 FACADE = "__init__"  # imports on first use
 WITHOUT_TORCH = [
@@ -35,9 +35,14 @@ WITHOUT_TORCH = [
     "disk.seals",
     "masking.bound",
     "masking.schedule",
+    "commands.runs",
+    "compare.process",
+    "report.compare",
     "report.folders",
     "report.statistics",
     "report.users",
+    "report.rows",
+    "report.runs",
     "serving",
     "sparse.dense_top_k",
     "signals",

@@ -18,8 +18,8 @@ from logging import getLogger
 import recbole_prune
 from recbole_prune.config.near import did_you_mean, near_names
 from recbole_prune.config.options import joined
-from recbole_prune.errors import ConfigError, PruneError, UnforeseenError, in_one_line, printable
-from recbole_prune.signals import interruption
+from recbole_prune.errors import BusyError, ConfigError, PruneError, UnforeseenError, in_one_line, printable
+from recbole_prune.signals import BUSY, interruption
 
 USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp [--key=value ...]
        recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
@@ -27,6 +27,7 @@ USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp
        recbole-prune compare --model=BPR --dataset=ml-100k --pruners=static,dsl --sparsities=0.5,0.9 --seeds=1,2,3
        recbole-prune bench train --model=BPR --dataset=ml-100k [--sparsities=0,0.9] [--to=FILE]   (bench --help)
        recbole-prune models [NAME ...] [--kind=general]   (what is pruned in each of RecBole's models)
+       recbole-prune runs [FOLDER ...]   (lists run folders, how far they are, how to go on; --clean frees disk)
        recbole-prune clean --run=FOLDER   (removes the states that distill_record_states kept)
        recbole-prune doctor
 
@@ -35,7 +36,7 @@ and any --key=value. Every option can also be written --key value.
 """
 
 # imported when called, so that recommend loads neither torch nor RecBole
-COMMANDS = ("run", "export", "recommend", "compare", "bench", "models", "clean", "doctor")
+COMMANDS = ("run", "export", "recommend", "compare", "bench", "models", "runs", "clean", "doctor")
 _SHOW_TRACEBACK = "RECBOLE_PRUNE_TRACEBACK"
 _BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name, by default those of this process.
 
     Returns:
-        exit status: 0, 2 for an error, 130 after Ctrl-C, 141 where nobody reads the output any more.
+        exit status: 0, 2 for an error, 75 where another process works in the run folder, 130 after Ctrl-C, 141 where
+            nobody reads the output any more; ``compare`` has 1 where a cell failed.
     """
     try:
         with _disk_errors_of_threads_logged(), in_one_line():
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except PruneError as error:
         print(f"recbole-prune: {error}{_traceback_of(error)}", file=sys.stderr)
-        return 2
+        return BUSY if isinstance(error, BusyError) else 2
     except OSError as error:
         _close_broken_output()
         if isinstance(error, BrokenPipeError):

@@ -17,6 +17,7 @@ def main(words: Sequence[str]) -> int:
     path = Path(named).absolute()
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"clean: --run={named} is no folder of a run: there is no {path / 'config.yaml'}")
+    from recbole_prune.run.cleaning import remove
     from recbole_prune.run.store import STATES, RunFolder
 
     folder = RunFolder(path)
@@ -25,9 +26,7 @@ def main(words: Sequence[str]) -> int:
         if not folder.tickets():
             raise ConfigError(f"clean: --run={named} has no finished ticket yet, it goes on with its states")
         states = folder.names(STATES)
-        size = sum((path / name).stat().st_size for name in states)
-        for name in states:
-            folder.remove(name)
+        size = remove(folder, states)
     finally:
         folder.close()
     print(f"removed {len(states)} states, {size:,} bytes: {printable(str(path))}")

@@ -60,6 +60,8 @@ _OPTIONS = (
     _Option("matplotlib", ("matplotlib",), "figures in reports", "report"),
     _Option("pynvml", ("nvidia-ml-py",), "energy of NVIDIA GPUs", "energy"),
     _Option("faiss", ("faiss-cpu", "faiss-gpu"), "clusters of NCL (scikit-learn's without it)", "ncl"),
+    _Option("ray", ("ray",), "compare --engine=ray", "ray"),
+    _Option("distributed", ("distributed",), "compare --engine=dask", "dask"),
     _Option("xgboost", ("xgboost",), "RecBole's model XGBoost", "trees"),
     _Option("lightgbm", ("lightgbm",), "RecBole's model LightGBM", "trees"),
 )

@@ -157,7 +157,9 @@ def describe(known: Options, indent: int = 4) -> list[str]:
     """A line of help for each option."""
     lines = []
     for name, option in known.items():
-        default = ",".join(map(str, option.default)) if isinstance(option.default, list) else option.default
+        default = option.default
+        if isinstance(default, list):
+            default = ",".join("none" if one is None else str(one) for one in default)
         shown = "" if option.default is None else f" (default {default})"
         lines.append(f"{' ' * indent}--{name}=  {option.meaning}{shown}")
     return lines

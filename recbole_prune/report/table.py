@@ -10,6 +10,7 @@ from typing import Any
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import printable
 from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
+from recbole_prune.report.rows import figure, format_rows, verdict
 from recbole_prune.run.opening import run_folder_of
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.summary import AsGood
@@ -193,25 +194,4 @@ def _row(label: str, record: Mapping[str, Any], names: Sequence[str]) -> list[st
         cells += [figure(record[part], name) for name in names]
     size = record.get("bytes")
     cells += ["-" if size is None else str(size), str(record.get("epochs", "-")), str(record.get("best_epoch", "-"))]
-    return [*cells, _verdict(record)]
-
-
-def figure(metrics: Mapping[str, float | None], name: str) -> str:
-    """A metric with four digits; ``undefined`` where the data does not define it, ``-`` where it was not measured."""
-    if name not in metrics:
-        return "-"
-    value = metrics[name]
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def _verdict(record: Mapping[str, Any]) -> str:
-    if record["wins"] is None:
-        return "dense" if record["ticket"] == 0 else "-"
-    return "yes" if record["wins"] else ("metric" if record["wins_metric"] else "no")
-
-
-def format_rows(header: list[str], rows: list[list[str]]) -> str:
-    """Right-aligned columns under their header."""
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in [header, *rows]]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return [*cells, verdict(record)]

@@ -41,19 +41,15 @@ def keep(which: str, folder: RunFolder, tickets: Iterable[Ticket], chosen: Ticke
     Raises:
         StoreError: a file cannot be removed.
     """
-    removed, missed, size = [], [], 0
-    for ticket in tickets:
-        path = folder.path / ticket.checkpoint_file
-        stays = which == "all" or (which == "chosen" and (ticket.ticket == chosen.ticket or _is_shared(ticket)))
-        if stays and not path.exists():
-            missed.append(str(ticket.ticket))
-        elif not stays and path.exists():
-            removed.append(str(ticket.ticket))
-            for name in reversed(ticket.checkpoint_files):  # the one that says that something is left goes last
-                size += (folder.path / name).stat().st_size if folder.has(name) else 0
-                folder.remove(name)
-        if not stays and ticket.ticket == 0:
-            folder.remove(REWIND)  # of use to those only who share the dense model
+    tickets = list(tickets)
+    names = needless(which, folder, tickets, chosen)
+    checkpoints = {ticket.checkpoint_file: str(ticket.ticket) for ticket in tickets}
+    staying = [ticket for ticket in tickets if _stays(which, ticket, chosen)]
+    missed = [str(ticket.ticket) for ticket in staying if not (folder.path / ticket.checkpoint_file).exists()]
+    removed, size = [checkpoints[name] for name in names if name in checkpoints], 0
+    for name in names:
+        size += (folder.path / name).stat().st_size if name != REWIND else 0
+        folder.remove(name)
     logger, setting = getLogger("recbole_prune"), f"prune_keep_checkpoints={which}"
     if removed:
         logger.info(f"{setting}: removed the checkpoints of tickets {', '.join(removed)}, {size:,} bytes")
@@ -62,6 +58,28 @@ def keep(which: str, folder: RunFolder, tickets: Iterable[Ticket], chosen: Ticke
             f"{setting}: the checkpoints of tickets {', '.join(missed)} were not kept when this run ended before; only "
             "training anew brings them back (--fresh=True)"
         )
+
+
+def needless(which: str, folder: RunFolder, tickets: Iterable[Ticket], chosen: Ticket) -> list[str]:
+    """The files of a finished run that are not to stay, in the order in which they are removed.
+
+    Args:
+        which, folder, tickets, chosen: as for :func:`keep`.
+    """
+    names = []
+    for ticket in tickets:
+        if _stays(which, ticket, chosen):
+            continue
+        if folder.has(ticket.checkpoint_file):
+            # the one that says that something is left goes last
+            names += [name for name in reversed(ticket.checkpoint_files) if folder.has(name)]
+        if ticket.ticket == 0 and folder.has(REWIND):  # of use to those only who share the dense model
+            names.append(REWIND)
+    return names
+
+
+def _stays(which: str, ticket: Ticket, chosen: Ticket) -> bool:
+    return which == "all" or (which == "chosen" and (ticket.ticket == chosen.ticket or _is_shared(ticket)))
 
 
 def _is_shared(ticket: Ticket) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from recbole_prune.artifact.replacing import remove_leftovers
 from recbole_prune.disk.files import WAY_OUT, explained, read_file, write_atomic
-from recbole_prune.disk.lock import LOCK, FolderLock
+from recbole_prune.disk.lock import LOCK, FolderLock, is_of_lock
 from recbole_prune.disk.names import (
     ARTIFACT,
     CHECKPOINTS,
@@ -68,7 +68,7 @@ class RunFolder:
 
     def is_empty(self) -> bool:
         """Whether nothing but the lock is in it."""
-        return all(child.name == LOCK for child in self.path.iterdir())
+        return all(is_of_lock(child.name) for child in self.path.iterdir())
 
     def start_over(self) -> None:
         """Move what is there aside, to ``<name>.old-N``, and lock a new folder in its place.
