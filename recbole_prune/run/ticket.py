@@ -19,6 +19,11 @@ Metrics = dict[str, Optional[float]]
 REWINDS = ("init", "late", "lr", "none", "reinit")
 
 
+def mask_file(ticket: int) -> str:
+    """Where the masks of a ticket are in a run folder."""
+    return f"masks/ticket-{ticket:03d}.safetensors"
+
+
 @dataclass(frozen=True)
 class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
