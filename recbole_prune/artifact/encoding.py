@@ -109,6 +109,11 @@ class EncodedTensor:
         """:func:`information_bound_bits` in bytes."""
         return information_bound_bits(self.entries, self.kept, 8 * self.parts["values"].itemsize) / 8
 
+    @property
+    def format_version(self) -> int:
+        """The first version of the artifact's format that has such a tensor."""
+        return 1
+
     def describe(self) -> dict[str, Any]:
         """All that :meth:`from_description` needs beside the parts, as JSON; with sizes in bytes for a reader."""
         description: dict[str, Any] = {

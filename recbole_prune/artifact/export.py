@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recbole_prune.anatomy.caches import refresh
 from recbole_prune.artifact import Artifact, PathLike, write_artifact
 from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
 from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.forms import StoredTensor, TableForm
 from recbole_prune.artifact.value_types import VALUE_TYPES
 from recbole_prune.errors import ArtifactError
 from recbole_prune.scoring.dot_product import DotProduct, find_dot_product, to_numpy
@@ -38,6 +40,7 @@ def export_ticket(
     info: Mapping[str, Any],
     values: str = "fp32",
     vectors: bool = False,
+    forms: Mapping[str, TableForm] | None = None,
 ) -> dict[str, Any]:
     """Write the artifact of a trained ticket.
 
@@ -56,6 +59,7 @@ def export_ticket(
             ``PruneConfig.plain_settings`` gives them.
         values: ``fp32``, ``fp16`` or ``int8``.
         vectors: also store the propagated user and item vectors, where the scores are their dot product.
+        forms: small forms of tables of the model, by name, which are stored in their place.
 
     Returns:
         the content of ticket.json.
@@ -73,7 +77,7 @@ def export_ticket(
         refresh(model)
         probe = Probe(model, config, dataset)
         reference = probe.scores(model)
-        tensors, shared = _encode_weights(model, masks, values)
+        tensors, shared = _encode_weights(model, masks, values, forms or {})
         decoded = {name: encoded.decode() for name, encoded in tensors.items()}
         load_state(model, {**decoded, **{name: decoded[owner] for name, owner in shared.items()}})
         rounded = probe.scores(model)
@@ -96,7 +100,7 @@ def export_ticket(
             users=_tokens(dataset, dataset.uid_field),
             items=_tokens(dataset, dataset.iid_field),
             seen=seen,
-            tables=[name for name in tensors if name in {_owner(mask, shared) for mask in masks}],
+            tables=[name for name in tensors if name in {_owner(table, shared) for table in (*masks, *(forms or ()))}],
             document={
                 **_plain(info),
                 "values": values,
@@ -147,20 +151,23 @@ def _plain(value: object) -> Any:
 
 
 def _encode_weights(
-    model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str
-) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
+    model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str, forms: Mapping[str, TableForm]
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Encode the ``state_dict``; a tensor with two names is stored under the first that has a mask, else the first."""
     state = model.state_dict()
-    unknown = sorted(set(masks) - set(state))
+    unknown = sorted({*masks, *forms} - set(state))
     if unknown:
         raise ArtifactError(f"mask {unknown[0]!r} fits no weight of {type(model).__name__}; it has {', '.join(state)}")
     if not state:
         raise ArtifactError(f"{type(model).__name__} has no weights to export")
-    tensors: dict[str, EncodedTensor] = {}
-    owners = _owners(state, masks)
+    tensors: dict[str, StoredTensor] = {}
+    owners = _owners(state, {*masks, *forms})
     for name in [name for name, owner in owners.items() if owner == name]:
         live = masks[name].cpu().numpy() if name in masks else None
         try:
+            if name in forms:
+                tensors[name] = forms[name].stored_by(partial(encode, values=values))
+                continue
             tensors[name] = encode(to_numpy(state[name]), live, values)
         except (ArtifactError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be exported: {error}") from error
@@ -178,16 +185,24 @@ def _owners(state: Mapping[str, torch.Tensor], masks: Collection[str]) -> dict[s
     return owners
 
 
-def weight_bytes(model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str) -> int:
+def weight_bytes(
+    model: AbstractRecommender,
+    masks: Mapping[str, torch.Tensor],
+    values: str,
+    forms: Mapping[str, TableForm] | None = None,
+) -> int:
     """Bytes of all weights in an artifact of the model under masks, as far as no live value is exactly 0.
 
     Args:
         model: trained or not, only shapes matter.
-        masks, values: as for :func:`export_ticket`.
+        masks, values, forms: as for :func:`export_ticket`.
     """
-    state = model.state_dict()
+    state, forms = model.state_dict(), forms or {}
     total = 0
-    for name in set(_owners(state, masks).values()):
+    for name in set(_owners(state, {*masks, *forms}).values()):
+        if name in forms:
+            total += forms[name].stored_by(partial(encode, values=values)).nbytes
+            continue
         tensor = to_numpy(state[name].detach())
         live = masks[name].cpu().numpy() if name in masks else np.ones(tensor.shape, dtype=bool)
         total += encode(live.astype(tensor.dtype), live, values).nbytes
@@ -214,7 +229,7 @@ def _encode_vectors(model: AbstractRecommender, dot: DotProduct, values: str, it
     return {dot.user: encode(users_table, values=values), dot.item: encode(items_table[:items], values=values)}
 
 
-def _serve(tables: Mapping[str, EncodedTensor], dot: DotProduct, probe: Probe) -> Scores:
+def _serve(tables: Mapping[str, StoredTensor], dot: DotProduct, probe: Probe) -> Scores:
     """Scores of the probe from encoded tables, by the code that serves them."""
     vectors, table = tables[dot.user].decode()[probe.users], tables[dot.item].decode()
     return score_users(vectors, table, 0, len(probe.items), dot.scale).astype(np.float64)

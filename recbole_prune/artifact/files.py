@@ -23,7 +23,7 @@ from recbole_prune.artifact.fields import parse
 from recbole_prune.errors import ArtifactError
 
 FORMAT = "recbole_prune ticket"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 TICKET = "ticket.json"
 TENSORS = "ticket.safetensors"

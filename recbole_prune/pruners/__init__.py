@@ -22,6 +22,7 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "sp_sad": ".attention_guided:PruningUnderDistillation",
         "lth_sad": ".attention_guided:PruningUnderDistillation",
         "ss_sad": ".attention_guided:SparseStudent",
+        "lowrank": ".low_rank:LowRank",
         "small_dense": ".smaller_tables:SmallerDenseTables",
     },
 )

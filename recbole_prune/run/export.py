@@ -50,6 +50,7 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
         info=provenance.artifact_info(config, chosen, wanted),
         values=settings.export_values,
         vectors=settings.export_vectors,
+        forms=experiment.forms_of(chosen),
     )
     return folder
 

@@ -34,7 +34,8 @@ _FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
 _SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
 DISTILLATION = "distillation"
 STATES = "states"
-_FOLDERS = ("masks", "checkpoints", RESUME, DISTILLATION, STATES)  # of files only
+FORMS = "forms"
+_FOLDERS = ("masks", FORMS, "checkpoints", RESUME, DISTILLATION, STATES)  # of files only
 
 
 class RunFolder:
