@@ -23,6 +23,8 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "lth_sad": ".attention_guided:PruningUnderDistillation",
         "ss_sad": ".attention_guided:SparseStudent",
         "lowrank": ".low_rank:LowRank",
+        "pq": ".product_quantization:ProductQuantization",
+        "qr": ".quotient_remainder:QuotientRemainder",
         "small_dense": ".smaller_tables:SmallerDenseTables",
     },
 )

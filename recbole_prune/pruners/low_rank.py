@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ class LowRank(TableForms):
     model keeps its width, and each table becomes a product of two: form ``factors``. Which of the three a model is
     is found by its scores. Nothing is trained unless ``prune_form_tune`` says so.
     """
+
+    promises = replace(TableForms.promises, trains=False)
 
     @property
     def form(self) -> str:  # type: ignore[override]
