@@ -13,12 +13,13 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recbole_prune.artifact import files, read_artifact, write_artifact
+from recbole_prune.artifact import files, forms, read_artifact, write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.errors import PruneError
@@ -56,6 +57,10 @@ def make(folder: Path) -> Path:
         tensors[name] = encode(
             np.where(live, source.standard_normal((rows, WIDTH)), 0).astype(np.float32), live, values
         )
+    small = [source.standard_normal(shape).astype(np.float32) for shape in ((9, 3), (3, 5), (4, 5), (1, 5))]
+    tensors["product"] = forms.factors(small[0], small[1], (0,), small[3]).stored_by(partial(encode, values="int8"))
+    tensors["pieces"] = forms.codes(source.integers(0, 4, (9, 2)).astype(np.uint8), small[2], (3,), small[3])
+    tensors["hashed"] = forms.hashed(small[1], small[1][:3], 9, 5, (0,), small[3])
     tensors["steps"] = encode(np.array(7))
     pairs = source.integers(0, [[USERS], [ITEMS]], (2, 40))
     write_artifact(
@@ -105,6 +110,8 @@ def use(folder: Path) -> None:
     """Everything that can be asked of an artifact without RecBole."""
     artifact = read_artifact(folder)
     artifact.state()
+    for encoded in artifact.tensors.values():
+        encoded.rounding_error()
     for name in artifact.vectors:
         artifact.tensor(name)
     recommender = Recommender(artifact)

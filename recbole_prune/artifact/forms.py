@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_safetensors
 
-from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
+from recbole_prune.artifact.encoding import ENCODINGS, Array, EncodedTensor, encode
 from recbole_prune.artifact.fields import Fields, parse
 from recbole_prune.artifact.files import load_arrays
 from recbole_prune.errors import ArtifactError
@@ -316,7 +316,8 @@ def read_tensor(description: Fields, parts: Mapping[str, Array]) -> StoredTensor
     Raises:
         ArtifactError: a field is malformed, or description and parts contradict each other.
     """
-    kind: type[StoredTensor] = TableForm if description.values.get("encoding") in FORMS else EncodedTensor
+    encoding = description.text("encoding", [*ENCODINGS, *FORMS])
+    kind: type[StoredTensor] = TableForm if encoding in FORMS else EncodedTensor
     return kind.from_description(description, parts)
 
 
