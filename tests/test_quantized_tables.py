@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conformance import Subject, check_forms, check_killed_and_resumed, check_same_twice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -271,3 +272,39 @@ def test_what_cannot_be_is_refused_before_training(tiny_data: Path) -> None:
     for method in ("pq", "qr"):
         with pytest.raises(ConfigError, match="MultiVAE has no embedding table"):
             run(tiny_data, method, "MultiVAE")
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("lowrank", {"prune_lowrank_form": "table"}),
+        ("lowrank", {"prune_lowrank_form": "joint"}),
+        ("pq", {}),
+    ],
+)
+def test_training_from_a_form_survives_a_kill(
+    method: str, changes: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    subject = Subject(method, "BPR", tiny_data, tmp_path, prune_form_tune=True, epochs=3, learning_rate=0.01, **changes)
+    assert any(record["tuned"] for record in subject.pruned)
+    check_killed_and_resumed(subject)
+    check_same_twice(subject)
+    check_forms(subject)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("qr", {}), ("lowrank", {"prune_form_tune": True}), ("pq", {"prune_pq_centroids": 4})]
+)
+def test_teachers_teach_forms_that_are_trained(method: str, changes: dict[str, Any], tiny_data: Path) -> None:
+    teacher = {"distiller": "rrd", "distill_teacher_model": "BPR", "distill_alone": False}
+    _, _, alone = run(tiny_data, method, **changes)
+    _, experiment, taught = run(tiny_data, method, **changes, **teacher)
+    assert all(ticket.method["teacher"] for ticket in taught)
+    trained = method != "pq"
+    assert bool(taught[1].epochs) == trained
+    if trained:
+        assert taught[1].losses != alone[1].losses
+    forms = experiment.forms_of(taught[1])
+    weights = experiment.checkpoint_of(taught[1])["state_dict"]
+    for name, form in forms.items():
+        assert form.decode().tobytes() == weights[name].numpy().tobytes()

@@ -158,7 +158,7 @@ class LowRank(TableForms):
             train=tune,
             changes=self._changes(size),
             parts=(StartCounts(self.experiment.workshop.select_data),) if tune else (),
-            kept=self.kept(size),
+            kept=self.live_entries(size),
             method=fields,
         )
 

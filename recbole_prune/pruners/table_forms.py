@@ -75,7 +75,7 @@ class TableForms(Pruner):
         budget = self.budget(keep)
         return next((size for size in self.sizes() if self.bytes_of(size) >= budget), None)
 
-    def kept(self, size: int) -> int:
+    def live_entries(self, size: int) -> int:
         """Entries of a dense table of the bytes of a size."""
         return min(self.scope.prunable, ceil(self.bytes_of(size) / NUMBER_BYTES))
 
@@ -94,13 +94,13 @@ class TableForms(Pruner):
             if size is None:
                 largest = self.bytes_of(self.sizes()[-1])
                 left_out.append(f"{at} the largest form of {self.settings.pruner} has only {largest:,} bytes")
-            elif self.kept(size) >= self.scope.prunable:
+            elif self.live_entries(size) >= self.scope.prunable:
                 left_out.append(f"{at} no form of {self.settings.pruner} is smaller than the dense tables")
-            elif self.kept(size) >= last:
+            elif self.live_entries(size) >= last:
                 left_out.append(f"{at} the form is that of the ticket before")
             else:
                 found.append((keep, size))
-                last = self.kept(size)
+                last = self.live_entries(size)
         return found, left_out
 
     def counts(self) -> list[int]:
@@ -143,7 +143,7 @@ class TableForms(Pruner):
     ) -> Plan:
         """Forms of trained tables: evaluated as they are, or with ``prune_form_tune`` trained on from there."""
         fields = {**self._method(keep, size, forms), **method}
-        plan = Plan(number, None, rewind="none", kept=self.kept(size), method=fields)
+        plan = Plan(number, None, rewind="none", kept=self.live_entries(size), method=fields)
         if self.settings.prune_form_tune:
             parts = (TrainedForms(forms, weights), StartCounts(self.experiment.workshop.select_data))
             return replace(plan, parts=parts)
@@ -160,7 +160,7 @@ class TableForms(Pruner):
     def _trained(self, number: int, keep: int, size: int, forms: Mapping[str, TableForm], **method: object) -> Plan:
         """Forms that are trained with the rest of the model from its initial weights."""
         fields = {**self._method(keep, size, forms), **method}
-        return Plan(number, None, kept=self.kept(size), parts=(TrainedForms(forms),), method=fields)
+        return Plan(number, None, kept=self.live_entries(size), parts=(TrainedForms(forms),), method=fields)
 
     def initial(self) -> dict[str, NDArray[Any]]:
         """The tables as the model is built."""

@@ -54,12 +54,12 @@ def compute_tables(model: nn.Module, maps: Mapping[str, nn.Module]) -> None:
                 inner = f"{prefix}{place}.parametrizations."
                 for key in [key for key in state if key.startswith(inner)]:
                     del state[key]
-                state[f"{prefix}{place}.weight"] = module.weight.detach().clone()
+                state[f"{prefix}{place}.weight"] = dense_table(module)
 
     def make_dense(*_: object) -> None:
         for group in groups:
             if parametrize.is_parametrized(group[0], "weight"):
-                dense = nn.Parameter(group[0].weight.detach().clone())  # type: ignore[operator]
+                dense = nn.Parameter(dense_table(group[0]))
                 for module in group:
                     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
                     module.weight = dense
@@ -68,9 +68,18 @@ def compute_tables(model: nn.Module, maps: Mapping[str, nn.Module]) -> None:
     model._register_load_state_dict_pre_hook(make_dense)
 
 
+def dense_table(module: nn.Module) -> torch.Tensor:
+    """The table of a module whose weight is computed; of forms to the bit what they decode to."""
+    table: torch.Tensor = module.weight  # type: ignore[assignment]
+    computing = module.parametrizations["weight"][0]  # type: ignore[index]
+    if isinstance(computing, FormedTable):
+        return torch.from_numpy(computing.form_of(computing.parts_of(module)).decode()).to(table.device)
+    return table.detach().clone()
+
+
 def _as_plain_embedding(module: nn.Embedding, _: SupportsIndex) -> tuple[Any, ...]:
     """Pickled as a plain table: some checkpoints hold whole modules (SASRecF), and plain RecBole reads them."""
-    table, width = module.weight.detach().clone(), module.embedding_dim
+    table, width = dense_table(module), module.embedding_dim
     plain = nn.Embedding(module.num_embeddings, width, padding_idx=module.padding_idx, _weight=table)
     return copyreg._reconstructor, (nn.Embedding, object, None), plain.__dict__  # type: ignore[attr-defined]
 
