@@ -16,6 +16,7 @@ from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 import pytest
 import torch
 from marks import slow_but
@@ -45,7 +46,7 @@ Moment = tuple  # (ticket, epoch about to begin), or (ticket, None) before it is
 # counting takes as long as a training here, and no check asks
 NOT_COUNTED = {"macs": {"not_counted": ["left out"]}, "ranking_parameters": None}
 # values with which a method is quick, where it has a use for the key
-_SMALL = {"prune_target_sparsity": 0.6, "prune_rounds": 2, "prune_update_interval": 2}
+_SMALL = {"prune_rounds": 2, "prune_update_interval": 2, "prune_pq_centroids": 4}
 # a training long enough, and a mask sparse enough, that the choice of entries shows: chosen masks score about twice as
 # much as random ones, and random ones differ by a tenth from seed to seed
 _TELLING = {
@@ -66,13 +67,19 @@ def used_keys(method: str) -> set[str]:
     return {name for name, key in schema.known_keys().items() if ("pruner", method) in key.methods}
 
 
+def reachable_sparsity(method: str) -> float:
+    """A sparsity at the end of a schedule whose points the method reaches."""
+    return max(0.6, 1 - (1 - get_pruner(method).promises.least_sparsity) / 4)
+
+
 def settings_of(method: str, model: str, data: Path, **changes: Any) -> dict[str, Any]:
     """Settings with which a method takes seconds on ``tiny``; the last ticket is exported."""
     used = used_keys(method)
     settings = {**config_for(model, data), "epochs": 2, "pruner": method}
     if get_pruner(method).distiller:
         settings.update(distiller=get_pruner(method).distiller, distill_alone=False)
-    settings.update({name: value for name, value in _SMALL.items() if name in used})
+    small = {**_SMALL, "prune_target_sparsity": reachable_sparsity(method)}
+    settings.update({name: value for name, value in small.items() if name in used})
     settings["export_ticket"] = rounds_planned({**settings, "distiller": None})
     known = {name: value for name, value in changes.items() if name not in schema.known_keys() or _takes(name, used)}
     return {**settings, **known}
@@ -299,12 +306,13 @@ def check_counts(subject: Subject) -> None:
 
 
 def check_kind_of_tickets(subject: Subject) -> None:
-    """Tickets are masks, or other models that name what they are comparable to."""
+    """Tickets are masks, or other models or forms of tables, and name what they are comparable to."""
     assert subject.whole.records[0]["mask_file"]
     if subject.promises.masks:
         assert all(record["mask_file"] and not record.get("changes") for record in subject.pruned)
     else:
-        assert all(record["mask_file"] is None and record["changes"] for record in subject.pruned)
+        assert all(record["mask_file"] is None for record in subject.pruned)
+        assert all(record.get("changes") or record.get("forms") for record in subject.pruned)
         assert [record["equal_to_kept"] for record in subject.pruned] == subject.counts[1:]
 
 
@@ -337,9 +345,37 @@ def check_training(subject: Subject) -> None:
         return
     assert not trained
     assert all(record["epochs"] == record["best_epoch"] == record["train_seconds"] == 0 for record in pruned)
+    if not subject.promises.masks:
+        return
     dense = subject.whole.weights[0]
     for masks, weights in zip(subject.masks[1:], subject.whole.weights[1:]):
         assert all(torch.equal(value, dense[name] * masks.get(name, 1)) for name, value in weights.items())
+
+
+def check_forms(subject: Subject) -> None:
+    """Small forms decode to the tables of the checkpoint, leave padding and all else alone, and have the bytes told."""
+    for record, weights in zip(subject.pruned, subject.whole.weights[1:]):
+        forms = subject.experiment.forms_of(Ticket.from_record(record))
+        if not forms:
+            continue
+        dense = 0
+        for target in subject.experiment.scope:
+            if target.name not in forms:
+                dense += 4 * target.shape[0] * target.width
+                continue
+            form = forms[target.name]
+            assert form.padding_rows == target.padding_rows
+            table = weights[target.name]
+            assert np.array_equal(form.decode(), table.numpy())
+            assert all(torch.equal(weights[name], table) for name in target.tied_to)
+            if not subject.promises.trains:
+                rows = list(target.padding_rows)
+                assert torch.equal(table[rows], subject.whole.weights[0][target.name][rows])
+        assert record["bytes"] == sum(part.nbytes for form in forms.values() for part in form.parts.values()) + dense
+        if not subject.promises.trains:
+            formed = {name for each in forms for name in (each, *subject.experiment.scope[each].tied_to)}
+            others = set(weights) - formed
+            assert all(torch.equal(weights[name], subject.whole.weights[0][name]) for name in others)
 
 
 def check_dense_model(subject: Subject) -> None:
@@ -433,6 +469,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_nested,
     check_pruned_entries_are_zero,
     check_training,
+    check_forms,
     check_dense_model,
     check_checkpoint,
     check_artifact,

@@ -13,12 +13,13 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recbole_prune.artifact import files, read_artifact, write_artifact
+from recbole_prune.artifact import files, forms, read_artifact, write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.errors import PruneError
@@ -61,6 +62,10 @@ def make(folder: Path) -> Path:
         live[0] = True
         tensors[name] = encode(np.where(live, source.standard_normal(live.shape), 0).astype(np.float32), live, values)
     tensors["nibbles"] = encode(source.standard_normal((5, 7)).astype(np.float32), values="int4")
+    small = [source.standard_normal(shape).astype(np.float32) for shape in ((9, 3), (3, 5), (4, 5), (1, 5))]
+    tensors["product"] = forms.factors(small[0], small[1], (0,), small[3]).stored_by(partial(encode, values="int8"))
+    tensors["pieces"] = forms.codes(source.integers(0, 4, (9, 2)).astype(np.uint8), small[2], (3,), small[3])
+    tensors["hashed"] = forms.hashed(small[1], small[1][:3], 9, 5, (0,), small[3])
     tensors["steps"] = encode(np.array(7))
     pairs = source.integers(0, [[USERS], [ITEMS]], (2, 40))
     write_artifact(

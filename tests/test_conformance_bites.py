@@ -53,6 +53,7 @@ def test_a_method_is_added_by_a_class_a_property_file_and_a_line(
         (toys.Leaky, conformance.check_pruned_entries_are_zero),
         (toys.Idle, conformance.check_training),
         (toys.Busy, conformance.check_training),
+        (toys.Understating, conformance.check_forms),
         (toys.Dispensing, conformance.check_dense_model),
         (toys.Flattering, conformance.check_checkpoint),
         (toys.Unseeded, conformance.check_same_twice),

@@ -20,7 +20,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from conformance import NOT_COUNTED, used_keys
+from conformance import NOT_COUNTED, reachable_sparsity, used_keys
 from marks import slow_but
 from recbole.trainer.trainer import Trainer
 from recbole.utils import get_model, init_seed
@@ -55,7 +55,7 @@ _BATCH = {
 }
 
 # values with which a method takes one training, or two where tickets follow from each other
-_SMALL = {"prune_target_sparsity": 0.6, "prune_rounds": 1, "prune_update_interval": 2, "prune_min_per_row": 0}
+_SMALL = {"prune_rounds": 1, "prune_update_interval": 2, "prune_min_per_row": 0, "prune_pq_centroids": 4}
 
 
 def skip_without_package(model: str) -> None:
@@ -69,7 +69,8 @@ def settings_of(method: str, model: str, data: Path) -> dict[str, Any]:
     used = used_keys(method)
     settings = {**config_for(model, data), "pruner": method, "user_inter_num_interval": "[0,30]"}
     settings["train_batch_size"] = _BATCH.get(model, 128)
-    settings.update({name: value for name, value in _SMALL.items() if name in used})
+    small = {**_SMALL, "prune_target_sparsity": reachable_sparsity(method)}
+    settings.update({name: value for name, value in small.items() if name in used})
     if get_pruner(method).iterative:
         settings["prune_rounds"] = 2
     if "prune_dense" in used:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from recbole_prune.artifact.forms import TableForm
 from recbole_prune.config import host, paths, schema
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.allocate import select
@@ -18,6 +19,7 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import uniform
 from recbole_prune.pruners import PRUNERS
 from recbole_prune.pruners.base import MaskPruner, Promises
+from recbole_prune.pruners.quotient_remainder import QuotientRemainder
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.training.parts import Part, Training
 
@@ -166,6 +168,14 @@ class Masked(Honest):
     """Says that it has no masks."""
 
     promises = Promises(masks=False, exact=False)
+
+
+class Understating(QuotientRemainder):
+    """Has small forms that are a byte larger than it says."""
+
+    def _method(self, keep: int, size: int, forms: Mapping[str, TableForm]) -> dict[str, Any]:
+        told = super()._method(keep, size, forms)
+        return {**told, "bytes": told["bytes"] - 1}
 
 
 class Dispensing(Honest):

@@ -1,7 +1,8 @@
 """An artifact: a trained ticket as a small folder that is read with numpy alone.
 
 ``ticket.json``         what it is, how to build the model, its scores and sizes, the sha256 of every file
-``ticket.safetensors``  weights in the encodings of :mod:`recbole_prune.artifact.encoding`
+``ticket.safetensors``  weights in the encodings of :mod:`recbole_prune.artifact.encoding`, and forms of
+                        :mod:`recbole_prune.artifact.forms`
 ``tokens.user.txt``     the user's own token of every internal user id, one a line from id 0
 ``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
@@ -20,7 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 from safetensors.numpy import save as save_safetensors
 
@@ -28,11 +29,14 @@ from recbole_prune.artifact import files
 from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.forms import StoredTensor, read_tensor
 from recbole_prune.artifact.replacing import replace_folder
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+Stored = TypeVar("Stored", bound=StoredTensor)
 
 _WEIGHTS = "weights"
 _VECTORS = "vectors"
@@ -59,14 +63,14 @@ class Artifact:
 
     folder: Path
     info: Mapping[str, Any]
-    tensors: Mapping[str, EncodedTensor]
+    tensors: Mapping[str, StoredTensor]
     shared: Mapping[str, str]
     vectors: Mapping[str, EncodedTensor]
     users: Tokens = field(repr=False)
     items: Tokens = field(repr=False)
     seen: Seen = field(repr=False)
 
-    def encoded(self, name: str) -> EncodedTensor:
+    def encoded(self, name: str) -> StoredTensor:
         """One weight, or one of the vectors, as it is stored.
 
         Raises:
@@ -91,7 +95,7 @@ class Artifact:
 def write_artifact(
     folder: PathLike,
     *,
-    tensors: Mapping[str, EncodedTensor],
+    tensors: Mapping[str, StoredTensor],
     users: Iterable[str] | None,
     items: Iterable[str] | None,
     seen: Seen | None,
@@ -152,13 +156,13 @@ def write_artifact(
     return files.unseal(sealed, target / files.TICKET)
 
 
-def _parts(group: str, tensors: Mapping[str, EncodedTensor]) -> dict[str, Array]:
+def _parts(group: str, tensors: Mapping[str, StoredTensor]) -> dict[str, Array]:
     return {
         f"{group}/{name}/{part}": array for name, encoded in tensors.items() for part, array in encoded.parts.items()
     }
 
 
-def _sizes(tables: Sequence[EncodedTensor]) -> dict[str, Any]:
+def _sizes(tables: Sequence[StoredTensor]) -> dict[str, Any]:
     """Bytes of the pruned tables, positions and scales too, beside their information bound and their dense form."""
     stored = sum(table.nbytes for table in tables)
     bound = sum(table.bound_bytes for table in tables)
@@ -192,9 +196,11 @@ def read_artifact(folder: PathLike) -> Artifact:
     artifact = Artifact(
         folder=path,
         info=info,
-        tensors=_assemble(_WEIGHTS, own, arrays),
+        tensors=_assemble(_WEIGHTS, own, arrays, read_tensor),
         shared=shared,
-        vectors=_assemble(_VECTORS, {name: vectors.inner(name) for name in vectors}, arrays),
+        vectors=_assemble(
+            _VECTORS, {name: vectors.inner(name) for name in vectors}, arrays, EncodedTensor.from_description
+        ),
         users=users,
         items=items,
         seen=seen,
@@ -249,7 +255,12 @@ def _read_users_and_items(content: Mapping[str, bytes], path: Path) -> tuple[Tok
     return users, items, Seen.from_bytes(content[files.SEEN], path / files.SEEN, len(users), len(items))
 
 
-def _assemble(group: str, described: Mapping[str, Fields], arrays: dict[str, Array]) -> dict[str, EncodedTensor]:
+def _assemble(
+    group: str,
+    described: Mapping[str, Fields],
+    arrays: dict[str, Array],
+    read: Callable[[Fields, Mapping[str, Array]], Stored],
+) -> dict[str, Stored]:
     """Tensors from their descriptions and from their arrays, which are taken out."""
     parts: dict[str, dict[str, Array]] = {name: {} for name in described}
     for key in list(arrays):
@@ -257,7 +268,7 @@ def _assemble(group: str, described: Mapping[str, Fields], arrays: dict[str, Arr
         name, _, part = rest.rpartition("/")
         if of_group == group and name in parts:
             parts[name][part] = arrays.pop(key)
-    return {name: EncodedTensor.from_description(about, parts[name]) for name, about in described.items()}
+    return {name: read(about, parts[name]) for name, about in described.items()}
 
 
 def _refuse_growth(artifact: Artifact, stored: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recbole_prune.anatomy.caches import refresh
 from recbole_prune.artifact import Artifact, PathLike, write_artifact
 from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
 from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.forms import StoredTensor, TableForm
 from recbole_prune.artifact.value_types import VALUE_TYPES
 from recbole_prune.errors import ArtifactError
 from recbole_prune.scoring.dot_product import DotProduct, find_dot_product, to_numpy
@@ -40,6 +42,7 @@ def export_ticket(
     clip: str = "search",
     vectors: bool = False,
     evaluate: Callable[[AbstractRecommender], Mapping[str, Any]] | None = None,
+    forms: Mapping[str, TableForm] | None = None,
 ) -> dict[str, Any]:
     """Write the artifact of a trained ticket.
 
@@ -61,6 +64,7 @@ def export_ticket(
         vectors: also store the propagated user and item vectors, where the scores are their dot product.
         evaluate: called with the model while it has the weights as they are stored; what it returns becomes part of
             ticket.json.
+        forms: small forms of tables of the model, by name, which are stored in their place.
 
     Returns:
         the content of ticket.json.
@@ -78,7 +82,7 @@ def export_ticket(
         refresh(model)
         probe = Probe(model, config, dataset)
         reference = probe.scores(model)
-        tensors, shared = _encode_weights(model, masks, values, clip)
+        tensors, shared = _encode_weights(model, masks, values, clip, forms or {})
         decoded = {name: encoded.decode() for name, encoded in tensors.items()}
         load_state(model, {**decoded, **{name: decoded[owner] for name, owner in shared.items()}})
         rounded = probe.scores(model)
@@ -103,7 +107,7 @@ def export_ticket(
             users=_tokens(dataset, dataset.uid_field),
             items=_tokens(dataset, dataset.iid_field),
             seen=seen,
-            tables=[name for name in tensors if name in {_owner(mask, shared) for mask in masks}],
+            tables=[name for name in tensors if name in {_owner(table, shared) for table in (*masks, *(forms or ()))}],
             document={
                 **_plain({**info, **found}),
                 "values": values,
@@ -154,20 +158,27 @@ def _plain(value: object) -> Any:
 
 
 def _encode_weights(
-    model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str, clip: str
-) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
+    model: AbstractRecommender,
+    masks: Mapping[str, torch.Tensor],
+    values: str,
+    clip: str,
+    forms: Mapping[str, TableForm],
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Encode the ``state_dict``; a tensor with two names is stored under the first that has a mask, else the first."""
     state = model.state_dict()
-    unknown = sorted(set(masks) - set(state))
+    unknown = sorted({*masks, *forms} - set(state))
     if unknown:
         raise ArtifactError(f"mask {unknown[0]!r} fits no weight of {type(model).__name__}; it has {', '.join(state)}")
     if not state:
         raise ArtifactError(f"{type(model).__name__} has no weights to export")
-    tensors: dict[str, EncodedTensor] = {}
-    owners = _owners(state, masks)
+    tensors: dict[str, StoredTensor] = {}
+    owners = _owners(state, {*masks, *forms})
     for name in [name for name, owner in owners.items() if owner == name]:
         live = masks[name].cpu().numpy() if name in masks else None
         try:
+            if name in forms:
+                tensors[name] = forms[name].stored_by(partial(encode, values=values, clip=clip))
+                continue
             tensors[name] = encode(to_numpy(state[name]), live, values, clip)
         except (ArtifactError, ValueError) as error:
             raise ArtifactError(f"{name} cannot be exported: {error}") from error
@@ -185,16 +196,24 @@ def _owners(state: Mapping[str, torch.Tensor], masks: Collection[str]) -> dict[s
     return owners
 
 
-def weight_bytes(model: AbstractRecommender, masks: Mapping[str, torch.Tensor], values: str) -> int:
+def weight_bytes(
+    model: AbstractRecommender,
+    masks: Mapping[str, torch.Tensor],
+    values: str,
+    forms: Mapping[str, TableForm] | None = None,
+) -> int:
     """Bytes of all weights in an artifact of the model under masks, as far as no live value is exactly 0.
 
     Args:
         model: trained or not, only shapes matter.
-        masks, values: as for :func:`export_ticket`.
+        masks, values, forms: as for :func:`export_ticket`.
     """
-    state = model.state_dict()
+    state, forms = model.state_dict(), forms or {}
     total = 0
-    for name in set(_owners(state, masks).values()):
+    for name in set(_owners(state, {*masks, *forms}).values()):
+        if name in forms:
+            total += forms[name].stored_by(partial(encode, values=values, clip="none")).nbytes
+            continue
         tensor = to_numpy(state[name].detach())
         live = masks[name].cpu().numpy() if name in masks else np.ones(tensor.shape, dtype=bool)
         total += encode(live.astype(tensor.dtype), live, values, clip="none").nbytes
@@ -225,7 +244,7 @@ def _encode_vectors(tables: Mapping[str, Array], values: str, clip: str) -> dict
     return {name: encode(table, values=values, clip=clip) for name, table in tables.items()}
 
 
-def _serve(tables: Mapping[str, EncodedTensor], dot: DotProduct, probe: Probe) -> Scores:
+def _serve(tables: Mapping[str, StoredTensor], dot: DotProduct, probe: Probe) -> Scores:
     """Scores of the probe from encoded tables, by the code that serves them."""
     vectors, table = tables[dot.user].decode()[probe.users], tables[dot.item].decode()
     return score_users(vectors, table, 0, len(probe.items), dot.scale).astype(np.float64)

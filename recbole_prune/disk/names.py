@@ -16,6 +16,7 @@ DISTILLATION = "distillation"
 STATES = "states"
 CHECKPOINTS = "checkpoints"
 MASKS = "masks"
+FORMS = "forms"
 LOG = "log.txt"
 
 # fields that hold the sha256 of config.yaml, in scope.json, and of scope.json, in every line and in the summary

@@ -23,6 +23,9 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "sp_sad": ".attention_guided:PruningUnderDistillation",
         "lth_sad": ".attention_guided:PruningUnderDistillation",
         "ss_sad": ".attention_guided:SparseStudent",
+        "lowrank": ".low_rank:LowRank",
+        "pq": ".product_quantization:ProductQuantization",
+        "qr": ".quotient_remainder:QuotientRemainder",
         "small_dense": ".smaller_tables:SmallerDenseTables",
     },
 )

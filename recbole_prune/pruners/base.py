@@ -26,13 +26,15 @@ class Promises:
 
     Attributes:
         masks: every ticket is a mask. Without, tickets beside the dense one are models of other settings
-            (``Plan.changes``), which say in ``equal_to_kept`` of their journal line what they are comparable to.
+            (``Plan.changes``) or have tables in other forms (``form`` of their journal line), and say in
+            ``equal_to_kept`` what they are comparable to.
         exact: tickets keep what :meth:`Pruner.counts` says, to the entry, whenever they are evaluated.
         nested: what is pruned in a ticket is pruned in the tickets after it.
         trains: tickets beside the dense one are trained; without, they wear the dense one's weights.
         needs_dense: ticket 0 is always there; without, ``prune_dense`` can leave it out.
         above_random: a ticket validates better than one of as many random entries.
         repeats_last: the last two tickets have the same masks.
+        least_sparsity: at lower ones the method may have no ticket.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
@@ -43,6 +45,7 @@ class Promises:
     needs_dense: bool = True
     above_random: bool = False
     repeats_last: bool = False
+    least_sparsity: float = 0.0
     refuses: tuple[str, ...] = ()
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from recbole_prune.anatomy.tables import WIDTH_KEYS
 from recbole_prune.errors import ConfigError, RecBoleError
@@ -18,6 +16,7 @@ from recbole_prune.masking.bound import information_bound_bits
 from recbole_prune.masking.scope import find_scope
 from recbole_prune.pruners.base import Promises, Pruner
 from recbole_prune.run.ticket import Plan, Ticket
+from recbole_prune.training.computed_tables import compute_tables
 from recbole_prune.training.parts import Part
 
 if TYPE_CHECKING:
@@ -190,43 +189,11 @@ class AffineOfTeacher(nn.Module):
 
 
 def map_tables(model: nn.Module, teacher: dict[str, torch.Tensor]) -> None:
-    """Turn tables of ``model`` into trainable affine maps of the teacher's.
-
-    ``state_dict`` keeps giving dense tables under RecBole's keys; loading one makes the tables dense again.
+    """Turn tables of ``model`` into trainable affine maps of the teacher's (:func:`compute_tables`).
 
     Args:
         model: the narrow model.
         teacher: wide tables by parameter name (``<module>.weight``).
     """
-    modules = dict(model.named_modules())
-    mapped = {name: modules[name.rpartition(".")[0]] for name in teacher}
-    for name, module in mapped.items():
-        wide = teacher[name].to(next(model.parameters()).device)
-        parametrize.register_parametrization(module, "weight", AffineOfTeacher(wide))
-        # torch makes a class for the module alone
-        type(module).__reduce_ex__ = _as_plain_embedding  # type: ignore[assignment]
-
-    def densify(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-        for place, module in model.named_modules(remove_duplicate=False):  # a table may have several names (FFM)
-            if module in mapped.values() and parametrize.is_parametrized(module, "weight"):
-                inner = f"{prefix}{place}.parametrizations."
-                for key in [key for key in state if key.startswith(inner)]:
-                    del state[key]
-                state[f"{prefix}{place}.weight"] = module.weight.detach().clone()
-
-    def make_dense(*_: Any) -> None:
-        for module in mapped.values():
-            if parametrize.is_parametrized(module, "weight"):
-                dense = module.weight.detach().clone()
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-                module.weight = nn.Parameter(dense)
-
-    model._register_state_dict_hook(densify)
-    model._register_load_state_dict_pre_hook(make_dense)
-
-
-def _as_plain_embedding(module: nn.Embedding, _: SupportsIndex) -> tuple[Any, ...]:
-    """Pickled as a plain table: some checkpoints hold whole modules (SASRecF), and plain RecBole reads them."""
-    table, width = module.weight.detach().clone(), module.embedding_dim
-    plain = nn.Embedding(module.num_embeddings, width, padding_idx=module.padding_idx, _weight=table)
-    return copyreg._reconstructor, (nn.Embedding, object, None), plain.__dict__  # type: ignore[attr-defined]
+    device = next(model.parameters()).device
+    compute_tables(model, {name: AffineOfTeacher(wide.to(device)) for name, wide in teacher.items()})

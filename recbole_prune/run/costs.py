@@ -35,7 +35,9 @@ def count_bytes(experiment: Experiment, tickets: Sequence[Ticket]) -> dict[int, 
                     models.clear()  # one at a time
                     models[shape] = experiment.workshop.build_model(ticket.changes)
                 model = models[shape]
-                sizes[ticket.ticket] = weight_bytes(model, experiment.live_of(ticket, model), values)
+                sizes[ticket.ticket] = weight_bytes(
+                    model, experiment.live_of(ticket, model), values, experiment.forms_of(ticket)
+                )
             except Exception:  # a figure beside the result is no reason to lose the result
                 experiment.logger.debug("cause", exc_info=True)
     return sizes

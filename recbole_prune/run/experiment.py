@@ -16,6 +16,7 @@ import torch
 from recbole.utils import calculate_valid_score
 
 from recbole_prune.anatomy.units.table import anatomy_of
+from recbole_prune.artifact.forms import TableForm, forms_from_bytes
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
@@ -128,6 +129,13 @@ class Experiment:
             return {}
         masks = self.masks_of(ticket)
         return live_of(anatomy_of(model), masks, model) if ticket.has_units else dict(masks)
+
+    def forms_of(self, ticket: Ticket) -> dict[str, TableForm]:
+        """Small forms of tables of a finished ticket, by the names of the tables; hash-checked."""
+        if ticket.forms is None:
+            return {}
+        file = ticket.forms["file"]
+        return forms_from_bytes(self.folder.read(file, ticket.forms["sha256"]), self.folder.path / file)
 
     def checkpoint_of(self, ticket: Ticket) -> dict[str, Any]:
         """RecBole's checkpoint of a finished ticket, hash-checked, then unpickled.

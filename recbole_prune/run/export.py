@@ -70,6 +70,7 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
         clip=settings.export_int4_clip,
         vectors=settings.export_vectors,
         evaluate=partial(_evaluate, experiment, chosen) if settings.export_evaluate else None,
+        forms=experiment.forms_of(chosen),
     )
     return folder
 

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 from recbole.utils import calculate_valid_score
 
+from recbole_prune.artifact.forms import forms_to_bytes
+from recbole_prune.disk.names import DISTILLATION, FORMS
 from recbole_prune.disk.user_values import Arrays
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
 from recbole_prune.run import measuring, user_values
 from recbole_prune.run.smaller_class import write_smaller
-from recbole_prune.run.store import DISTILLATION, RunFolder
+from recbole_prune.run.store import RunFolder
 from recbole_prune.run.ticket import Plan, Ticket, defined_metrics, mask_file
 from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
@@ -69,6 +71,7 @@ def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[st
         wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, training.dense, bigger)
     written, mask_sha256 = _write_masks(training, masks)
     _write_legacy(training)
+    _write_forms(training)
     if plan.whole_units and masks is not None:
         training.method.update(write_smaller(training.workshop, training.folder, plan.ticket, trainer, masks))
     checkpoint = training.folder.path / training.checkpoint_file
@@ -122,6 +125,14 @@ def _write_legacy(training: EndedTraining) -> None:
     if any(left.values()):
         file = f"{DISTILLATION}/ticket-{training.plan.ticket:03d}.safetensors"
         training.method["legacy"] = {"file": file, "sha256": training.folder.write(file, codec.encode(left))}
+
+
+def _write_forms(training: EndedTraining) -> None:
+    """The small forms of tables that the checkpoint holds dense, in a file that the journal line names."""
+    forms = {name: form for part in training.parts for name, form in part.forms().items()}
+    if forms:
+        file = f"{FORMS}/ticket-{training.plan.ticket:03d}.safetensors"
+        training.method["forms"] = {"file": file, "sha256": training.folder.write(file, forms_to_bytes(forms))}
 
 
 def _write_masks(training: EndedTraining, masks: MaskSet | None) -> tuple[str | None, str | None]:

@@ -24,6 +24,7 @@ from recbole_prune.disk.names import (
     CHECKPOINTS,
     CONFIG,
     DISTILLATION,
+    FORMS,
     JOURNAL,
     LOG,
     MASKS,
@@ -43,7 +44,7 @@ from recbole_prune.disk.seals import digest_of, seal, sha256, unseal
 from recbole_prune.errors import StoreError
 
 _FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, SEARCH, REWIND, USERS, LOG)
-_FOLDERS = (MASKS, CHECKPOINTS, RESUME, DISTILLATION, STATES)  # of files only
+_FOLDERS = (MASKS, FORMS, CHECKPOINTS, RESUME, DISTILLATION, STATES)  # of files only
 
 
 class RunFolder:

@@ -77,6 +77,12 @@ class Ticket:
         return "units" in self.method
 
     @property
+    def forms(self) -> dict[str, str] | None:
+        """File and sha256 of the small forms of its tables; None where tables are as its checkpoint has them."""
+        forms: dict[str, str] | None = self.method.get("forms")
+        return forms
+
+    @property
     def checkpoint_files(self) -> list[str]:
         """Its checkpoint, and that of the smaller class where there is one."""
         smaller = self.method.get("smaller")

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from recbole.data.dataloader import AbstractDataLoader
     from recbole.data.interaction import Interaction
 
+    from recbole_prune.artifact.forms import TableForm
     from recbole_prune.masking.masks import MaskSet
     from recbole_prune.training.model import MaskAware
 
@@ -43,6 +45,9 @@ class Training(Protocol):
 
     def rewind_state(self) -> State:
         """What a rewound ticket starts from."""
+
+    def count_start(self, data: AbstractDataLoader) -> None:
+        """Validate what the training starts from, and count it as the best so far, of epoch 0."""
 
 
 class Part:
@@ -122,6 +127,10 @@ class Part:
 
     def point_saved(self) -> None:
         """Called when the resume point with the present :meth:`state` is on disk, in the place of the one before."""
+
+    def forms(self) -> Mapping[str, TableForm]:
+        """Small forms of tables that the ticket's checkpoint holds dense, by the names of the tables."""
+        return {}
 
     def report(self, masks: MaskSet | None) -> dict[str, Any]:
         """Fields for the ticket's journal line.

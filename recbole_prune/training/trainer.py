@@ -29,6 +29,7 @@ from recbole_prune.training.session import Session
 
 if TYPE_CHECKING:  # any trainer class of RecBole, see mask_aware_trainer
     from recbole.config import Config
+    from recbole.data.dataloader import AbstractDataLoader
     from recbole.data.interaction import Interaction
     from recbole.trainer import Trainer as _Trainer
 
@@ -181,6 +182,15 @@ class MaskAwareTrainer(_Trainer):
         self.history.append((self.epochs_done, score))
         self.session.watcher.validated(self)
         return score, result
+
+    def count_start(self, data: AbstractDataLoader) -> None:
+        """Validate what the training starts from, and count it as the best so far, of epoch 0.
+
+        Args:
+            data: the dataloader that picks epochs.
+        """
+        self.best_valid_score, self.best_valid_result = self._valid_epoch(data, show_progress=False)
+        self._save_checkpoint(-1)
 
     def _check_nan(self, loss: torch.Tensor) -> None:
         if torch.isnan(loss):
