@@ -1,0 +1,153 @@
+"""Charts as SVG: the Pareto chart, curves over epochs, bars in tables. Colours and fonts are the stylesheet's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from recbole_prune.report.page.markup import Markup, element, joined
+from recbole_prune.report.page.pareto import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from recbole_prune.report.page.scales import Scale, scale_over, short
+
+# a mark for each series, around (0, 0)
+_MARKS = (
+    "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0", "M-4.5-4.5h9v9h-9z", "M0-6 5.5 4h-11z", "M0-6 6 0 0 6-6 0z",
+    "M0 6 5.5-4h-11z", "M-2-5.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z", "M-6-2.5h12v5h-12z", "M-2.5-6h5v12h-5z",
+)  # fmt: skip
+COLOURS = len(_MARKS)
+_MOST_POINTS = 48  # of a curve
+
+
+def mark_definitions() -> Markup:
+    """The marks, once for a page."""
+    symbols = (element("path", id=f"m{number}", d=path) for number, path in enumerate(_MARKS))
+    return element("svg", element("defs", symbols), width="0", height="0", aria_hidden="true", class_="hidden")
+
+
+def mark(series: int) -> Markup:
+    """The mark of a series in a legend."""
+    use = element("use", href=f"#m{series % COLOURS}", class_=f"c{series % COLOURS}")
+    return element("svg", use, viewBox="-8 -8 16 16", class_="key", aria_hidden="true")
+
+
+def pareto_chart(
+    view: Mapping[str, Any], names: Sequence[str], series: Sequence[int], costs: Scale, unit: Callable[[float], str],
+    title: str, axis: str,
+) -> Markup:  # fmt: skip
+    """Quality against cost.
+
+    Args:
+        view: of :func:`~recbole_prune.report.page.pareto.view_of`.
+        names: of the points.
+        series: the number of each point's series.
+        costs: the horizontal axis, and ``unit`` that writes its values.
+        title: what the chart shows, for those who do not see it.
+        axis: what the horizontal axis is.
+    """
+    points = []
+    for index, (x, y) in enumerate(zip(view["x"], view["y"])):
+        if x is not None:
+            colour = f"c{series[index] % COLOURS}" if view["front"][index] else "dominated"
+            whisker = view["whiskers"][index]
+            line = f"M{x} {whisker[0]}V{whisker[1]}" if whisker else ""
+            use = element("use", href=f"#m{series[index] % COLOURS}", x=x, y=y if y is not None else 0)
+            points.append(element("g", element("path", d=line), use, class_=colour, data_i=index))
+    labels = (
+        element("text", names[index], x=x, y=y, class_="label" if side == 1 else "label end")
+        for index, x, y, side in view["labels"]
+    )
+    return element(
+        "svg",
+        _across(costs, unit, axis),
+        element("g", _rungs(view["ticks"]), class_="rungs"),
+        element("path", class_="front", d=view["line"]),
+        element("g", points, class_="points"),
+        element("g", labels, class_="labels"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title, class_="chart",
+    )  # fmt: skip
+
+
+def curve_chart(
+    curves: Sequence[tuple[str, str, Sequence[tuple[float, float]], float | None]], title: str, height: int = 220
+) -> Markup:
+    """Lines over epochs.
+
+    Args:
+        curves: label, class, (epoch, value) in order, and the epoch to mark of each.
+        title: for those who do not see it.
+        height: of the chart.
+    """
+    bottom = height - 44
+    points = [point for _, _, line, _ in curves for point in line]
+    epochs = scale_over([epoch for epoch, _ in points], LEFT, RIGHT - 34, room=0.0 if len({e for e, _ in points}) > 1 else 0.5)
+    values = scale_over([value for _, value in points], bottom, TOP)
+    lines, marks, ends = [], [], []
+    for label, kind, line, marked in curves:
+        if not line:
+            continue
+        shown = _thinned(line, marked)
+        way = "L".join(f"{epochs(epoch)} {values(value)}" for epoch, value in shown)
+        lines.append(element("path", d=f"M{way}", class_=f"curve {kind}"))
+        best = dict(line).get(marked) if marked is not None else None
+        if best is not None and marked is not None:
+            marks.append(element("circle", cx=epochs(marked), cy=values(best), r=3, class_=f"best {kind}"))
+        ends.append((values(line[-1][1]), epochs(line[-1][0]), label, kind))
+    return element(
+        "svg",
+        _across(epochs, short, "epoch", bottom, height),
+        element("g", _rungs([[values(tick), short(tick)] for tick in values.ticks()]), class_="rungs"),
+        lines, marks, _end_labels(ends, bottom),
+        viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=title, class_="chart",
+    )  # fmt: skip
+
+
+def _thinned(line: Sequence[tuple[float, float]], marked: float | None) -> list[tuple[float, float]]:
+    """At most so many points, the first, the last and the marked one among them."""
+    step = -(-len(line) // _MOST_POINTS)
+    last = len(line) - 1
+    return [point for number, point in enumerate(line) if number % step == 0 or number == last or point[0] == marked]
+
+
+def _end_labels(ends: Sequence[tuple[int, int, str, str]], bottom: int) -> list[Markup]:
+    """A label at the end of each line, moved apart where lines end together; as many as there is room for."""
+    room, texts, lowest = max(1, (bottom - TOP) // 12), [], -100
+    ordered = sorted(ends)
+    step = -(-len(ordered) // room)
+    for y, x, label, kind in ordered[::step]:
+        lowest = max(y, lowest + 12)
+        texts.append([lowest, x, label, kind])
+    over = max(0, lowest - bottom) if texts else 0
+    for number in range(len(texts) - 1, -1, -1):  # pushed back up from the bottom, as far as needed
+        ceiling = bottom if number == len(texts) - 1 else texts[number + 1][0] - 12
+        if over and texts[number][0] > ceiling:
+            texts[number][0] = ceiling
+    return [element("text", label, x=x + 6, y=y + 4, class_=f"name {kind}") for y, x, label, kind in texts]
+
+
+def _across(scale: Scale, unit: Callable[[float], str], axis: str, bottom: int = BOTTOM, height: int = HEIGHT) -> Markup:
+    """The horizontal axis."""
+    ticks = [
+        joined([
+            element("path", d=f"M{scale(tick)} {bottom}v4", class_="tick"),
+            element("text", unit(tick), x=scale(tick), y=bottom + 18, class_="across"),
+        ])
+        for tick in scale.ticks()
+    ]  # fmt: skip
+    line = element("path", d=f"M{LEFT} {bottom}H{RIGHT}", class_="axis")
+    middle = (LEFT + RIGHT) // 2
+    return element("g", line, ticks, element("text", axis, x=middle, y=height - 7, class_="across name"))
+
+
+def _rungs(ticks: Sequence[Sequence[Any]]) -> list[Markup]:
+    """Lines across at the ticks of the vertical axis, and their texts."""
+    return [
+        joined([element("path", d=f"M{LEFT} {y}H{RIGHT}"), element("text", text, x=LEFT - 6, y=y + 4)])
+        for y, text in ticks
+    ]
+
+
+def bar(share: float, kind: str = "") -> Markup:
+    """A bar for a cell of a table, as long as a share of the cell."""
+    width = max(1, min(100, round(100 * share)))
+    rectangle = element("rect", width=width, height=10, class_=kind or None)
+    return element("svg", rectangle, viewBox="0 0 100 10", preserveAspectRatio="none", class_="bar", aria_hidden="true")

@@ -1,0 +1,205 @@
+"""What a report is about: every ticket of its runs once, with the name that it has in all tables and charts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recbole_prune.config.evaluation import smaller_is_better
+from recbole_prune.errors import ConfigError
+from recbole_prune.report.folders import RunRecord
+
+# settings that decide which interactions there are and which of them are validation and test
+_OF_THE_SPLIT = (
+    "eval_args", "benchmark_filename", "user_inter_num_interval", "item_inter_num_interval", "val_interval",
+    "filter_inter_by_user_or_item", "rm_dup_inter", "threshold", "repeatable",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A ticket of a run.
+
+    Attributes:
+        run: of the ticket; a dense model that several runs share is a row of the first of them.
+        line: of the journal.
+        series: its method, with what tells it from other runs of the report.
+        name: ``series`` with the number of the ticket; ``dense`` for ticket 0.
+    """
+
+    run: RunRecord
+    line: Mapping[str, Any]
+    series: str
+    name: str
+
+    @property
+    def number(self) -> int:
+        """Of the ticket, 0 for the dense model."""
+        return int(self.line["ticket"])
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is what others are compared with."""
+        return self.number == 0
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether its run exports it."""
+        return self.run.chosen is self.line
+
+    @property
+    def bytes(self) -> int | None:
+        """Of its weights in an artifact; None while its run goes on, and where they could not be counted."""
+        return self.run.bytes_of.get(self.number)
+
+    @property
+    def live(self) -> int:
+        """Trained weights that are not pruned, those outside the scope included."""
+        return int(self.line["parameters"] - self.line["prunable"] + self.line["kept"])
+
+    def metric(self, part: str, name: str) -> float | None:
+        """A metric on ``valid`` or ``test``."""
+        value: float | None = self.line[part].get(name)
+        return value
+
+    def measured(self, *names: str) -> float | None:
+        """A number below ``measured`` (DESIGN section 8), None where it was not measured."""
+        return number_in(self.line.get("measured"), *names)
+
+
+def number_in(record: object, *names: str) -> float | None:
+    """A finite number in objects within objects; None where there is none."""
+    for name in names:
+        if not isinstance(record, Mapping):
+            return None
+        record = record.get(name)
+    if isinstance(record, bool) or not isinstance(record, (int, float)):
+        return None
+    return float(record) if abs(record) < 1e300 and math.isfinite(record) else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a report is about.
+
+    Attributes:
+        runs: all run folders, also unfinished and damaged ones.
+        entries: every ticket of those that are not damaged; of each model the dense one first, then by run.
+        metrics: names that every run has, the one that tickets are picked by first.
+        part: ``test``, or ``valid`` where a run has no test data.
+        problems: in a sentence each what could not be looked into.
+    """
+
+    runs: Sequence[RunRecord]
+    entries: Sequence[Entry]
+    metrics: Sequence[str]
+    part: str
+    problems: Sequence[str] = ()
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return self.entries[0].run.dataset
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, each once."""
+        return list(dict.fromkeys(entry.run.model for entry in self.entries))
+
+    def series(self) -> list[str]:
+        """Names of the series, each once."""
+        return list(dict.fromkeys(entry.series for entry in self.entries))
+
+
+def study_of(runs: Sequence[RunRecord], problems: Sequence[str] = ()) -> Study:
+    """Order what run folders hold.
+
+    Raises:
+        ConfigError: no folder has a ticket, or they are of different data, splits or metrics.
+    """
+    whole = [run for run in runs if run.tickets and run.reason is None]
+    if not whole:
+        states = "; ".join(f"{run.path}: {run.reason or 'no ticket is finished yet'}" for run in runs)
+        raise ConfigError(f"report: there is nothing to show: {states}")
+    for run in whole[1:]:
+        _refuse_other_data(whole[0], run)
+    part = "test" if all(run.tickets[0]["test"] for run in whole) else "valid"
+    return Study(runs, _entries_of(whole), _common_metrics(whole, part), part, problems)
+
+
+def _refuse_other_data(first: RunRecord, other: RunRecord) -> None:
+    """Refuse runs whose metrics say nothing about each other; another seed of one split is another sample of it."""
+    facts = {
+        "dataset": (first.dataset, other.dataset),
+        "the sha256 of its files": (first.record.get("data_sha256"), other.record.get("data_sha256")),
+        **{name: (_setting(first, name), _setting(other, name)) for name in _OF_THE_SPLIT},
+    }
+    for what, (one, another) in facts.items():
+        if one != another:
+            raise ConfigError(
+                f"report: {first.path} and {other.path} cannot be compared: {what} is {one} in one and {another} in "
+                "the other; name only folders of one dataset and split"
+            )
+
+
+def _setting(run: RunRecord, name: str) -> object:
+    """A setting as the run resolved it, where its version recorded that."""
+    resolved = run.record.get("evaluation")
+    if isinstance(resolved, Mapping) and name in resolved:
+        return resolved[name]
+    return run.settings.get(name)
+
+
+def _common_metrics(runs: Sequence[RunRecord], part: str) -> list[str]:
+    """Metrics of all runs, in the order of the first, those that tickets are picked by before others."""
+    common = [name for name in runs[0].tickets[0][part] if all(name in run.tickets[0][part] for run in runs)]
+    if not common:
+        ranked = next(run for run in runs if not set(run.tickets[0][part]) & set(runs[0].tickets[0][part]))
+        found = " and ".join(f"{', '.join(run.tickets[0][part])} in {run.path}" for run in (runs[0], ranked))
+        raise ConfigError(f"report: the runs have no metric in common: {found}")
+    picked = [(run.valid_metric or "").lower() for run in runs]
+    return sorted(common, key=lambda name: name not in picked)
+
+
+def _entries_of(runs: Sequence[RunRecord]) -> list[Entry]:
+    """Every ticket under a name of its own; dense models first, each once."""
+    models, seeds = ({str(fact(run)) for run in runs} for fact in (lambda run: run.model, lambda run: run.seed))
+
+    def named(run: RunRecord, what: str) -> str:
+        words = [run.model] * (len(models) > 1) + [what] + [f"seed {run.seed}"] * (len(seeds) > 1)
+        return " ".join(words)
+
+    dense: dict[object, Entry] = {}
+    pruned = []
+    for run in runs:
+        for line in run.tickets:
+            what = run.method if line["ticket"] else "taught" if run.distiller and line.get("taught", True) else "dense"
+            entry = Entry(run, line, named(run, what), "")
+            if line["ticket"]:
+                pruned.append(entry)
+            else:
+                dense.setdefault((run.model, line.get("checkpoint_sha256") or run.path), entry)
+    return _with_names([*sorted(dense.values(), key=lambda entry: entry.run.model), *pruned])
+
+
+def _with_names(entries: Sequence[Entry]) -> list[Entry]:
+    """Names in which a series has the hash of its run where another run would have the same."""
+    owners: dict[str, set[str]] = {}
+    for entry in entries:
+        owners.setdefault(entry.series, set()).add(entry.run.path.as_posix())
+    found = []
+    for entry in entries:
+        told_apart = len(owners[entry.series]) > 1
+        series = f"{entry.series} {entry.run.path.name.rpartition('-')[2][:10]}" if told_apart else entry.series
+        found.append(replace(entry, series=series, name=f"{series} {entry.number}" if entry.number else series))
+    return found
+
+
+def is_smaller_better(metric: str) -> bool:
+    """Whether less is better, as RecBole's source says; more is where RecBole is not installed."""
+    try:
+        return smaller_is_better(metric)
+    except ConfigError:
+        return False
