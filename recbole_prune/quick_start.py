@@ -10,6 +10,7 @@ from pathlib import Path
 from recbole_prune import tuition
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.disk.names import method_name
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
@@ -25,7 +26,6 @@ from recbole_prune.run.opening import open_folder, run_path
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import RunResult, summary_of
-from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
 
 

@@ -17,7 +17,7 @@ import recbole_prune
 PACKAGE = Path(recbole_prune.__file__).parent
 # a room or a file of the top level may import what stands before it, never what stands after it
 ORDER = (
-    "errors signals methods compat sparse anatomy masking data scoring models config artifact serving metering "
+    "errors signals methods disk compat sparse anatomy masking data scoring models config artifact serving metering "
     "training run teachers distillers pruners report tuition quick_start bench commands cli"
 ).split()
 FACADE = "__init__"  # imports on first use
@@ -29,8 +29,13 @@ WITHOUT_TORCH = [
     "config.schema",
     "config.settings",
     "config.words",
+    "disk.files",
+    "disk.lock",
+    "disk.names",
+    "disk.seals",
     "masking.bound",
     "masking.schedule",
+    "report.folders",
     "serving",
     "sparse.dense_top_k",
     "signals",

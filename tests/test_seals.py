@@ -19,8 +19,8 @@ from zoo import DATASET, config_for
 
 from recbole_prune import PruneConfig, quick_start, run_recbole_prune
 from recbole_prune.cli import main
+from recbole_prune.disk.seals import seal, unseal
 from recbole_prune.errors import StoreError
-from recbole_prune.run.seals import seal, unseal
 from recbole_prune.run.siblings import rows_of_others
 from recbole_prune.run.store import CONFIG, JOURNAL, RESUME, SCOPE, SUMMARY, RunFolder
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_prune.disk.files import write_atomic
+from recbole_prune.disk.seals import canonical, sha256
 from recbole_prune.errors import StoreError
 from recbole_prune.run import store
-from recbole_prune.run.files import write_atomic
-from recbole_prune.run.seals import canonical, sha256
 from recbole_prune.run.store import JOURNAL, RESUME, SUMMARY, RunFolder
 
 RECORD = {

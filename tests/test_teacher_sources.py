@@ -15,9 +15,9 @@ from teachers import Checkpoints, Trained, open_for, pupils_of, refusal, setting
 from zoo import DATASET
 
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.disk.files import write_atomic
 from recbole_prune.errors import StoreError
 from recbole_prune.quick_start import run
-from recbole_prune.run.files import write_atomic
 from recbole_prune.run.store import RunFolder
 from recbole_prune.teachers.model import ModelTeacher
 from recbole_prune.teachers.sources import open_teacher

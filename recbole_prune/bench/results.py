@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from recbole_prune.disk.files import write_atomic
 from recbole_prune.errors import ConfigError
 from recbole_prune.report.table import format_rows
-from recbole_prune.run.files import write_atomic
 
 FORMAT = "recbole_prune benchmark"
 _OPTIONAL = {"numba": ("numba",), "faiss": ("faiss-cpu", "faiss-gpu"), "implicit": ("implicit",)}

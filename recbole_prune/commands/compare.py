@@ -34,9 +34,9 @@ def main(words: Sequence[str]) -> int:
     asked = launch(rest)
     from recbole_prune import quick_start
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.disk.files import write_atomic
     from recbole_prune.report.compare import compare_table
     from recbole_prune.report.dry_run import describe_plan
-    from recbole_prune.run.files import write_atomic
 
     records: list[dict[str, Any]] = []
     for seed in own["seeds"]:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from recbole_prune.config import names
 from recbole_prune.config.near import did_you_mean, near_names
+from recbole_prune.disk.names import JOURNAL
 from recbole_prune.errors import ConfigError
 
 # each lists the sha256 of all that lies beside it
 _ARTIFACT_FILE = "ticket.json"
-_JOURNAL = "tickets.jsonl"
 _LISTS = (".tsv", ".jsonl")
 _NOT_A_TEACHERS = ("model", "dataset", "output_dir", "pruner", "distiller")
 KINDS = "a checkpoint (.pth), a run folder or one of its checkpoints, an artifact, or ranked lists (.tsv, .jsonl)"
@@ -135,15 +135,15 @@ def find_teacher(given: str) -> Named:
         raise ConfigError(f"distill_teacher={given}: there is no such file or folder{did_you_mean(near)}")
     if path.is_file():
         if path.suffix == ".pth":
-            in_run = path.parent.name == "checkpoints" and (path.parent.parent / _JOURNAL).is_file()
+            in_run = path.parent.name == "checkpoints" and (path.parent.parent / JOURNAL).is_file()
             return Named("run" if in_run else "checkpoint", path, path)
-        if path.name == _JOURNAL or path.suffix not in _LISTS:
+        if path.name == JOURNAL or path.suffix not in _LISTS:
             raise ConfigError(f"distill_teacher={given} is no teacher: it must be {KINDS}")
         return Named("lists", path, path)
     for kind, folder in (("artifact", path), ("run", path / "artifact")):
         if (folder / _ARTIFACT_FILE).is_file():
             return Named(kind, path, folder / _ARTIFACT_FILE)
-    if (path / _JOURNAL).is_file():
+    if (path / JOURNAL).is_file():
         raise ConfigError(
             f"distill_teacher={given} is a run that has exported no ticket yet: finish it, or name one of its "
             f"checkpoints, {path / 'checkpoints' / 'ticket-NNN.pth'}"

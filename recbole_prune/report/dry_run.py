@@ -11,6 +11,7 @@ from typing import Any
 from recbole_prune.artifact.export import explain_scoring, weight_bytes
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.teachers import trained_first
+from recbole_prune.disk.names import method_name
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.masking.allocate import select
 from recbole_prune.masking.masks import MaskSet
@@ -20,7 +21,6 @@ from recbole_prune.pruners.base import Pruner
 from recbole_prune.report.table import format_rows, teacher_name
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.store import RunFolder
-from recbole_prune.run.ticket import method_name
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.signals import on_abort
 

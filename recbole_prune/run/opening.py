@@ -7,9 +7,9 @@ from pathlib import Path
 from time import sleep
 
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.disk.names import method_name
 from recbole_prune.errors import BusyError
 from recbole_prune.run.store import ARTIFACT, RunFolder
-from recbole_prune.run.ticket import method_name
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from recbole_prune.artifact import read_artifact
+from recbole_prune.disk.files import WAY_OUT, read_file
 from recbole_prune.errors import ArtifactError, StoreError
-from recbole_prune.run.files import WAY_OUT, read_file
 from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Ticket
 

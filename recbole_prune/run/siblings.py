@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from recbole_prune.config.settings import Settings
 from recbole_prune.config.usage import is_used
+from recbole_prune.disk.files import read_file
+from recbole_prune.disk.names import SET_ASIDE, method_name
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.run.experiment import Experiment
-from recbole_prune.run.files import read_file
 from recbole_prune.run.provenance import read_record
 from recbole_prune.run.store import CONFIG, REWIND, SUMMARY, RunFolder, recorded_states
-from recbole_prune.run.ticket import Ticket, method_name
+from recbole_prune.run.ticket import Ticket
 
 _SAME = ("base_hash", "data_sha256", "versions")
 
@@ -40,7 +41,7 @@ def _others(folder: RunFolder) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
     """Runs beside this one that were begun with the same training settings, data and versions, and their records."""
     own = read_record(folder)
     for path in sorted(folder.path.parent.iterdir()):
-        if path == folder.path or ".old-" in path.name:
+        if path == folder.path or SET_ASIDE in path.name:
             continue
         other, record = RunFolder(path), None
         with _harmless(path, "a run beside this one is left out"):

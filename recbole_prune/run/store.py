@@ -17,24 +17,31 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prune.artifact.replacing import remove_leftovers
+from recbole_prune.disk.files import WAY_OUT, explained, read_file, write_atomic
+from recbole_prune.disk.lock import LOCK, FolderLock
+from recbole_prune.disk.names import (
+    ARTIFACT,
+    CHECKPOINTS,
+    CONFIG,
+    DISTILLATION,
+    JOURNAL,
+    LOG,
+    MASKS,
+    RESUME,
+    REWIND,
+    SCOPE,
+    SEAL_OF_CONFIG,
+    SEAL_OF_RUN,
+    SERIES,
+    SET_ASIDE,
+    STATES,
+    SUMMARY,
+)
+from recbole_prune.disk.seals import digest_of, seal, sha256, unseal
 from recbole_prune.errors import StoreError
-from recbole_prune.run.files import WAY_OUT, explained, read_file, write_atomic
-from recbole_prune.run.lock import LOCK, FolderLock
-from recbole_prune.run.seals import digest_of, seal, sha256, unseal
 
-CONFIG = "config.yaml"
-JOURNAL = "tickets.jsonl"
-SCOPE = "scope.json"
-SUMMARY = "summary.json"
-REWIND = "rewind.safetensors"
-RESUME = "resume"
-ARTIFACT = "artifact"
-SERIES = "tensorboard"
-_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
-_SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
-DISTILLATION = "distillation"
-STATES = "states"
-_FOLDERS = ("masks", "checkpoints", RESUME, DISTILLATION, STATES)  # of files only
+_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, LOG)
+_FOLDERS = (MASKS, CHECKPOINTS, RESUME, DISTILLATION, STATES)  # of files only
 
 
 class RunFolder:
@@ -69,7 +76,7 @@ class RunFolder:
             StoreError: it cannot be moved, or another process was faster.
         """
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+        while (aside := self.path.with_name(f"{self.path.name}{SET_ASIDE}{number}")).exists():
             number += 1
         self.check_present()
         self.close()
@@ -173,14 +180,14 @@ class RunFolder:
         """
         if self._identity is None and (self.path / SCOPE).exists():
             record = self.read_scope()
-            if record.get(_SEAL_OF_CONFIG) is not None:
+            if record.get(SEAL_OF_CONFIG) is not None:
                 self._identity = digest_of(record)
         return self._identity
 
     def write_scope(self, record: dict[str, Any]) -> None:
         """Write ``scope.json`` with the seal of ``config.yaml``, but for a run that was begun without seals."""
         if (self.path / CONFIG).exists() and not self.is_trained():
-            record = {**record, _SEAL_OF_CONFIG: sha256(read_file(self.path / CONFIG))}
+            record = {**record, SEAL_OF_CONFIG: sha256(read_file(self.path / CONFIG))}
         self.write(SCOPE, seal(record) + b"\n")
         self._identity = None
         self.identity()  # kept from now on: who edits a file meanwhile does not cost a trained ticket its line
@@ -196,7 +203,7 @@ class RunFolder:
         record = unseal(read_file(path).rstrip(b"\n"))
         if record is None:
             raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {WAY_OUT}")
-        digest = record.get(_SEAL_OF_CONFIG)
+        digest = record.get(SEAL_OF_CONFIG)
         if digest is not None and sha256(read_file(self.path / CONFIG)) != digest:
             raise StoreError(
                 f"{self.path / CONFIG} is not as this run was begun with it: its sha256 is not the one in {path}; put "
@@ -207,11 +214,11 @@ class RunFolder:
 
     def _bound(self, record: dict[str, Any]) -> dict[str, Any]:
         identity = self.identity()
-        return record if identity is None else {**record, _RUN: identity}
+        return record if identity is None else {**record, SEAL_OF_RUN: identity}
 
     def _own(self, record: dict[str, Any], place: str) -> dict[str, Any]:
         """Undo :meth:`_bound`; ``place`` is for the message."""
-        if record.pop(_RUN, None) != self.identity():
+        if record.pop(SEAL_OF_RUN, None) != self.identity():
             raise StoreError(f"{place} is of another run than {self.path / SCOPE}, or that is missing; {WAY_OUT}")
         return record
 

@@ -19,11 +19,6 @@ Metrics = dict[str, Optional[float]]
 REWINDS = ("init", "late", "lr", "none", "reinit")
 
 
-def method_name(pruner: str, distiller: str | None) -> str:
-    """``pruner`` or ``pruner+distiller``: how folders and tables name a method."""
-    return pruner if distiller in (None, "none") else f"{pruner}+{distiller}"
-
-
 @dataclass(frozen=True)
 class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).

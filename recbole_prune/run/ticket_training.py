@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from recbole_prune.disk.seals import sha256
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import measuring
 from recbole_prune.run.journal_line import finish
 from recbole_prune.run.progress import Progress
-from recbole_prune.run.seals import sha256
 from recbole_prune.run.states import StateRecorder
 from recbole_prune.run.store import REWIND, SERIES, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket

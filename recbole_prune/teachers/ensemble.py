@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from recbole_prune.disk.seals import digest_of
 from recbole_prune.errors import ConfigError
-from recbole_prune.run.seals import digest_of
 from recbole_prune.teachers.base import Basics, Rows, Teacher, same_draws
 from recbole_prune.teachers.ranked_lists import Ranked, best_of_sums
 

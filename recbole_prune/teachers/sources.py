@@ -14,10 +14,10 @@ import torch
 from recbole_prune.artifact import read_artifact
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.teachers import First, Named, find_teacher, trained_first
+from recbole_prune.disk.seals import sha256
 from recbole_prune.errors import ConfigError, PruneError, StoreError, in_one_line
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.rebuild import Rebuilt, rebuild, rebuild_checkpoint
-from recbole_prune.run.seals import sha256
 from recbole_prune.run.store import RunFolder, recorded_states
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.known_scores import contradiction_of_subclass

@@ -13,10 +13,10 @@ from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.config.fingerprint import one_or_all
 from recbole_prune.config.schema import check
+from recbole_prune.disk.files import WAY_OUT, read_file
+from recbole_prune.disk.seals import seal, unseal
 from recbole_prune.errors import ConfigError, StoreError
-from recbole_prune.run.files import WAY_OUT, read_file
 from recbole_prune.run.provenance import read_record
-from recbole_prune.run.seals import seal, unseal
 from recbole_prune.run.store import DISTILLATION, RunFolder
 
 if TYPE_CHECKING:

@@ -5,12 +5,38 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from time import sleep
 from typing import IO
 
+from recbole_prune.disk.files import explained
 from recbole_prune.errors import BusyError, StoreError
-from recbole_prune.run.files import explained
 
 LOCK = ".lock"
+# who only looks whether a folder is locked holds its lock for less than that
+_SECONDS_OF_A_LOOK, _LOOKS = 0.05, 5
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in a run folder. Nothing is written, and nobody is kept from working there."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    with os.fdopen(descriptor) as handle:
+        return not _lock(handle, shared=True)
+
+
+def _lock(handle: IO[str], shared: bool) -> bool:
+    """Lock an open file until it is closed; False where another process has locked it."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except ImportError:  # a system without flock runs without the lock
+        pass
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # others mean a file system without locks
+    return True
 
 
 class FolderLock:
@@ -36,17 +62,14 @@ class FolderLock:
         handle = self._open()
         if handle is None:
             return
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # a system without flock runs without the lock
-            pass
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):  # others mean a file system without locks
-                handle.close()
-                raise BusyError(f"another process is working in {self._folder}; wait for it or stop it") from None
-        self._handle = handle
+        for look in range(_LOOKS):
+            if _lock(handle, shared=False):
+                self._handle = handle
+                return
+            if look < _LOOKS - 1:
+                sleep(_SECONDS_OF_A_LOOK)
+        handle.close()
+        raise BusyError(f"another process is working in {self._folder}; wait for it or stop it")
 
     def _open(self) -> IO[str] | None:
         """The lock's file, to be read only on a disk that takes no writes; None where such a folder has none."""
