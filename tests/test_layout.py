@@ -36,6 +36,8 @@ WITHOUT_TORCH = [
     "masking.bound",
     "masking.schedule",
     "report.folders",
+    "report.statistics",
+    "report.users",
     "serving",
     "sparse.dense_top_k",
     "signals",
