@@ -48,8 +48,7 @@ def pareto_chart(
     for index, (x, y) in enumerate(zip(view["x"], view["y"])):
         if x is not None:
             colour = f"c{series[index] % COLOURS}" if view["front"][index] else "dominated"
-            whisker = view["whiskers"][index]
-            line = f"M{x} {whisker[0]}V{whisker[1]}" if whisker else ""
+            line = whiskers_of(view, index)
             use = element("use", href=f"#m{series[index] % COLOURS}", x=x, y=y if y is not None else 0)
             points.append(element("g", element("path", d=line), use, class_=colour, data_i=index))
     labels = (
@@ -65,6 +64,13 @@ def pareto_chart(
         element("g", labels, class_="labels"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title, class_="chart",
     )  # fmt: skip
+
+
+def whiskers_of(view: Mapping[str, Any], index: int) -> str:
+    """The path of a point's interval and of how far its late cost is."""
+    whisker, late = view["whiskers"][index], view["spans"][index]
+    upright = f"M{view['x'][index]} {whisker[0]}V{whisker[1]}" if whisker else ""
+    return upright + (f"M{view['x'][index]} {view['y'][index]}H{late}" if late is not None else "")
 
 
 def curve_chart(

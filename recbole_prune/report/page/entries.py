@@ -10,13 +10,7 @@ from typing import Any
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import ConfigError
 from recbole_prune.report.folders import RunRecord
-
-# settings that decide which interactions there are and which of them are validation and test
-_OF_THE_SPLIT = (
-    "eval_args", "benchmark_filename", "user_inter_num_interval", "item_inter_num_interval", "val_interval",
-    "filter_inter_by_user_or_item", "rm_dup_inter", "threshold", "repeatable",
-)  # fmt: skip
-
+from recbole_prune.report.page.splits import refuse_other_data
 
 @dataclass(frozen=True)
 class Entry:
@@ -124,32 +118,9 @@ def study_of(runs: Sequence[RunRecord], problems: Sequence[str] = ()) -> Study:
         states = "; ".join(f"{run.path}: {run.reason or 'no ticket is finished yet'}" for run in runs)
         raise ConfigError(f"report: there is nothing to show: {states}")
     for run in whole[1:]:
-        _refuse_other_data(whole[0], run)
+        refuse_other_data(whole[0], run)
     part = "test" if all(run.tickets[0]["test"] for run in whole) else "valid"
     return Study(runs, _entries_of(whole), _common_metrics(whole, part), part, problems)
-
-
-def _refuse_other_data(first: RunRecord, other: RunRecord) -> None:
-    """Refuse runs whose metrics say nothing about each other; another seed of one split is another sample of it."""
-    facts = {
-        "dataset": (first.dataset, other.dataset),
-        "the sha256 of its files": (first.record.get("data_sha256"), other.record.get("data_sha256")),
-        **{name: (_setting(first, name), _setting(other, name)) for name in _OF_THE_SPLIT},
-    }
-    for what, (one, another) in facts.items():
-        if one != another:
-            raise ConfigError(
-                f"report: {first.path} and {other.path} cannot be compared: {what} is {one} in one and {another} in "
-                "the other; name only folders of one dataset and split"
-            )
-
-
-def _setting(run: RunRecord, name: str) -> object:
-    """A setting as the run resolved it, where its version recorded that."""
-    resolved = run.record.get("evaluation")
-    if isinstance(resolved, Mapping) and name in resolved:
-        return resolved[name]
-    return run.settings.get(name)
 
 
 def _common_metrics(runs: Sequence[RunRecord], part: str) -> list[str]:

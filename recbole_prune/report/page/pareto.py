@@ -25,12 +25,14 @@ class Point:
         cost: positive, less is better; None where it was not measured.
         quality: None where it was not measured.
         interval: of the quality, None where it has none.
+        late: the cost that few cases exceed (the 95th percentile of latency), None where there is none.
     """
 
     name: str
     cost: float | None
     quality: float | None
     interval: Interval = None
+    late: float | None = None
 
 
 def front_of(points: Sequence[Point], smaller: bool = False) -> list[bool]:
@@ -53,8 +55,8 @@ def view_of(points: Sequence[Point], costs: Scale, smaller: bool = False) -> dic
     """All that a chart needs beside its horizontal axis, in pixels; JSON for the script that changes the metric.
 
     Returns:
-        ``x`` and ``y`` of every point (None: not shown), ``whiskers`` (pairs of heights or None), ``front`` (0 or 1),
-        ``line`` (the path of the front), ``ticks`` (height, text) and ``labels`` (index, x, y, 1: right, -1: left).
+        ``x`` and ``y`` of every point (None: not shown), ``whiskers`` (pairs of heights or None), ``spans`` (where the
+        late cost is, or None), ``front`` (0 or 1), ``line`` (the path of the front), ``ticks`` (height, text) and ``labels`` (index, x, y, 1: right, -1: left).
     """
     shown = [p.cost is not None and p.quality is not None for p in points]
     heights = [p.quality for p, is_shown in zip(points, shown) if is_shown and p.quality is not None]
@@ -68,6 +70,7 @@ def view_of(points: Sequence[Point], costs: Scale, smaller: bool = False) -> dic
         "x": x,
         "y": y,
         "whiskers": whiskers,
+        "spans": [costs(p.late) if is_shown and p.late else None for p, is_shown in zip(points, shown)],
         "front": [int(each) for each in front],
         "line": _staircase([(a, b) for a, b, on in zip(x, y, front) if on and a is not None and b is not None]),
         "ticks": [[scale(tick), short(tick)] for tick in scale.ticks()],
@@ -114,4 +117,4 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 def cost_scale(points: Sequence[Point]) -> Scale:
     """The horizontal axis: logarithmic, since what counts is how many times smaller."""
-    return scale_over([p.cost for p in points if p.cost], LEFT + 8, RIGHT - 8, log=True, room=0.05)
+    return scale_over([cost for p in points for cost in (p.cost, p.late) if cost], LEFT + 8, RIGHT - 8, log=True, room=0.05)

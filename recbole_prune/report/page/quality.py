@@ -1,0 +1,78 @@
+"""How far a ticket is from its dense model, with an interval over users, and what the tests of its run say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from recbole_prune.report.page.entries import Entry, Study, number_in
+from recbole_prune.report.page.scales import NOT_MEASURED, digits
+
+Change = tuple[Optional[float], Optional[float], Optional[float]]
+UNKNOWN: Change = (None, None, None)
+
+
+class Quality:
+    """Changes and verdicts of the entries of a study, each computed once."""
+
+    def __init__(self, study: Study) -> None:
+        self._part = study.part
+        self._changes: dict[tuple[int, str], Change] = {}
+
+    def picked_by(self, entry: Entry) -> str:
+        """The metric that tickets of its run are picked by, as the journal names it."""
+        return (entry.run.valid_metric or next(iter(entry.line["valid"]), "")).lower()
+
+    def numbers_of(self, entry: Entry, metric: str) -> Change:
+        """The change to the dense model in percent of it, and the ends of its 95 % interval."""
+        key = (id(entry), metric)
+        if key not in self._changes:
+            self._changes[key] = self._change(entry, metric)
+        return self._changes[key]
+
+    def _change(self, entry: Entry, metric: str) -> Change:
+        dense = entry.run.dense
+        value, usual = entry.metric(self._part, metric), None if dense is None else dense[self._part].get(metric)
+        if entry.is_dense or value is None or not usual:
+            return UNKNOWN
+        return 100 * (value - usual) / abs(usual), None, None
+
+    def change_text(self, entry: Entry, metric: str) -> str:
+        """The change and its interval in a cell of a table."""
+        if entry.is_dense:
+            return "-"
+        change, low, high = self.numbers_of(entry, metric)
+        if change is None:
+            return NOT_MEASURED
+        interval = f" [{low:+.2f}, {high:+.2f}]" if low is not None and high is not None else ""
+        return f"{change:+.2f} %{interval}" if abs(change) < 1e6 else digits(change)
+
+    def interval_of(self, entry: Entry, metric: str) -> tuple[float, float] | None:
+        """The interval of the change as values of the metric, around the dense model's value."""
+        _, low, high = self.numbers_of(entry, metric)
+        dense = entry.run.dense
+        usual = None if dense is None else dense[self._part].get(metric)
+        if low is None or high is None or usual is None:
+            return None
+        return usual + abs(usual) * low / 100, usual + abs(usual) * high / 100
+
+    def test_of(self, entry: Entry) -> Mapping[str, Any]:
+        """The verdict that its run wrote about a pruned ticket; empty where it wrote none."""
+        found = ((entry.run.summary or {}).get("as_good") or {})
+        tests = found.get("tickets", found) if isinstance(found, Mapping) else {}
+        test = tests.get(str(entry.number)) if isinstance(tests, Mapping) else None
+        return test if isinstance(test, Mapping) else {}
+
+    def verdict_of(self, entry: Entry) -> str | None:
+        """``yes``, ``no`` or ``open``; None where nothing was tested."""
+        verdict = self.test_of(entry).get("as_good")
+        return verdict if verdict in ("yes", "no", "open") else None
+
+    def verdict_text(self, entry: Entry) -> str:
+        """The verdict in a cell of a table."""
+        return "dense" if entry.is_dense else self.verdict_of(entry) or NOT_MEASURED
+
+    def margin_of(self, entry: Entry) -> float:
+        """The share of the dense model's value that a ticket may lose."""
+        found = number_in(self.test_of(entry), "margin")
+        return 0.01 if found is None else found

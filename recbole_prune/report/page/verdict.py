@@ -1,0 +1,121 @@
+"""The sentence at the top of a report: which ticket to take, what it saves and what it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from recbole_prune.report.page.entries import Entry, Study
+from recbole_prune.report.page.markup import Markup, element
+from recbole_prune.report.page.quality import Quality
+from recbole_prune.report.page.scales import digits, milliseconds, percent, size, three, whole
+
+
+def headline(study: Study, quality: Quality) -> str:
+    """What a person should do, in a sentence or two.
+
+    Runs choose their tickets on validation data; of these the smallest is named that is as good as its dense model on
+    test data, else the one that comes closest.
+    """
+    best = named(study, quality)
+    if best is None:
+        going = "; a run is not finished" if any(run.summary is None for run in study.runs) else ""
+        return f"There is no chosen ticket to judge: only dense models are finished{going}."
+    if verdict_kind(study, quality) == "yes":
+        return f"Take {best.name}: {_said(best, study, quality)}. It is as good as the dense model, {_tested(best, quality)}."
+    if all(quality.verdict_of(entry) is None for entry in _chosen(study)):
+        return f"Closest to its dense model comes {best.name}: {_said(best, study, quality)}. Nothing was tested user by user in these runs."
+    verdict = "worse" if verdict_kind(study, quality) == "no" else "neither as good nor worse"
+    return (
+        f"No chosen ticket is shown to be as good as its dense model. Closest comes {best.name}: "
+        f"{_said(best, study, quality)}. It is {verdict}, {_tested(best, quality)}."
+    )
+
+
+def _chosen(study: Study) -> list[Entry]:
+    return [entry for entry in study.entries if entry.is_chosen and not entry.is_dense]
+
+
+def named(study: Study, quality: Quality) -> Entry | None:
+    """The ticket that the headline is about; None where no pruned ticket is chosen."""
+    good = [entry for entry in _chosen(study) if quality.verdict_of(entry) == "yes"]
+    if good:
+        return min(good, key=lambda entry: (entry.bytes or float("inf"), entry.live))
+    return max(_chosen(study), key=lambda entry: _change(entry, quality), default=None)
+
+
+def verdict_kind(study: Study, quality: Quality) -> str:
+    """The verdict about that ticket, empty where there is none."""
+    entry = named(study, quality)
+    return (quality.verdict_of(entry) or "") if entry is not None else ""
+
+
+def tiles(study: Study, quality: Quality) -> Markup | None:
+    """The figures of that ticket, large, beside the dense model's."""
+    entry = named(study, quality)
+    if entry is None:
+        return None
+    metric, before = quality.picked_by(entry), entry.run.bytes_of.get(0)
+    usual = (entry.run.dense or {study.part: {}})[study.part].get(metric)
+    dense = next((each for each in study.entries if each.is_dense and each.run.model == entry.run.model), None)
+    found = [
+        ("Weights left", percent(1 - entry.line["sparsity"]), f"{whole(entry.live)} of {whole(entry.line['parameters'])}"),
+        ("Size", size(entry.bytes), f"dense {size(before)}"),
+        (f"{study.part} {metric}", digits(entry.metric(study.part, metric)), f"dense {digits(usual)}"),
+        (
+            "Ranking a user", milliseconds(entry.measured("latency", "latency_median_s")),
+            f"dense {milliseconds(dense and dense.measured('latency', 'latency_median_s'))}",
+        ),
+    ]  # fmt: skip
+    boxes = (
+        element("div", element("dt", name), element("dd", value), element("dd", beside, class_="beside"))
+        for name, value, beside in found
+    )
+    return element("dl", boxes, class_="tiles", aria_label=entry.name)
+
+
+def _change(entry: Entry, quality: Quality) -> float:
+    change = quality.numbers_of(entry, quality.picked_by(entry))[0]
+    return -float("inf") if change is None else change
+
+
+def _tested(entry: Entry, quality: Quality) -> str:
+    share = percent(quality.margin_of(entry)).replace(".0 ", " ")
+    return f"tested over users at a margin of {share}"
+
+
+def _said(entry: Entry, study: Study, quality: Quality) -> str:
+    """Bytes, latency and quality of a ticket beside the dense model's."""
+    return ", ".join(_clauses(entry, study, quality))
+
+
+def _clauses(entry: Entry, study: Study, quality: Quality) -> Iterator[str]:
+    before = entry.run.bytes_of.get(0)
+    if entry.bytes and before:
+        yield f"{three(before / entry.bytes)} times smaller ({size(entry.bytes)} instead of {size(before)})"
+    else:
+        yield f"{percent(entry.line['sparsity'])} sparse"
+    dense = next((each for each in study.entries if each.is_dense and each.run.model == entry.run.model), None)
+    now = entry.measured("latency", "latency_median_s")
+    then = None if dense is None else dense.measured("latency", "latency_median_s")
+    if now and then:
+        pace = f"{three(then / now)} times faster" if now <= then else f"{three(now / then)} times slower"
+        yield f"ranks a user {pace} ({milliseconds(now)} instead of {milliseconds(then)})"
+    else:
+        yield "speed not measured"
+    metric = quality.picked_by(entry)
+    value, usual = entry.metric(study.part, metric), (entry.run.dense or {study.part: {}})[study.part].get(metric)
+    if value is not None and usual is not None:
+        yield f"{study.part} {metric} {digits(value)} instead of {digits(usual)} ({quality.change_text(entry, metric)})"
+
+
+def warnings(study: Study) -> Sequence[str]:
+    """What is wrong with the folders of the report, in a sentence each."""
+    found = []
+    for run in study.runs:
+        place = "/".join(run.path.parts[-3:])
+        if run.reason is not None:
+            found.append(f"{place} is damaged and left out: {run.reason}")
+        elif run.state != "finished":
+            what = "has no ticket yet" if not run.tickets else f"{len(run.tickets)} tickets so far"
+            found.append(f"{place} is {run.state}: {what}")
+    return [*found, *study.problems]
