@@ -15,7 +15,7 @@ from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.report.dry_run import planned
-from recbole_prune.run import checkpoints, provenance, siblings
+from recbole_prune.run import checkpoints, provenance, siblings, user_values
 from recbole_prune.run.costs import count_bytes, with_older_macs
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen
@@ -91,6 +91,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     workshop = workshop or Workshop(config)
     provenance.record(config, folder, data)
     experiment = Experiment(workshop, folder, meter=meter_of(config))
+    user_values.read(folder)  # refused here where it is damaged, not after hours
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()

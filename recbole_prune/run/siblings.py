@@ -19,6 +19,7 @@ from recbole_prune.disk.files import read_file
 from recbole_prune.disk.names import SET_ASIDE, method_name
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
+from recbole_prune.run import user_values
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.provenance import read_record
 from recbole_prune.run.store import CONFIG, REWIND, SUMMARY, RunFolder, recorded_states
@@ -112,6 +113,7 @@ def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
     MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise
     folder.write(dense.checkpoint_file, other.read(dense.checkpoint_file, dense.checkpoint_sha256))
     folder.write(dense.mask_file, mask)
+    user_values.adopt(dense, other, folder)
     adopted = replace(dense, method={**method, "adopted_from": other.path.name})
     folder.append_ticket(adopted.to_record())
     experiment.load_journal()

@@ -19,6 +19,7 @@ from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.scoring.popularity import RecallByPopularity
+from recbole_prune.scoring.user_values import UserValues, Values
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
 from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
@@ -45,6 +46,8 @@ class MaskAwareTrainer(_Trainer):
         history: (epochs trained, validation score) of every validation.
         best_epoch: epochs trained when the best checkpoint was written.
         best_masks: the masks of that checkpoint; None before the first.
+        best_values: of users in the validation before it; None where that was not seen.
+        user_values: listens to every evaluation.
         epochs_done: epochs trained.
         train_seconds, eval_seconds: wall-clock seconds spent in epochs and validations.
     """
@@ -56,6 +59,7 @@ class MaskAwareTrainer(_Trainer):
         self.history: list[tuple[int, float]] = []
         self.best_epoch = 0
         self.best_masks: MaskSet | None = None
+        self.best_values: Values | None = None
         self.epochs_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
@@ -68,6 +72,7 @@ class MaskAwareTrainer(_Trainer):
             model.own_loss = lambda: prod(part.own_loss for part in session.parts)
         with trainers_write_to(None):
             super().__init__(config, model)
+        self.user_values = UserValues(self.evaluator)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
         ]
@@ -196,6 +201,7 @@ class MaskAwareTrainer(_Trainer):
         self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks
+        self.best_values = dict(self.user_values.last)
         for part in self.session.parts:
             part.checkpoint_saved(self, buffer.getvalue())
 
@@ -292,6 +298,7 @@ class MaskAwareTrainer(_Trainer):
                 part.name: {"state": part.state(), "parameters": dict(self._added_parameters[part.name])}
                 for part in parts
             },
+            "best_values": self.best_values,
             "masks": None if model.masks is self._first_masks else self._masks_now(),
             "weights": states.weights_of(model),
             "attributes": self._watch.changed(),
@@ -336,6 +343,7 @@ class MaskAwareTrainer(_Trainer):
         states.copy_into(states.weights_of(self.model), state["weights"])
         states.set_optimizer_state(self, state["optimizers"])
         states.set_reached_parameters(self, state.get("reached", {}))  # 0.1.0 did not note them
+        self.best_values = state.get("best_values")  # older versions did not keep them
         for name, value in state["trainer"].items():
             setattr(self, name, value)
 
