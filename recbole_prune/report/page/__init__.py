@@ -78,7 +78,7 @@ _LINKS = {
 
 
 def _header(study: Study, quality: Quality, title: str) -> Markup:
-    wrong = warnings(study)
+    wrong = warnings(study, quality)
     pruned = sum(not entry.is_dense for entry in study.entries)
     counts = f"{len(study.runs)} run folder{'s' * (len(study.runs) > 1)}, {pruned} pruned tickets"
     about = f"Compression report: {counts}; quality on {'test' if study.part == 'test' else 'validation'} data."

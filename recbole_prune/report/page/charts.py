@@ -16,6 +16,7 @@ _MARKS = (
 )  # fmt: skip
 COLOURS = len(_MARKS)
 _MOST_POINTS = 48  # of a curve
+_APART = 11  # pixels between labels
 
 
 def mark_definitions() -> Markup:
@@ -115,19 +116,16 @@ def _thinned(line: Sequence[tuple[float, float]], marked: float | None) -> list[
 
 
 def _end_labels(ends: Sequence[tuple[int, int, str, str]], bottom: int) -> list[Markup]:
-    """A label at the end of each line, moved apart where lines end together; as many as there is room for."""
-    room, texts, lowest = max(1, (bottom - TOP) // 12), [], -100
-    ordered = sorted(ends)
-    step = -(-len(ordered) // room)
-    for y, x, label, kind in ordered[::step]:
-        lowest = max(y, lowest + 12)
-        texts.append([lowest, x, label, kind])
-    over = max(0, lowest - bottom) if texts else 0
-    for number in range(len(texts) - 1, -1, -1):  # pushed back up from the bottom, as far as needed
-        ceiling = bottom if number == len(texts) - 1 else texts[number + 1][0] - 12
-        if over and texts[number][0] > ceiling:
-            texts[number][0] = ceiling
-    return [element("text", label, x=x + 6, y=y + 4, class_=f"name {kind}") for y, x, label, kind in texts]
+    """A label at the end of each line, moved down where another is there already; as many as there is room for."""
+    placed: list[tuple[int, int]] = []
+    texts = []
+    for y, x, label, kind in sorted(ends):
+        while any(abs(y - other) < _APART and abs(x - beside) < 2 * _APART for other, beside in placed):
+            y += 1
+        if y <= bottom:
+            placed.append((y, x))
+            texts.append(element("text", label, x=x + 6, y=y + 4, class_=f"name {kind}"))
+    return texts
 
 
 def _across(scale: Scale, unit: Callable[[float], str], axis: str, bottom: int = BOTTOM, height: int = HEIGHT) -> Markup:

@@ -48,19 +48,11 @@ def columns_of(study: Study, quality: Quality, metric: str, front: Sequence[bool
         front: whether each entry is on the Pareto front of quality and bytes.
     """
     places = {id(entry): number for number, entry in enumerate(study.entries)}
-    dense = {model: next((e for e in study.entries if e.is_dense and e.run.model == model), None) for model in study.models}
-
-    def smaller(entry: Entry) -> str:
-        usual = dense[entry.run.model]
-        of_dense = None if usual is None else usual.bytes or entry.run.bytes_of.get(0)
-        return NOT_MEASURED if not entry.bytes or not of_dense else f"{three(of_dense / entry.bytes)}"
-
     return [
         Column("ticket", lambda entry: f"{entry.name}{' *' * entry.is_chosen}", is_text=True),
         Column("sparsity", lambda entry: percent(entry.line["sparsity"])),
-        Column("weights", lambda entry: whole(entry.live)),
         Column("bytes", lambda entry: whole(entry.bytes)),
-        Column("times smaller", smaller),
+        Column("smaller", _times_smaller),
         Column("validation", lambda entry: digits(entry.metric("valid", metric)), "valid"),
         Column("test", lambda entry: digits(entry.metric("test", metric)), "test"),
         Column("change [95 %]", lambda entry: quality.change_text(entry, metric), "change"),
@@ -68,9 +60,15 @@ def columns_of(study: Study, quality: Quality, metric: str, front: Sequence[bool
         Column("wins", _wins, is_text=True),
         Column("latency", lambda entry: milliseconds(entry.measured("latency", "latency_median_s"))),
         Column("p95", lambda entry: milliseconds(entry.measured("latency", "latency_p95_s"))),
-        Column("best epoch", lambda entry: f"{entry.line['best_epoch']} of {entry.line['epochs']}"),
+        Column("epoch", lambda entry: f"{entry.line['best_epoch']} of {entry.line['epochs']}"),
         Column("front", lambda entry: "yes" if front[places[id(entry)]] else "no", "front", is_text=True),
     ]
+
+
+def _times_smaller(entry: Entry) -> str:
+    if entry.is_dense:
+        return "-"
+    return f"{three(entry.bytes_of_dense / entry.bytes)} x" if entry.bytes and entry.bytes_of_dense else NOT_MEASURED
 
 
 def _wins(entry: Entry) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import ConfigError
 from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.splits import refuse_other_data
+_LONGEST_SUFFIX = 40
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -52,6 +55,15 @@ class Entry:
     def live(self) -> int:
         """Trained weights that are not pruned, those outside the scope included."""
         return int(self.line["parameters"] - self.line["prunable"] + self.line["kept"])
+
+    @property
+    def bytes_of_dense(self) -> int | None:
+        """Of the weights of the dense model of its run."""
+        return self.run.bytes_of.get(0)
+
+    def measured_of_dense(self, *names: str) -> float | None:
+        """As :meth:`measured`, of the dense model of its run."""
+        return number_in((self.run.dense or {}).get("measured"), *names)
 
     def metric(self, part: str, name: str) -> float | None:
         """A metric on ``valid`` or ``test``."""
@@ -156,16 +168,35 @@ def _entries_of(runs: Sequence[RunRecord]) -> list[Entry]:
 
 
 def _with_names(entries: Sequence[Entry]) -> list[Entry]:
-    """Names in which a series has the hash of its run where another run would have the same."""
-    owners: dict[str, set[str]] = {}
+    """Names in which a series has what tells its run from other runs that would have the same."""
+    runs: dict[str, dict[Path, RunRecord]] = {}
     for entry in entries:
-        owners.setdefault(entry.series, set()).add(entry.run.path.as_posix())
+        runs.setdefault(entry.series, {})[entry.run.path] = entry.run
     found = []
     for entry in entries:
-        told_apart = len(owners[entry.series]) > 1
-        series = f"{entry.series} {entry.run.path.name.rpartition('-')[2][:10]}" if told_apart else entry.series
+        told = _told_apart(entry.run, list(runs[entry.series].values()))
+        series = f"{entry.series} {told}".rstrip()
         found.append(replace(entry, series=series, name=f"{series} {entry.number}" if entry.number else series))
     return found
+
+
+def _told_apart(run: RunRecord, others: Sequence[RunRecord]) -> str:
+    """The settings by which a run differs from others of its name, if they are few and short; else its hash."""
+    if len(others) == 1:
+        return ""
+    texts = []
+    for each in (run, *others):
+        names = sorted({str(name) for other in others for name in other.settings if not _says_nothing(str(name))})
+        differing = [n for n in names if any(other.settings.get(n) != others[0].settings.get(n) for other in others)]
+        texts.append(", ".join(f"{name}={each.settings[name]}" for name in differing if name in each.settings))
+    own = texts[0] or "default"
+    is_clear = texts.count(texts[0]) == 2 and len(own) <= _LONGEST_SUFFIX
+    return f"({own})" if is_clear else run.path.name.rpartition("-")[2][:10]
+
+
+def _says_nothing(setting: str) -> bool:
+    """Whether a setting is in the name already, or says how to run and not what."""
+    return setting in ("model", "dataset", "pruner", "distiller", "seed", "eval_args", "metrics") or setting.startswith("measure_")
 
 
 def is_smaller_better(metric: str) -> bool:

@@ -11,7 +11,7 @@ from recbole_prune.report.page.entries import Entry, Study, is_smaller_better
 from recbole_prune.report.page.markup import Child, Markup, element, json_text
 from recbole_prune.report.page.pareto import Point, cost_scale, view_of
 from recbole_prune.report.page.quality import Quality
-from recbole_prune.report.page.scales import NOT_MEASURED, milliseconds, size
+from recbole_prune.report.page.scales import NOT_MEASURED, short_milliseconds, size
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ _COSTS = (
     _Cost(
         "latency", "Quality and speed", "median time to rank all items for a user",
         lambda entry: entry.measured("latency", "latency_median_s"), lambda entry: entry.measured("latency", "latency_p95_s"),
-        milliseconds, "Latency: not measured. --measure_latency_users=64 times the lists of 64 users after the test of every ticket.",
+        short_milliseconds, "Latency: not measured. --measure_latency_users=64 times the lists of 64 users after the test of every ticket.",
     ),
 )  # fmt: skip
 
@@ -100,7 +100,7 @@ class FrontSection:
                 continue
             chart = charts.pareto_chart(
                 view, [entry.name for entry in self._study.entries], [self._series.index(e.series) for e in self._study.entries],
-                cost_scale(self._shown[cost.key][0]), cost.unit, f"{cost.title}: {self._study.part} metrics against {cost.axis}", cost.axis,
+                cost_scale(self._shown[cost.key][0]), cost.unit, f"{cost.title}: {self._study.part} {metric} against {cost.axis}", cost.axis,
             )  # fmt: skip
             title = element("h3", f"{cost.title}: {self._study.part} ", element("span", metric, class_="metric"))
             figures.append(element("figure", title, chart, element("figcaption", view["caption"]), data_chart=cost.key))
@@ -125,20 +125,24 @@ class FrontSection:
 
     def table(self) -> Markup:
         """The comparison of all tickets, with its text for spreadsheets and papers."""
-        study, columns = self._study, self._columns(0)
-        header = [element("button", column.header, type="button", class_="sort") for column in columns]
+        study, every = self._study, self._columns(0)
+        columns = [c for c in every if c.of_metric or any(c.cell(entry) not in (NOT_MEASURED, "dense") for entry in study.entries)]
+        missing = [column.header for column in every if column not in columns]
         rows: list[Sequence[Child]] = []
         for entry in study.entries:
-            cells: list[Child] = []
-            for column in columns:
+            cells: list[Child] = [columns[0].cell(entry)]
+            for column in columns[1:]:
                 text = column.cell(entry)
                 kind = " ".join(filter(None, ["text" * column.is_text, "none" * (text == NOT_MEASURED)]))
                 cells.append(element("td", text, class_=kind or None, data_cell=column.of_metric or None))
-            rows.append([columns[0].cell(entry), *cells[1:]])
-        caption = "All tickets, the metric as chosen above; * is what a run exports"
+            rows.append(cells)
+        header = [element("button", column.header, type="button", class_="sort") for column in columns]
         return parts.section(
-            "comparison", "All tickets", parts.table(caption, header, rows, id="tickets"), self._legend_of_table(),
-            self._copy("csv", "Copy as CSV", comparison.table_as_csv(columns, study.entries)),
+            "comparison", "All tickets",
+            parts.table("All tickets, the metric as chosen above; * is what a run exports", header, rows, id="tickets"),
+            parts.paragraph(f"Not measured in any run: {', '.join(missing)}.", class_="note") if missing else None,
+            self._legend_of_table(),
+            self._copy("csv", "Copy as CSV", comparison.table_as_csv(every, study.entries)),
             self._copy("latex", "Copy as LaTeX", comparison.latex_text(study, self._quality)),
         )  # fmt: skip
 
@@ -148,7 +152,7 @@ class FrontSection:
         return parts.paragraph(
             f"Change: {self._study.part} value of a ticket beside its dense model, in percent of it, with the 95 % interval over users. As good: "
             f"worse by less than the margin, tested on {picked}, Holm-corrected over the tickets of a run; open = not decided by "
-            "these users. Wins: yes = at least as good on validation in no more epochs, metric = in more epochs.",
+            "these users. Wins: yes = at least as good on validation in no more epochs, metric = in more epochs. Epoch: the one whose weights were kept, of those trained. Front: nothing is smaller and better.",
             f" Smaller is better: {', '.join(smaller)}." if smaller else None,
             class_="note",
         )  # fmt: skip

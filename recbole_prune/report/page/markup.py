@@ -17,7 +17,7 @@ class Markup(str):
 Child = Union[str, int, None, Iterable["Child"]]
 
 
-def element(name: str, *children: Child, **attributes: str | int | bool | None) -> Markup:
+def element(name: str, /, *children: Child, **attributes: str | int | bool | None) -> Markup:
     """An element of HTML or SVG.
 
     Args:

@@ -19,7 +19,7 @@
     figure.querySelector(".metric").textContent = metric;
     figure.querySelector("figcaption").textContent = view.caption;
     const chart = figure.querySelector("svg.chart");
-    chart.setAttribute("aria-label", chart.getAttribute("aria-label").replace(/( metrics)?( \(.*\))?$/, "") + ` (${metric})`);
+    chart.setAttribute("aria-label", chart.getAttribute("aria-label").replace(/ [^ ]+ against /, () => ` ${metric} against `));
     const rungs = view.ticks.flatMap(([y, text]) => [drawn("path", {d: "M54 " + y + "H448"}), drawn("text", {x: 48, y: y + 4}, text)]);
     chart.querySelector(".rungs").replaceChildren(...rungs);
     chart.querySelector(".front").setAttribute("d", view.line);

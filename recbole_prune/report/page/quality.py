@@ -5,19 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
+from recbole_prune.errors import StoreError
+from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.entries import Entry, Study, number_in
 from recbole_prune.report.page.scales import NOT_MEASURED, digits
+from recbole_prune.report.statistics import change_of
+from recbole_prune.report.users import UserValues, read_users
 
 Change = tuple[Optional[float], Optional[float], Optional[float]]
 UNKNOWN: Change = (None, None, None)
 
 
 class Quality:
-    """Changes and verdicts of the entries of a study, each computed once."""
+    """Changes and verdicts of the entries of a study, each computed once.
+
+    Attributes:
+        problems: in a sentence each which values of users could not be read.
+    """
 
     def __init__(self, study: Study) -> None:
         self._part = study.part
         self._changes: dict[tuple[int, str], Change] = {}
+        self.problems: list[str] = []
+        runs = {entry.run.path: entry.run for entry in study.entries}
+        self._users = {path: self._users_of(run) for path, run in runs.items()}
+
+    def _users_of(self, run: RunRecord) -> UserValues | None:
+        """Values of users, None of an older run, and where they are damaged."""
+        try:
+            return read_users(run)
+        except StoreError as error:
+            self.problems.append(f"no intervals: {error}")
+            return None
 
     def picked_by(self, entry: Entry) -> str:
         """The metric that tickets of its run are picked by, as the journal names it."""
@@ -35,6 +54,15 @@ class Quality:
         value, usual = entry.metric(self._part, metric), None if dense is None else dense[self._part].get(metric)
         if entry.is_dense or value is None or not usual:
             return UNKNOWN
+        users = self._users[entry.run.path]
+        of_dense = users and users.values(self._part, 0, metric)
+        of_ticket = users and users.values(self._part, entry.number, metric)
+        if of_dense is not None and of_ticket is not None:
+            try:
+                change, (low, high) = change_of(of_dense, of_ticket)
+                return change, low, high
+            except ValueError:  # a user has no value
+                pass
         return 100 * (value - usual) / abs(usual), None, None
 
     def change_text(self, entry: Entry, metric: str) -> str:

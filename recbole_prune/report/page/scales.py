@@ -107,6 +107,11 @@ def milliseconds(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{three(1000 * value)} ms"
 
 
+def short_milliseconds(value: float) -> str:
+    """Seconds as milliseconds, for ticks."""
+    return f"{short(1000 * value)} ms"
+
+
 def seconds(value: float | None) -> str:
     """Seconds with three digits that count."""
     return NOT_MEASURED if value is None else f"{three(value)} s"

@@ -54,16 +54,15 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
     entry = named(study, quality)
     if entry is None:
         return None
-    metric, before = quality.picked_by(entry), entry.run.bytes_of.get(0)
+    metric = quality.picked_by(entry)
     usual = (entry.run.dense or {study.part: {}})[study.part].get(metric)
-    dense = next((each for each in study.entries if each.is_dense and each.run.model == entry.run.model), None)
     found = [
         ("Weights left", percent(1 - entry.line["sparsity"]), f"{whole(entry.live)} of {whole(entry.line['parameters'])}"),
-        ("Size", size(entry.bytes), f"dense {size(before)}"),
+        ("Size", size(entry.bytes), f"dense {size(entry.bytes_of_dense)}"),
         (f"{study.part} {metric}", digits(entry.metric(study.part, metric)), f"dense {digits(usual)}"),
         (
             "Ranking a user", milliseconds(entry.measured("latency", "latency_median_s")),
-            f"dense {milliseconds(dense and dense.measured('latency', 'latency_median_s'))}",
+            f"dense {milliseconds(entry.measured_of_dense('latency', 'latency_median_s'))}",
         ),
     ]  # fmt: skip
     boxes = (
@@ -89,14 +88,12 @@ def _said(entry: Entry, study: Study, quality: Quality) -> str:
 
 
 def _clauses(entry: Entry, study: Study, quality: Quality) -> Iterator[str]:
-    before = entry.run.bytes_of.get(0)
+    before = entry.bytes_of_dense
     if entry.bytes and before:
         yield f"{three(before / entry.bytes)} times smaller ({size(entry.bytes)} instead of {size(before)})"
     else:
         yield f"{percent(entry.line['sparsity'])} sparse"
-    dense = next((each for each in study.entries if each.is_dense and each.run.model == entry.run.model), None)
-    now = entry.measured("latency", "latency_median_s")
-    then = None if dense is None else dense.measured("latency", "latency_median_s")
+    now, then = (of("latency", "latency_median_s") for of in (entry.measured, entry.measured_of_dense))
     if now and then:
         pace = f"{three(then / now)} times faster" if now <= then else f"{three(now / then)} times slower"
         yield f"ranks a user {pace} ({milliseconds(now)} instead of {milliseconds(then)})"
@@ -108,7 +105,7 @@ def _clauses(entry: Entry, study: Study, quality: Quality) -> Iterator[str]:
         yield f"{study.part} {metric} {digits(value)} instead of {digits(usual)} ({quality.change_text(entry, metric)})"
 
 
-def warnings(study: Study) -> Sequence[str]:
+def warnings(study: Study, quality: Quality) -> Sequence[str]:
     """What is wrong with the folders of the report, in a sentence each."""
     found = []
     for run in study.runs:
@@ -118,4 +115,4 @@ def warnings(study: Study) -> Sequence[str]:
         elif run.state != "finished":
             what = "has no ticket yet" if not run.tickets else f"{len(run.tickets)} tickets so far"
             found.append(f"{place} is {run.state}: {what}")
-    return [*found, *study.problems]
+    return [*found, *study.problems, *quality.problems]

@@ -8,7 +8,7 @@ from recbole_prune.errors import ArtifactError
 from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page import densities, parts
 from recbole_prune.report.page.entries import Entry, Study
-from recbole_prune.report.page.markup import Child, Markup
+from recbole_prune.report.page.markup import Child, Markup, element
 
 _MOST_LAYERS = 10
 _NOTE = (
@@ -38,13 +38,14 @@ def _of_run(entries: Sequence[Entry]) -> list[Child]:
         counts = {entry.number: densities.live_per_row(run, entry.line, targets) for entry in masked}
     except ArtifactError as error:
         return [parts.paragraph(f"{name}: not recorded: {error}", class_="none")]
-    return [_by_layer(name, masked, targets, counts), *_by_popularity(run, name, masked, targets, counts)]
+    by_popularity = element("div", _by_popularity(run, masked, targets, counts), class_="pair")
+    return [element("h3", name), _by_layer(masked, targets, counts), by_popularity]
 
 
 AllCounts = dict[int, dict[str, densities.Counts]]
 
 
-def _by_layer(name: str, entries: Sequence[Entry], targets: Sequence[densities.Target], counts: AllCounts) -> Markup:
+def _by_layer(entries: Sequence[Entry], targets: Sequence[densities.Target], counts: AllCounts) -> Markup:
     """The largest tensors; the rest of a deep model together."""
     ordered = sorted(targets, key=lambda target: -target.rows * target.width)
     shown = [target for target in targets if target in ordered[:_MOST_LAYERS]]
@@ -58,28 +59,29 @@ def _by_layer(name: str, entries: Sequence[Entry], targets: Sequence[densities.T
             live, all_ = sum(int(found[t.name].sum()) for t in rest), sum(t.rows * t.width for t in rest)
             row.append(parts.heat(live / all_))
         rows.append(row)
-    return parts.table(f"{name}: percent live by tensor", header, rows, class_="heat")
+    return parts.table("percent live by tensor", header, rows, class_="heat")
 
 
 def _by_popularity(
-    run: RunRecord, name: str, entries: Sequence[Entry], targets: Sequence[densities.Target], counts: AllCounts
+    run: RunRecord, entries: Sequence[Entry], targets: Sequence[densities.Target], counts: AllCounts
 ) -> list[Child]:
     try:
         found = densities.popularities(run)
     except ArtifactError as error:
-        return [parts.paragraph(f"{name}: density by popularity is not recorded: {error}", class_="none")]
+        return [parts.paragraph(f"density by popularity is not recorded: {error}", class_="none")]
     tables: list[Child] = []
     for popularity in found:
         of_side = densities.tables_of(popularity, found, targets)
         if not of_side:
-            tables.append(parts.paragraph(f"{name}: no table has a row for each {popularity.side}.", class_="none"))
+            tables.append(parts.paragraph(f"no table has a row for each {popularity.side}.", class_="none"))
             continue
         members = popularity.members()
-        header = ["ticket", *(f"{number} ({count:,})" for number, count in enumerate(members, 1))]
+        header: list[Child] = ["ticket"]
+        header += [[str(number), element("small", f"{count:,}")] for number, count in enumerate(members, 1)]
         rows = [
             [entry.name, *map(parts.heat, densities.density_by_group(counts[entry.number], popularity, of_side))]
             for entry in entries
         ]
-        what = f"{name}: percent live by popularity of {popularity.side}s, group ({popularity.side}s in it)"
+        what = f"percent live by popularity of {popularity.side}s (group, and {popularity.side}s in it)"
         tables.append(parts.table(what, header, rows, class_="heat"))
     return tables
