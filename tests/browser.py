@@ -1,4 +1,4 @@
-"""A headless Chromium driven over a pipe: what a page measures, says and looks like. Needs Debian's chromium or alike."""
+"""A headless Chromium driven over a pipe: what a page measures, says and looks like."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe", "--disable-dev-shm-usage",
-)  # fmt: skip
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
+).split()
 
 
 def chromium() -> str | None:
@@ -90,7 +90,9 @@ class Page:
 
     def value(self, script: str) -> Any:
         """What an expression of JavaScript gives, promises waited for."""
-        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True)
+        answer = self.ask(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -116,7 +118,9 @@ def browser(folder: Path) -> Iterator[Page]:
     # the protocol's ends are the descriptors 3 and 4 of the browser
     shell = f'exec "$@" 3<&{from_us} 4>&{to_us}'
     command = ["bash", "-c", shell, "bash", program, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
-    with subprocess.Popen(command, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         os.close(from_us)
         os.close(to_us)
         try:

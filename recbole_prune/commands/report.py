@@ -32,7 +32,8 @@ def main(words: Sequence[str]) -> int:
     for kind, path in files.items():
         write_atomic(path, texts[kind])
     for kind, path in files.items():
-        print(f"{printable(str(path))}: {len(texts[kind]):,} bytes, {len(study.entries)} tickets of {len(found.runs)} run folders")
+        what = f"{len(study.entries)} tickets of {len(found.runs)} run folders"
+        print(f"{printable(str(path))}: {what}, {len(texts[kind]):,} bytes")
     return 0
 
 
@@ -42,7 +43,9 @@ def _check(files: dict[str, Path]) -> None:
         if any(path.resolve() == other.resolve() for name, other in files.items() if name != kind):
             raise ConfigError(f"report: --{kind}={path} is named twice: every output is a file of its own")
         if any(is_run_folder(folder) for folder in path.resolve().parents):
-            raise ConfigError(f"report: --{kind}={path} lies in a run folder, which only its run writes to: name another place")
+            raise ConfigError(
+                f"report: --{kind}={path} lies in a run folder, which only its run writes to: name another place"
+            )
 
 
 def usage() -> str:

@@ -90,7 +90,9 @@ def _header(study: Study, quality: Quality, title: str) -> Markup:
     ]
     if wrong:
         what = parts.paragraph(element("b", "Not all folders are whole"), class_="")
-        content.append(element("div", what, element("ul", [element("li", each) for each in wrong]), class_="warning", role="note"))
+        content.append(
+            element("div", what, element("ul", [element("li", each) for each in wrong]), class_="warning", role="note")
+        )
     links = [element("li", element("a", text, href=f"#{key}")) for key, text in _LINKS.items()]
     content.append(element("nav", element("ul", links), aria_label="Sections"))
     return element("header", joined(content))

@@ -86,7 +86,9 @@ def curve_chart(
     """
     bottom = height - 44
     points = [point for _, _, line, _ in curves for point in line]
-    epochs = scale_over([epoch for epoch, _ in points], LEFT, RIGHT - 34, room=0.0 if len({e for e, _ in points}) > 1 else 0.5)
+    epochs = scale_over(
+        [epoch for epoch, _ in points], LEFT, RIGHT - 34, room=0.0 if len({e for e, _ in points}) > 1 else 0.5
+    )
     values = scale_over([value for _, value in points], bottom, TOP)
     lines, marks, ends = [], [], []
     for label, kind, line, marked in curves:
@@ -116,19 +118,38 @@ def _thinned(line: Sequence[tuple[float, float]], marked: float | None) -> list[
 
 
 def _end_labels(ends: Sequence[tuple[int, int, str, str]], bottom: int) -> list[Markup]:
-    """A label at the end of each line, moved down where another is there already; as many as there is room for."""
-    placed: list[tuple[int, int]] = []
+    """A label at the end of each line; where lines end together, one below the other in their order."""
     texts = []
-    for y, x, label, kind in sorted(ends):
-        while any(abs(y - other) < _APART and abs(x - beside) < 2 * _APART for other, beside in placed):
-            y += 1
-        if y <= bottom:
-            placed.append((y, x))
-            texts.append(element("text", label, x=x + 6, y=y + 4, class_=f"name {kind}"))
+    for column in _columns(sorted(ends, key=lambda end: end[1])):
+        room = max(1, (bottom - TOP) // _APART)
+        shown = sorted(column)[:: -(-len(column) // room)]
+        heights = [end[0] for end in shown]
+        for number in range(1, len(heights)):
+            heights[number] = max(heights[number], heights[number - 1] + _APART)
+        for number in reversed(range(len(heights))):
+            below = heights[number + 1] - _APART if number + 1 < len(heights) else bottom
+            heights[number] = min(heights[number], below)
+        texts += [
+            element("text", label, x=x + 6, y=y + 4, class_=f"name {kind}")
+            for y, (_, x, label, kind) in zip(heights, shown)
+        ]
     return texts
 
 
-def _across(scale: Scale, unit: Callable[[float], str], axis: str, bottom: int = BOTTOM, height: int = HEIGHT) -> Markup:
+def _columns(ends: Sequence[tuple[int, int, str, str]]) -> list[list[tuple[int, int, str, str]]]:
+    """Ends in groups that lie above each other."""
+    columns: list[list[tuple[int, int, str, str]]] = []
+    for end in ends:
+        if columns and end[1] - columns[-1][-1][1] < 2 * _APART:
+            columns[-1].append(end)
+        else:
+            columns.append([end])
+    return columns
+
+
+def _across(
+    scale: Scale, unit: Callable[[float], str], axis: str, bottom: int = BOTTOM, height: int = HEIGHT
+) -> Markup:
     """The horizontal axis."""
     ticks = [
         joined([

@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import recbole_prune
-from recbole_prune.report.page.entries import Entry, Study
+from recbole_prune.report.page.entries import Entry, Study, number_in
 from recbole_prune.report.page.quality import Quality
-from recbole_prune.report.page.scales import NOT_MEASURED, digits, milliseconds, percent, three, whole
+from recbole_prune.report.page.scales import NOT_MEASURED, digits, percent, three, whole
 
+_LATEX_CHANGE = r"change [95\,\%], \%"
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "-": "{-}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "-": "{-}",
+    "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
 
 
@@ -50,25 +52,29 @@ def columns_of(study: Study, quality: Quality, metric: str, front: Sequence[bool
     places = {id(entry): number for number, entry in enumerate(study.entries)}
     return [
         Column("ticket", lambda entry: f"{entry.name}{' *' * entry.is_chosen}", is_text=True),
-        Column("sparsity", lambda entry: percent(entry.line["sparsity"])),
+        Column("sparsity, %", lambda entry: digits(100 * entry.line["sparsity"], 1)),
         Column("bytes", lambda entry: whole(entry.bytes)),
-        Column("smaller", _times_smaller),
+        Column("times smaller", _times_smaller),
         Column("validation", lambda entry: digits(entry.metric("valid", metric)), "valid"),
         Column("test", lambda entry: digits(entry.metric("test", metric)), "test"),
-        Column("change [95 %]", lambda entry: quality.change_text(entry, metric), "change"),
+        Column("change, % [95 %]", lambda entry: quality.change_text(entry, metric), "change"),
         Column("as good", quality.verdict_text, is_text=True),
         Column("wins", _wins, is_text=True),
-        Column("latency", lambda entry: milliseconds(entry.measured("latency", "latency_median_s"))),
-        Column("p95", lambda entry: milliseconds(entry.measured("latency", "latency_p95_s"))),
+        Column("latency, ms", lambda entry: _in_milliseconds(entry.measured("latency", "latency_median_s"))),
+        Column("p95, ms", lambda entry: _in_milliseconds(entry.measured("latency", "latency_p95_s"))),
         Column("epoch", lambda entry: f"{entry.line['best_epoch']} of {entry.line['epochs']}"),
         Column("front", lambda entry: "yes" if front[places[id(entry)]] else "no", "front", is_text=True),
     ]
 
 
+def _in_milliseconds(value: float | None) -> str:
+    return NOT_MEASURED if value is None else three(1000 * value)
+
+
 def _times_smaller(entry: Entry) -> str:
     if entry.is_dense:
         return "-"
-    return f"{three(entry.bytes_of_dense / entry.bytes)} x" if entry.bytes and entry.bytes_of_dense else NOT_MEASURED
+    return f"{three(entry.bytes_of_dense / entry.bytes)}" if entry.bytes and entry.bytes_of_dense else NOT_MEASURED
 
 
 def _wins(entry: Entry) -> str:
@@ -83,34 +89,58 @@ def csv_text(study: Study, quality: Quality) -> str:
 
     A text that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    metrics = {part: _metrics_of(study, part) for part in ("valid", "test")}
-    header = ["model", "dataset", "method", "run", "seed", "ticket", "chosen", "sparsity", "kept", "prunable", "weights", "bytes"]
-    header += [f"{part} {name}" for part, names in metrics.items() for name in names]
-    header += ["picked by", "change_percent", "low_percent", "high_percent", "p_noninferior", "p_adjusted", "as_good", "wins"]
-    header += [name for name, _ in _MEASURED] + ["epochs", "best_epoch", "relative_epochs", "train_seconds", "eval_seconds"]
-    rows = []
-    for entry in study.entries:
-        run, line, test = entry.run, entry.line, quality.test_of(entry)
-        row: list[object] = [run.model, run.dataset, run.method, run.path.name, line["seed"], entry.number]
-        row += ["yes" if entry.is_chosen else "no", line["sparsity"], line["kept"], line["prunable"], entry.live, entry.bytes]
-        row += [entry.metric(part, name) for part, names in metrics.items() for name in names]
-        row += [quality.picked_by(entry), *quality.numbers_of(entry, quality.picked_by(entry)), test.get("p_noninferior"), test.get("p_adjusted")]
-        row += [quality.verdict_text(entry), _wins(entry), *(entry.measured(*names) for _, names in _MEASURED)]
-        row += [line["epochs"], line["best_epoch"], line.get("relative_epochs"), line["train_seconds"], line["eval_seconds"]]
-        rows.append(row)
+    fields = _fields(study, quality)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([[_csv_cell(cell) for cell in row] for row in [header, *rows]])
+    writer.writerow([_csv_cell(name) for name in fields])
+    writer.writerows([_csv_cell(of(entry)) for of in fields.values()] for entry in study.entries)
     return file.getvalue()
 
 
-_MEASURED = (
-    ("latency_median_s", ("latency", "latency_median_s")),
-    ("latency_p95_s", ("latency", "latency_p95_s")),
-    ("train_host_bytes", ("peak_memory", "training", "host_bytes")),
-    ("rank_host_bytes", ("peak_memory", "ranking", "host_bytes")),
-    ("macs_exact", ("macs", "inference", "exact")),
-)
+def _fields(study: Study, quality: Quality) -> dict[str, Callable[[Entry], object]]:
+    """The columns of the CSV file: a name and what a ticket has there."""
+
+    def metric(part: str, name: str) -> Callable[[Entry], object]:
+        return lambda entry: entry.metric(part, name)
+
+    def change(place: int) -> Callable[[Entry], object]:
+        return lambda entry: quality.numbers_of(entry, quality.picked_by(entry))[place]
+
+    def of_line(name: str) -> Callable[[Entry], object]:
+        return lambda entry: entry.line.get(name)
+
+    def measured(*names: str) -> Callable[[Entry], object]:
+        return lambda entry: entry.measured(*names)
+
+    def of_test(name: str) -> Callable[[Entry], object]:
+        return lambda entry: number_in(quality.test_of(entry), name)
+
+    return {
+        "model": lambda entry: entry.run.model,
+        "dataset": lambda entry: entry.run.dataset,
+        "method": lambda entry: entry.run.method,
+        "run": lambda entry: entry.run.path.name,
+        "seed": of_line("seed"),
+        "ticket": of_line("ticket"),
+        "chosen": lambda entry: "yes" if entry.is_chosen else "no",
+        **{name: of_line(name) for name in ("sparsity", "kept", "prunable")},
+        "weights": lambda entry: entry.live,
+        "bytes": lambda entry: entry.bytes,
+        **{f"{part} {name}": metric(part, name) for part in ("valid", "test") for name in _metrics_of(study, part)},
+        "picked by": quality.picked_by,
+        **{name: change(place) for place, name in enumerate(("change_percent", "low_percent", "high_percent"))},
+        **{name: of_test(name) for name in ("effect_size", "p_noninferior", "p_adjusted")},
+        "as_good": quality.verdict_text,
+        "wins": _wins,
+        "latency_median_s": measured("latency", "latency_median_s"),
+        "latency_p95_s": measured("latency", "latency_p95_s"),
+        "train_host_bytes": measured("peak_memory", "training", "host_bytes"),
+        "rank_host_bytes": measured("peak_memory", "ranking", "host_bytes"),
+        "macs_exact": measured("macs", "inference", "exact"),
+        **{
+            name: of_line(name) for name in ("epochs", "best_epoch", "relative_epochs", "train_seconds", "eval_seconds")
+        },
+    }
 
 
 def _metrics_of(study: Study, part: str) -> list[str]:
@@ -128,27 +158,11 @@ def _csv_cell(value: object) -> str:
     return f"'{text}" if text.startswith(_BEGINS_FORMULA) else text
 
 
-def table_as_csv(columns: Sequence[Column], entries: Sequence[Entry]) -> str:
-    """The table of the page as CSV."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_csv_cell(column.header) for column in columns])
-    for entry in entries:
-        writer.writerow([_spreadsheet_text(column.cell(entry)) for column in columns])
-    return file.getvalue()
-
-
-def _spreadsheet_text(text: str) -> str:
-    """A number stays one, with its sign; any other text is kept from being computed."""
-    plain = text.replace(",", "")
-    return plain if re.fullmatch(r"-?\d+(\.\d+)?", plain) else _csv_cell(text)
-
-
 def latex_text(study: Study, quality: Quality) -> str:
     r"""A ``tabular`` for papers, with the rules of the package booktabs: all metrics that all runs have."""
     part = study.part
-    header = ["method", "sparsity", "bytes", *study.metrics, r"change [95\,\%]", "as good"]
-    shown = [latex(name) if name != r"change [95\,\%]" else name for name in header]
+    header = ["method", "sparsity", "bytes", *study.metrics, _LATEX_CHANGE, "as good"]
+    shown = [name if name == _LATEX_CHANGE else latex(name) for name in header]
     rows = []
     for entry in study.entries:
         cells = [entry.name, percent(entry.line["sparsity"]), whole(entry.bytes)]
@@ -156,7 +170,7 @@ def latex_text(study: Study, quality: Quality) -> str:
         cells += [quality.change_text(entry, quality.picked_by(entry)), quality.verdict_text(entry)]
         rows.append(" & ".join(map(_latex_cell, cells)) + r" \\")
     lines = [
-        f"% recbole_prune {recbole_prune.__version__}: {part} metrics, change of the validation metric to the dense model; needs booktabs",
+        f"% recbole_prune {recbole_prune.__version__}, booktabs: {part} metrics; change beside the dense model",
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         " & ".join(shown) + r" \\",
@@ -170,12 +184,13 @@ def latex_text(study: Study, quality: Quality) -> str:
 
 def _latex_cell(text: str) -> str:
     """Numbers in mathematics, for their minus signs."""
-    if re.fullmatch(r"-\d[\d.,]*", text):
-        return f"${text}$"
-    return latex(text)
+    is_number = re.fullmatch(r"[+-]\d[\d.]*( \[[+-][\d.]+, [+-][\d.]+\])?", text)
+    return f"${text.replace(' [', chr(92) + ' [')}$" if is_number else latex(text)
 
 
 def latex(text: str) -> str:
     """Text that TeX prints as it is; what TeX's fonts may lack, and line ends, as escapes."""
     plain = text.encode("ascii", "backslashreplace").decode("ascii")
-    return "".join(_LATEX.get(sign, sign if sign.isprintable() else f"\\textbackslash{{}}x{ord(sign):02x}") for sign in plain)
+    return "".join(
+        _LATEX.get(sign, sign if sign.isprintable() else f"\\textbackslash{{}}x{ord(sign):02x}") for sign in plain
+    )

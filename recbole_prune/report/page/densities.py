@@ -43,18 +43,19 @@ def targets_of(scope: Mapping[str, Any]) -> list[Target]:
     """
     found = []
     for target in scope.get("targets", []):
-        name, shape, padding = (target.get(key) if isinstance(target, dict) else None for key in ("name", "shape", "padding_rows"))
-        whole = isinstance(shape, list) and isinstance(padding, list) and all(map(_is_count, [*shape, *padding]))
-        if not (isinstance(name, str) and whole and shape and 0 < prod(shape) <= _MOST_ENTRIES):
-            raise ArtifactError("scope.json is damaged: a target has no name or no shape")
-        if any(row >= shape[0] for row in padding):
-            raise ArtifactError(f"scope.json is damaged: {name} has no row {max(padding)}")
+        fields = target if isinstance(target, dict) else {}
+        name, shape, padding = fields.get("name"), _counts(fields.get("shape")), _counts(fields.get("padding_rows"))
+        if not isinstance(name, str) or not shape or padding is None:
+            raise ArtifactError("scope.json is damaged: a target has no name, no shape or no padding rows")
+        if not 0 < prod(shape) <= _MOST_ENTRIES or any(row >= shape[0] for row in padding):
+            raise ArtifactError(f"scope.json is damaged: {name} has no such shape or padding rows")
         found.append(Target(name, shape[0], prod(shape[1:]), tuple(padding)))
     return found
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _counts(value: object) -> list[int] | None:
+    """A list of whole numbers from 0; None where it is none."""
+    return value if isinstance(value, list) and all(type(each) is int and each >= 0 for each in value) else None
 
 
 def live_per_row(run: RunRecord, line: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, Counts]:
@@ -134,8 +135,10 @@ def popularities(run: RunRecord) -> list[Popularity]:
     if not len(artifact.users) or not len(artifact.items):
         raise ArtifactError("the data has no users and items")
     seen = artifact.seen
+    pointers = seen.indptr.astype(np.int64)
+    of_users = pointers[1:] - pointers[:-1]
     of_items = np.bincount(seen.indices, minlength=len(artifact.items)).astype(np.int64)
-    return [grouped("user", np.diff(seen.indptr.astype(np.int64))), grouped("item", of_items)]
+    return [grouped("user", of_users), grouped("item", of_items)]
 
 
 def grouped(side: str, interactions: Counts) -> Popularity:
@@ -160,11 +163,16 @@ def tables_of(popularity: Popularity, others: Sequence[Popularity], targets: Seq
     return [target for target in targets if target.rows == rows]
 
 
-def density_by_group(counts: Mapping[str, Counts], popularity: Popularity, tables: Sequence[Target]) -> list[float | None]:
+def density_by_group(
+    counts: Mapping[str, Counts], popularity: Popularity, tables: Sequence[Target]
+) -> list[float | None]:
     """Live over all entries of the rows of each group; None for a group without rows."""
     rows = np.bincount(popularity.group[popularity.group >= 0], minlength=GROUPS) * sum(t.width for t in tables)
     live = sum(
-        (np.bincount(popularity.group[popularity.group >= 0], counts[t.name][popularity.group >= 0], GROUPS) for t in tables),
+        (
+            np.bincount(popularity.group[popularity.group >= 0], counts[t.name][popularity.group >= 0], GROUPS)
+            for t in tables
+        ),
         np.zeros(GROUPS),
     )
     return [float(kept) / int(all_) if all_ else None for kept, all_ in zip(live, rows)]

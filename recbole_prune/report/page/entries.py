@@ -12,6 +12,7 @@ from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import ConfigError
 from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.splits import refuse_other_data
+
 _LONGEST_SUFFIX = 40
 
 
@@ -196,7 +197,9 @@ def _told_apart(run: RunRecord, others: Sequence[RunRecord]) -> str:
 
 def _says_nothing(setting: str) -> bool:
     """Whether a setting is in the name already, or says how to run and not what."""
-    return setting in ("model", "dataset", "pruner", "distiller", "seed", "eval_args", "metrics") or setting.startswith("measure_")
+    return setting in ("model", "dataset", "pruner", "distiller", "seed", "eval_args", "metrics") or setting.startswith(
+        "measure_"
+    )
 
 
 def is_smaller_better(metric: str) -> bool:

@@ -29,15 +29,24 @@ class _Cost:
 
 _COSTS = (
     _Cost(
-        "bytes", "Quality and size", "bytes of the weights in an artifact", lambda entry: entry.bytes, lambda entry: None, size,
-        "Sizes: not measured. They are counted when a run ends.",
+        key="bytes",
+        title="Quality and size",
+        axis="bytes of the weights in an artifact",
+        of=lambda entry: entry.bytes,
+        late=lambda entry: None,
+        unit=size,
+        missing="Sizes: not measured. They are counted when a run ends.",
     ),
     _Cost(
-        "latency", "Quality and speed", "median time to rank all items for a user",
-        lambda entry: entry.measured("latency", "latency_median_s"), lambda entry: entry.measured("latency", "latency_p95_s"),
-        short_milliseconds, "Latency: not measured. --measure_latency_users=64 times the lists of 64 users after the test of every ticket.",
+        key="latency",
+        title="Quality and speed",
+        axis="median time to rank all items for a user",
+        of=lambda entry: entry.measured("latency", "latency_median_s"),
+        late=lambda entry: entry.measured("latency", "latency_p95_s"),
+        unit=short_milliseconds,
+        missing="Latency: not measured. With --measure_latency_users=64 a run times the lists of 64 users.",
     ),
-)  # fmt: skip
+)
 
 
 class FrontSection:
@@ -49,19 +58,18 @@ class FrontSection:
         self._shown = {cost.key: [self._points(cost, name) for name in study.metrics] for cost in _COSTS}
 
     def _points(self, cost: _Cost, metric: str) -> list[Point]:
-        part = self._study.part
+        part, interval_of = self._study.part, self._quality.interval_of
         return [
-            Point(
-                entry.name, cost.of(entry) or None, entry.metric(part, metric), self._quality.interval_of(entry, metric),
-                cost.late(entry),
-            )
-            for entry in self._study.entries
-        ]  # fmt: skip
+            Point(e.name, cost.of(e) or None, e.metric(part, metric), interval_of(e, metric), cost.late(e))
+            for e in self._study.entries
+        ]
 
     def _view(self, cost: _Cost, number: int) -> dict[str, Any]:
         points = self._shown[cost.key][number]
         view = view_of(points, cost_scale(points), is_smaller_better(self._study.metrics[number]))
-        names = [point.name for point, on in sorted(zip(points, view["front"]), key=lambda each: each[0].cost or 0) if on]
+        names = [
+            point.name for point, on in sorted(zip(points, view["front"]), key=lambda each: each[0].cost or 0) if on
+        ]
         others = sum(x is not None for x in view["x"]) - len(names)
         missing = view["x"].count(None)
         said = f"Nothing is better in both: {', '.join(names)}." if names else ""
@@ -87,7 +95,9 @@ class FrontSection:
 
     def _columns(self, number: int) -> list[comparison.Column]:
         front = self._view(_COSTS[0], number)["front"]
-        return comparison.columns_of(self._study, self._quality, self._study.metrics[number], [bool(each) for each in front])
+        return comparison.columns_of(
+            self._study, self._quality, self._study.metrics[number], [bool(each) for each in front]
+        )
 
     def charts(self) -> Markup:
         """The two charts, their legend and the choice of the metric."""
@@ -98,10 +108,9 @@ class FrontSection:
             if not any(x is not None for x in view["x"]):
                 figures.append(element("figure", parts.paragraph(cost.missing, class_="none"), class_="empty"))
                 continue
-            chart = charts.pareto_chart(
-                view, [entry.name for entry in self._study.entries], [self._series.index(e.series) for e in self._study.entries],
-                cost_scale(self._shown[cost.key][0]), cost.unit, f"{cost.title}: {self._study.part} {metric} against {cost.axis}", cost.axis,
-            )  # fmt: skip
+            names, series = zip(*((entry.name, self._series.index(entry.series)) for entry in self._study.entries))
+            costs, said = cost_scale(self._shown[cost.key][0]), f"{cost.title}: {self._study.part} {metric} against"
+            chart = charts.pareto_chart(view, names, series, costs, cost.unit, f"{said} {cost.axis}", cost.axis)
             title = element("h3", f"{cost.title}: {self._study.part} ", element("span", metric, class_="metric"))
             figures.append(element("figure", title, chart, element("figcaption", view["caption"]), data_chart=cost.key))
         return parts.section(
@@ -118,15 +127,19 @@ class FrontSection:
     def _legend(self) -> Markup:
         keys = [element("li", charts.mark(number), name) for number, name in enumerate(self._series)]
         notes: list[Child] = [
-            "The line joins what nothing beats in both. Upright: 95 % interval over users of the difference to the dense model. "
-            "Level: from the median to the 95th percentile."
+            "The line joins what nothing beats in both. Upright: 95 % interval over users of the difference to the "
+            "dense model. Level: from the median to the 95th percentile."
         ]
         return element("div", element("ul", keys, class_="legend"), parts.paragraph(notes, class_="note"))
 
     def table(self) -> Markup:
         """The comparison of all tickets, with its text for spreadsheets and papers."""
         study, every = self._study, self._columns(0)
-        columns = [c for c in every if c.of_metric or any(c.cell(entry) not in (NOT_MEASURED, "dense") for entry in study.entries)]
+        columns = [
+            c
+            for c in every
+            if c.of_metric or any(c.cell(entry) not in (NOT_MEASURED, "dense") for entry in study.entries)
+        ]
         missing = [column.header for column in every if column not in columns]
         rows: list[Sequence[Child]] = []
         for entry in study.entries:
@@ -140,9 +153,9 @@ class FrontSection:
         return parts.section(
             "comparison", "All tickets",
             parts.table("All tickets, the metric as chosen above; * is what a run exports", header, rows, id="tickets"),
-            parts.paragraph(f"Not measured in any run: {', '.join(missing)}.", class_="note") if missing else None,
+            parts.not_measured(missing),
             self._legend_of_table(),
-            self._copy("csv", "Copy as CSV", comparison.table_as_csv(every, study.entries)),
+            self._copy("csv", "Copy as CSV", comparison.csv_text(study, self._quality)),
             self._copy("latex", "Copy as LaTeX", comparison.latex_text(study, self._quality)),
         )  # fmt: skip
 
@@ -150,9 +163,11 @@ class FrontSection:
         picked = ", ".join(dict.fromkeys(self._quality.picked_by(entry) for entry in self._study.entries))
         smaller = [name for name in self._study.metrics if is_smaller_better(name)]
         return parts.paragraph(
-            f"Change: {self._study.part} value of a ticket beside its dense model, in percent of it, with the 95 % interval over users. As good: "
-            f"worse by less than the margin, tested on {picked}, Holm-corrected over the tickets of a run; open = not decided by "
-            "these users. Wins: yes = at least as good on validation in no more epochs, metric = in more epochs. Epoch: the one whose weights were kept, of those trained. Front: nothing is smaller and better.",
+            f"Change: {self._study.part} value of a ticket beside its dense model, in percent of it, with the 95 % "
+            f"interval over users. As good: worse by less than the margin, tested on {picked}, Holm-corrected over the "
+            "tickets of a run; open = not decided by these users. Wins: yes = at least as good on validation in no more "
+            "epochs, metric = in more epochs. Epoch: the one whose weights were kept, of those trained. Front: nothing "
+            "is smaller and better.",
             f" Smaller is better: {', '.join(smaller)}." if smaller else None,
             class_="note",
         )  # fmt: skip
@@ -162,4 +177,6 @@ class FrontSection:
         """A text to be copied: by the button, or from the box where there is no script."""
         button = element("button", title, type="button", class_="copy", data_from=f"text-{key}")
         box = parts.preformatted(text, id=f"text-{key}")
-        return parts.details(title.replace("Copy as", "As"), parts.paragraph(button, element("output", "", class_="said")), box)
+        return parts.details(
+            title.replace("Copy as", "As"), parts.paragraph(button, element("output", "", class_="said")), box
+        )

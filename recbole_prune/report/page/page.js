@@ -91,5 +91,5 @@
       said.textContent = document.execCommand("copy") ? "copied" : "selected: copy it with Ctrl+C";
     });
   }
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
+  window.addEventListener("beforeprint", () => document.querySelectorAll("#runs details").forEach((each) => { each.open = true; }));
 })();

@@ -43,7 +43,9 @@ def front_of(points: Sequence[Point], smaller: bool = False) -> list[bool]:
         smaller: whether a smaller quality is better.
     """
     sign = -1 if smaller else 1
-    known = [(p.cost, sign * p.quality, i) for i, p in enumerate(points) if p.cost is not None and p.quality is not None]
+    known = [
+        (p.cost, sign * p.quality, i) for i, p in enumerate(points) if p.cost is not None and p.quality is not None
+    ]
     on_front, best, cost_of_best = [False] * len(points), -float("inf"), -float("inf")
     for cost, quality, index in sorted(known, key=lambda each: (each[0], -each[1])):
         if quality > best or (quality == best and cost == cost_of_best):
@@ -56,7 +58,8 @@ def view_of(points: Sequence[Point], costs: Scale, smaller: bool = False) -> dic
 
     Returns:
         ``x`` and ``y`` of every point (None: not shown), ``whiskers`` (pairs of heights or None), ``spans`` (where the
-        late cost is, or None), ``front`` (0 or 1), ``line`` (the path of the front), ``ticks`` (height, text) and ``labels`` (index, x, y, 1: right, -1: left).
+        late cost is, or None), ``front`` (0 or 1), ``line`` (the path of the front), ``ticks`` (height, text) and
+        ``labels`` (index, x, y, 1: right, -1: left).
     """
     shown = [p.cost is not None and p.quality is not None for p in points]
     heights = [p.quality for p, is_shown in zip(points, shown) if is_shown and p.quality is not None]
@@ -65,7 +68,9 @@ def view_of(points: Sequence[Point], costs: Scale, smaller: bool = False) -> dic
     front = front_of(points, smaller)
     x = [costs(p.cost) if is_shown and p.cost is not None else None for p, is_shown in zip(points, shown)]
     y = [scale(p.quality) if is_shown and p.quality is not None else None for p, is_shown in zip(points, shown)]
-    whiskers = [[scale(end) for end in p.interval] if is_shown and p.interval else None for p, is_shown in zip(points, shown)]
+    whiskers = [
+        [scale(end) for end in p.interval] if is_shown and p.interval else None for p, is_shown in zip(points, shown)
+    ]
     return {
         "x": x,
         "y": y,
@@ -87,7 +92,9 @@ def _staircase(corners: Sequence[tuple[int, int]]) -> str:
     return f"M{ordered[0][0]} {ordered[0][1]}{steps}H{RIGHT}"
 
 
-def _labels(points: Sequence[Point], x: Sequence[int | None], y: Sequence[int | None], front: Sequence[bool]) -> list[list[int]]:
+def _labels(
+    points: Sequence[Point], x: Sequence[int | None], y: Sequence[int | None], front: Sequence[bool]
+) -> list[list[int]]:
     """Names of points on the front where there is room, the outermost first; each with its side."""
     boxes = [(a - 6, b - 6, a + 6, b + 6) for a, b in zip(x, y) if a is not None and b is not None]
     placed: list[list[int]] = []
@@ -117,4 +124,6 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 def cost_scale(points: Sequence[Point]) -> Scale:
     """The horizontal axis: logarithmic, since what counts is how many times smaller."""
-    return scale_over([cost for p in points for cost in (p.cost, p.late) if cost], LEFT + 8, RIGHT - 8, log=True, room=0.05)
+    return scale_over(
+        [cost for p in points for cost in (p.cost, p.late) if cost], LEFT + 8, RIGHT - 8, log=True, room=0.05
+    )

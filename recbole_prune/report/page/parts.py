@@ -23,9 +23,30 @@ def table(caption: str, header: Sequence[Child], rows: Sequence[Sequence[Child]]
         attributes: of the table.
     """
     head = element("tr", [element("th", name, scope="col") for name in header])
-    body = [element("tr", element("th", first, scope="row"), [_as_cell(each) for each in rest]) for first, *rest in rows]
-    inside = element("table", element("caption", caption), element("thead", head), element("tbody", body), **attributes)
+    body = [
+        element("tr", element("th", first, scope="row"), [_as_cell(each) for each in rest]) for first, *rest in rows
+    ]
+    inside = element(
+        "table",
+        element("caption", element("span", caption)),
+        element("thead", head),
+        element("tbody", body),
+        **attributes,
+    )
     return element("div", inside, class_="scroll", role="region", tabindex="0", aria_label=caption)
+
+
+def measured_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table without the columns in which nothing was measured; a line below names those."""
+    kept = [place for place in range(len(header)) if any(row[place] != NOT_MEASURED for row in rows)]
+    missing = [name for place, name in enumerate(header) if place not in kept]
+    shown = table(caption, [header[place] for place in kept], [[row[place] for place in kept] for row in rows])
+    return joined([shown, not_measured(missing)])
+
+
+def not_measured(columns: Sequence[str]) -> Markup | None:
+    """What columns a table would have had, None where it has all."""
+    return paragraph(f"Not measured in any run: {', '.join(columns)}.", class_="note") if columns else None
 
 
 def cell(content: Child, class_: str | None = None) -> Markup:

@@ -10,6 +10,8 @@ from recbole_prune.report.page.entries import Study
 from recbole_prune.report.page.markup import Child, Markup, element
 from recbole_prune.report.page.scales import size
 
+_DESCRIBED = ("settings", "versions")
+
 
 def runs_section(study: Study) -> Markup:
     """Every run folder with its state, then what it was made with."""
@@ -26,8 +28,7 @@ def runs_section(study: Study) -> Markup:
         parts.table("Run folders of this report", header, rows),
         [_chosen_because(run) for run in described if run.summary is not None],
         parts.details("Commands", element("dl", [_command(run) for run in described])),
-        parts.details("Settings", _shared("settings", [run.settings for run in described]), _own("settings", described)),
-        parts.details("Versions", _shared("versions", [_versions(run) for run in described]), _own("versions", described)),
+        [parts.details(each.capitalize(), _shared(each, described), _own(each, described)) for each in _DESCRIBED],
     )  # fmt: skip
 
 
@@ -44,7 +45,10 @@ def _chosen_because(run: RunRecord) -> Markup | None:
 
 
 def _command(run: RunRecord) -> list[Child]:
-    return [element("dt", name_of(run)), element("dd", parts.preformatted(str(run.record.get("command", "not recorded"))))]
+    return [
+        element("dt", name_of(run)),
+        element("dd", parts.preformatted(str(run.record.get("command", "not recorded")))),
+    ]
 
 
 def _versions(run: RunRecord) -> Mapping[str, object]:
@@ -56,23 +60,35 @@ def _facts(run: RunRecord, what: str) -> Mapping[str, object]:
     return run.settings if what == "settings" else _versions(run)
 
 
-def _shared(what: str, found: Sequence[Mapping[str, object]]) -> Markup:
+def _shared(what: str, runs: Sequence[RunRecord]) -> Markup:
     """What all runs have in common."""
-    common = {str(key): value for key, value in found[0].items() if all(key in each and each[key] == value for each in found)}
+    found = [_facts(run, what) for run in runs]
+    common = {
+        str(key): value for key, value in found[0].items() if all(key in each and each[key] == value for each in found)
+    }
     if not common:
         return parts.paragraph(f"The runs have no {what} in common.")
-    title = f"{what.capitalize()} of all runs; others have their defaults" if what == "settings" else "Versions of all runs"
-    return parts.table(title, ["name", "value"], [[key, parts.cell(str(value), "text")] for key, value in common.items()])
+    title = (
+        f"{what.capitalize()} of all runs; others have their defaults" if what == "settings" else "Versions of all runs"
+    )
+    return parts.table(
+        title, ["name", "value"], [[key, parts.cell(str(value), "text")] for key, value in common.items()]
+    )
 
 
 def _own(what: str, runs: Sequence[RunRecord]) -> Markup | None:
     """What differs from run to run."""
     first = _facts(runs[0], what)
     names = dict.fromkeys(str(key) for run in runs for key in _facts(run, what))
-    differing = [name for name in names if any(name not in _facts(run, what) or _facts(run, what)[name] != first.get(name) for run in runs)]
+    differing = [
+        name
+        for name in names
+        if any(name not in _facts(run, what) or _facts(run, what)[name] != first.get(name) for run in runs)
+    ]
     if not differing:
         return None
     rows: list[list[Child]] = [
-        [name_of(run), *(parts.cell(str(_facts(run, what).get(name, "-")), "text") for name in differing)] for run in runs
+        [name_of(run), *(parts.cell(str(_facts(run, what).get(name, "-")), "text") for name in differing)]
+        for run in runs
     ]
     return parts.table(f"{what.capitalize()} that differ", ["run", *differing], rows)

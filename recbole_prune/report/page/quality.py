@@ -40,7 +40,10 @@ class Quality:
 
     def picked_by(self, entry: Entry) -> str:
         """The metric that tickets of its run are picked by, as the journal names it."""
-        return (entry.run.valid_metric or next(iter(entry.line["valid"]), "")).lower()
+        if entry.run.valid_metric is not None:
+            return entry.run.valid_metric.lower()
+        scores: Mapping[str, float | None] = entry.line["valid"]  # of a run that goes on: the default has this score
+        return next((name for name, score in scores.items() if score == entry.line["valid_score"]), "")
 
     def numbers_of(self, entry: Entry, metric: str) -> Change:
         """The change to the dense model in percent of it, and the ends of its 95 % interval."""
@@ -55,8 +58,8 @@ class Quality:
         if entry.is_dense or value is None or not usual:
             return UNKNOWN
         users = self._users[entry.run.path]
-        of_dense = users and users.values(self._part, 0, metric)
-        of_ticket = users and users.values(self._part, entry.number, metric)
+        of_dense = None if users is None else users.values(self._part, 0, metric)
+        of_ticket = None if users is None else users.values(self._part, entry.number, metric)
         if of_dense is not None and of_ticket is not None:
             try:
                 change, (low, high) = change_of(of_dense, of_ticket)
@@ -73,7 +76,7 @@ class Quality:
         if change is None:
             return NOT_MEASURED
         interval = f" [{low:+.2f}, {high:+.2f}]" if low is not None and high is not None else ""
-        return f"{change:+.2f} %{interval}" if abs(change) < 1e6 else digits(change)
+        return f"{change:+.2f}{interval}" if abs(change) < 1e6 else digits(change)
 
     def interval_of(self, entry: Entry, metric: str) -> tuple[float, float] | None:
         """The interval of the change as values of the metric, around the dense model's value."""
@@ -86,7 +89,7 @@ class Quality:
 
     def test_of(self, entry: Entry) -> Mapping[str, Any]:
         """The verdict that its run wrote about a pruned ticket; empty where it wrote none."""
-        found = ((entry.run.summary or {}).get("as_good") or {})
+        found = (entry.run.summary or {}).get("as_good") or {}
         tests = found.get("tickets", found) if isinstance(found, Mapping) else {}
         test = tests.get(str(entry.number)) if isinstance(tests, Mapping) else None
         return test if isinstance(test, Mapping) else {}

@@ -9,8 +9,8 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.report.folders import RunRecord
 
 # what RecBole takes where a run sets nothing: by kind of model, then by setting
-_USUAL = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full"}
-_OF_KIND = {
+_USUAL: Mapping[str, object] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full"}
+_OF_KIND: Mapping[str, Mapping[str, object]] = {
     "sequential": {**_USUAL, "split": {"LS": "valid_and_test"}, "order": "TO"},
     "context": {**_USUAL, "group_by": None, "mode": "labeled"},
 }
@@ -47,7 +47,7 @@ def _split_of(run: RunRecord) -> dict[str, object]:
     """How interactions are split and ranked, what RecBole adds to the run's own words included."""
     kind = next((model.kind for model in read_models() if model.name == run.model), "")
     given = run.settings.get("eval_args")
-    found = {**_OF_KIND.get(kind, _USUAL), **(given if isinstance(given, Mapping) else {})}
+    found: dict[str, object] = {**_OF_KIND.get(kind, _USUAL), **(given if isinstance(given, Mapping) else {})}
     mode = found.pop("mode")
     modes = mode if isinstance(mode, Mapping) else dict.fromkeys(_PARTS, mode)
     filled = {part: modes.get(part, next(iter(modes.values()), "full")) for part in _PARTS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from recbole_prune.report.folders import RunRecord
@@ -20,16 +20,17 @@ Curve = tuple[str, str, list[tuple[float, float]], "float | None"]
 def curves_section(study: Study, quality: Quality) -> Markup:
     """Validation scores and training losses of every ticket over its epochs."""
     figures: list[Markup] = []
-    for run in dict.fromkeys(entry.run.path for entry in study.entries):
-        entries = [entry for entry in study.entries if entry.run.path == run]
-        figures += _figures(entries[0].run, next((e.series for e in entries if not e.is_dense), entries[0].series), quality.picked_by(entries[0]))
+    for run in study.runs:
+        entries = [entry for entry in study.entries if entry.run is run]
+        if entries:  # the last is a pruned one, where there is one
+            figures += _figures(run, entries[-1].series, quality.picked_by(entries[-1]))
     if not figures:
         figures = [parts.paragraph("No validation was recorded.", class_="none")]
     return parts.section(
         "curves", "Learning curves", element("div", figures, class_="pair"),
         parts.paragraph(
-            "A line ends in the number of its ticket; 0 is the dense model, and the darker a line, the more is pruned. "
-            "A circle marks the epoch whose weights were kept.",
+            "A line ends in the number of its ticket; 0 is the dense model, drawn with dashes; the stronger a "
+            "line, the more is pruned. A circle marks the epoch whose weights were kept.",
             class_="note",
         ),
     )  # fmt: skip
@@ -42,7 +43,9 @@ def _figures(run: RunRecord, name: str, metric: str) -> list[Markup]:
     for what, curves in ((f"validation {metric}", validation), ("training loss", losses)):
         if any(line for _, _, line, _ in curves):
             title = element("h3", f"{name}: {what}")
-            found.append(element("figure", title, charts.curve_chart(curves, f"{name}: {what} by epoch, a line for each ticket")))
+            found.append(
+                element("figure", title, charts.curve_chart(curves, f"{name}: {what} by epoch, a line for each ticket"))
+            )
     return found
 
 
@@ -61,23 +64,46 @@ def _curves(run: RunRecord, field: str) -> list[Curve]:
 
 
 def epochs_section(study: Study) -> Markup:
-    """Relative training epochs: how many times sooner a ticket is where the dense model ends (figure 6 of the paper)."""
+    """How many times sooner a ticket is where the dense model ends (figure 6 of the lottery-ticket paper)."""
     pruned = [entry for entry in study.entries if not entry.is_dense]
     known = {id(entry): number_in(entry.line, "relative_epochs") for entry in pruned}
     longest = max([value for value in known.values() if value is not None], default=1.0) or 1.0
     rows: list[list[Child]] = []
     for entry in pruned:
         relative, dense = known[id(entry)], entry.run.dense
-        reached = "never" if dense is not None and relative is None else NOT_MEASURED if relative is None else f"{three(relative)} times"
+        reached = (
+            "never"
+            if dense is not None and relative is None
+            else NOT_MEASURED
+            if relative is None
+            else f"{three(relative)} times"
+        )
         shown = parts.cell(charts.bar(relative / longest) if relative else "", "wide")
-        rows.append([entry.name, str(entry.line["best_epoch"]), "-" if dense is None else str(dense["best_epoch"]), reached, shown])
-    header = ["ticket", "its best epoch", "best epoch of dense", "sooner than dense", element("span", "bar", class_="hidden")]
+        rows.append(
+            [
+                entry.name,
+                str(entry.line["best_epoch"]),
+                "-" if dense is None else str(dense["best_epoch"]),
+                reached,
+                shown,
+            ]
+        )
+    header = [
+        "ticket",
+        "its best epoch",
+        "best epoch of dense",
+        "sooner than dense",
+        element("span", "bar", class_="hidden"),
+    ]
     content: list[Child] = [
-        parts.table("How many times fewer epochs a ticket needs to be as good as the dense model on validation", header, rows)
+        parts.table(
+            "How many times fewer epochs a ticket needs to be as good as the dense model on validation", header, rows
+        )
         if rows
         else parts.paragraph("No ticket is pruned.", class_="none"),
         parts.paragraph(
-            "Best epoch of the dense model over the first epoch at which the ticket is as good; never = it is not, at any epoch.", class_="note"
+            "Best epoch of the dense model over the first epoch at which the ticket is as good; never: at none.",
+            class_="note",
         ),
     ]
     return parts.section("epochs", "Relative epochs", content)
@@ -85,7 +111,16 @@ def epochs_section(study: Study) -> Markup:
 
 def costs_section(study: Study) -> Markup:
     """What training and ranking took, as far as it was measured."""
-    header = ["ticket", "training", "evaluation", "memory, training", "memory, ranking", "MACs a user", "checkpoint", "energy, training"]
+    header = [
+        "ticket",
+        "training",
+        "evaluation",
+        "memory, training",
+        "memory, ranking",
+        "MACs a user",
+        "checkpoint",
+        "energy, training",
+    ]
     rows = [
         [
             entry.name,
@@ -99,10 +134,17 @@ def costs_section(study: Study) -> Markup:
         ]
         for entry in study.entries
     ]
-    threads = sorted({int(each) for entry in study.entries if (each := entry.measured("latency", "threads")) is not None})
-    note = "Peak memory is that of the process, and of tensors on a GPU. MACs count the multiply-accumulates that are left."
+    threads = sorted(
+        {int(each) for entry in study.entries if (each := entry.measured("latency", "threads")) is not None}
+    )
+    note = "Peak memory is that of the process, and of tensors on a GPU. MACs: multiply-accumulates that are left."
     note += f" Latency was measured with {', '.join(map(str, threads))} thread(s)." if threads else ""
-    return parts.section("costs", "Costs", parts.table("What every ticket cost", header, rows), parts.paragraph(note, class_="note"))
+    return parts.section(
+        "costs",
+        "Costs",
+        parts.measured_table("What every ticket cost", header, rows),
+        parts.paragraph(note, class_="note"),
+    )
 
 
 def _memory(entry: Entry, what: str) -> str:

@@ -21,9 +21,11 @@ def headline(study: Study, quality: Quality) -> str:
         going = "; a run is not finished" if any(run.summary is None for run in study.runs) else ""
         return f"There is no chosen ticket to judge: only dense models are finished{going}."
     if verdict_kind(study, quality) == "yes":
-        return f"Take {best.name}: {_said(best, study, quality)}. It is as good as the dense model, {_tested(best, quality)}."
+        as_good = f"It is as good as the dense model, {_tested(best, quality)}."
+        return f"Take {best.name}: {_said(best, study, quality)}. {as_good}"
     if all(quality.verdict_of(entry) is None for entry in _chosen(study)):
-        return f"Closest to its dense model comes {best.name}: {_said(best, study, quality)}. Nothing was tested user by user in these runs."
+        untested = "Nothing was tested user by user in these runs."
+        return f"Closest to its dense model comes {best.name}: {_said(best, study, quality)}. {untested}"
     verdict = "worse" if verdict_kind(study, quality) == "no" else "neither as good nor worse"
     return (
         f"No chosen ticket is shown to be as good as its dense model. Closest comes {best.name}: "
@@ -57,7 +59,10 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
     metric = quality.picked_by(entry)
     usual = (entry.run.dense or {study.part: {}})[study.part].get(metric)
     found = [
-        ("Weights left", percent(1 - entry.line["sparsity"]), f"{whole(entry.live)} of {whole(entry.line['parameters'])}"),
+        (
+            "Weights left", percent(entry.live / entry.line["parameters"] if entry.line["parameters"] else None),
+            f"{whole(entry.live)} of {whole(entry.line['parameters'])}",
+        ),
         ("Size", size(entry.bytes), f"dense {size(entry.bytes_of_dense)}"),
         (f"{study.part} {metric}", digits(entry.metric(study.part, metric)), f"dense {digits(usual)}"),
         (
@@ -102,7 +107,8 @@ def _clauses(entry: Entry, study: Study, quality: Quality) -> Iterator[str]:
     metric = quality.picked_by(entry)
     value, usual = entry.metric(study.part, metric), (entry.run.dense or {study.part: {}})[study.part].get(metric)
     if value is not None and usual is not None:
-        yield f"{study.part} {metric} {digits(value)} instead of {digits(usual)} ({quality.change_text(entry, metric)})"
+        change = quality.change_text(entry, metric)
+        yield f"{study.part} {metric} {digits(value)} instead of {digits(usual)} ({change} %)"
 
 
 def warnings(study: Study, quality: Quality) -> Sequence[str]:

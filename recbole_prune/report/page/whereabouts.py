@@ -12,17 +12,17 @@ from recbole_prune.report.page.markup import Child, Markup, element
 
 _MOST_LAYERS = 10
 _NOTE = (
-    "Percent of the entries that are live. Groups hold equally many interactions each, the most popular first; they are of all "
-    "interactions of the data set, validation and test among them, as the artifact lists them."
+    "Percent of the entries that are live. Groups hold equally many interactions each, the most popular first; counted "
+    "are all interactions of the data set, validation and test among them, as the artifact lists them."
 )
 
 
 def density_section(study: Study) -> Markup:
     """Density by tensor and by popularity of users and items (figure 7 of the lottery-ticket paper)."""
     content: list[Child] = []
-    for path in dict.fromkeys(entry.run.path for entry in study.entries if not entry.is_dense):
-        entries = [entry for entry in study.entries if entry.run.path == path and not entry.is_dense]
-        content += _of_run(entries)
+    for run in study.runs:
+        entries = [entry for entry in study.entries if entry.run is run and not entry.is_dense]
+        content += _of_run(entries) if entries else []
     if not content:
         content = [parts.paragraph("No ticket is pruned.", class_="none")]
     return parts.section("density", "Where entries are kept", content, parts.paragraph(_NOTE, class_="note"))
