@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import product
 
@@ -66,6 +67,13 @@ def test_sign_flips_are_near_the_exact_ones_of_the_method_file() -> None:
     for p_value, wanted in ((found.sign_flip_p, two_sided), (found.sign_flip_p_noninferior, one_sided)):
         assert p_value == pytest.approx(float(wanted), abs=4 * 0.5 / np.sqrt(DRAWS)), "four standard deviations"
     assert paired_test(DENSE, TICKET, 0.05) == found, "the draws have a seed"
+
+
+def test_json_has_every_field() -> None:
+    for found in (*verdicts(DENSE, {1: TICKET, 2: DENSE}, 0.05).values(), paired_test([0.0], [0.1], 0.01)):
+        read = json.loads(json.dumps(found.to_json(), allow_nan=False))
+        expected = {**asdict(found), "interval_percent": list(found.interval_percent), "decidable": found.decidable}
+        assert read == expected
 
 
 def test_holm_of_the_method_file() -> None:

@@ -58,7 +58,7 @@ def test_every_ticket_has_a_row_with_its_numbers() -> None:
 
 
 def test_the_highest_winner_is_named() -> None:
-    assert legend(tickets(), "NDCG@10")[-1] == "highest winning sparsity: 10.00 %", "ticket 2 is as good, but later"
+    assert legend(tickets(), "NDCG@10")[-1] == "highest winning sparsity: 10.00 %", "ticket 2 reaches it later"
     losers = [metric_ticket(0, 0.0, None, None), metric_ticket(1, 0.1, False, False)]
     assert legend(losers, "NDCG@10")[-1] == "highest winning sparsity: none"
     assert "highest" not in " ".join(legend(losers[:1], "NDCG@10"))
@@ -138,7 +138,7 @@ def test_recall_by_popularity_stands_where_it_was_measured() -> None:
 def test_the_legend_names_the_teacher() -> None:
     first, *rest = legend(tickets(), "NDCG@10", teacher=TEACHER)
     assert first.startswith("teacher: ticket 0 of BPR/none-0123456789;")
-    assert any("as good as the dense taught student" in line for line in rest)
+    assert any("reaches the dense taught student's validation score" in line for line in rest)
     lists = {"kind": "lists", "path": "/elsewhere/best.tsv", "model": None, "parameters": None, "metrics": {}}
     assert legend(tickets(), "NDCG@10", teacher=lists)[0].startswith("teacher: ranked lists in best.tsv;")
     _, rows = rows_of(table_of(teacher=lists))

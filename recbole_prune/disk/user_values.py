@@ -27,7 +27,8 @@ Ids = NDArray[np.int64]
 Arrays = dict[str, NDArray[np.generic]]
 
 PARTS = ("valid", "test")
-_METADATA = {"format": "recbole_prune users", "format_version": "1"}
+# one entry: safetensors writes several in any order, and equal values are to be equal bytes
+_VERSION, _KEY = "1", "users_format_version"
 _NAME = re.compile(r"(valid|test)/(?:(users)|(\d{3,9})/([^/]+))")
 # far above what any run writes
 _LONGEST, _LONGEST_HEADER = 1 << 32, 64 << 20
@@ -65,7 +66,7 @@ def digest_of(arrays: Mapping[str, NDArray[np.generic]], ticket: int) -> str | N
 
 def encode(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
     """The file."""
-    return save({name: arrays[name] for name in sorted(arrays)}, metadata=_METADATA)
+    return save({name: arrays[name] for name in sorted(arrays)}, metadata={_KEY: _VERSION})
 
 
 def read(path: Path, expected: Mapping[int, str]) -> Arrays:
@@ -94,13 +95,11 @@ def _decode(data: bytes, path: Path) -> Arrays:
     size = int.from_bytes(data[:8], "little")
     header = read_json(data[8 : 8 + size]) if size <= min(_LONGEST_HEADER, len(data) - 8) else None
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or metadata.get("format") != _METADATA["format"]:
+    version = metadata.get(_KEY) if isinstance(metadata, dict) else None
+    if version is None:
         raise _damaged(path, "it is no file of users' values")
-    version = metadata.get("format_version")
-    if version != _METADATA["format_version"]:
-        raise StoreError(
-            f"{path} has format version {version}, this recbole_prune reads {_METADATA['format_version']}: upgrade"
-        )
+    if version != _VERSION:
+        raise StoreError(f"{path} has format version {version}, this recbole_prune reads {_VERSION}: upgrade")
     try:
         arrays: Arrays = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:

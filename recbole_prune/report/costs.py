@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from recbole_prune.run.ticket import Ticket
 
+_SHORTEST_S = 0.05
+
 
 def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
     """One line under the table: measured seconds first, multiply-accumulates as their footnote."""
@@ -19,6 +21,22 @@ def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
     if record["training"] is not None:
         text += f"; a training step {_in_words(record['training']['step'])}"
     return f"ticket {chosen.ticket}: {seconds}; MACs (not seconds): {text}"
+
+
+def times_faster(ticket: Ticket, dense: Ticket | None) -> float | None:
+    """How many times faster than the dense model a ticket ranked the test users; None where that was not measured.
+
+    A single evaluation of less than 50 ms says nothing; latencies, where they were measured, are medians.
+    """
+    if dense is None:
+        return None
+    before, now = (one.measured or {} for one in (dense, ticket))
+    for name, seconds, shortest in (("ranking", "seconds", _SHORTEST_S), ("latency", "latency_median_s", 0.0)):
+        one, other = before.get(name) or {}, now.get(name) or {}
+        same = all(one.get(key) == other.get(key) for key in ("users", "threads", "device"))
+        if same and min(one.get(seconds) or 0.0, other.get(seconds) or 0.0) > shortest:
+            return float(one[seconds] / other[seconds])
+    return None
 
 
 def _in_words(macs: dict[str, int]) -> str:

@@ -169,7 +169,7 @@ def _tested(dense: _Floats, differences: _Floats, margin: float, flips: tuple[fl
     deviation = float(differences.std(ddof=1)) if users > 1 else 0.0
     if deviation <= 1e-12 * abs(mean):  # one difference for all users, but for rounding
         deviation = 0.0
-    error = deviation / np.sqrt(users)
+    error = deviation / users**0.5
     half = float(stdtrit(users - 1, 1 - LEVEL / 2)) * error if users > 1 else 0.0
     untested = identical or users == 1
     p_noninferior = None if untested else _upper_tail(mean + allowed, error, users - 1)

@@ -12,6 +12,7 @@ from recbole_prune.errors import printable
 from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
 from recbole_prune.run.opening import run_folder_of
 from recbole_prune.run.siblings import SiblingRow
+from recbole_prune.run.summary import AsGood
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
 
@@ -29,11 +30,13 @@ def ticket_table(
     every_metric: bool = False,
     teacher: Mapping[str, Any] | None = None,
     alone: Ticket | None = None,
+    as_good: AsGood | None = None,
 ) -> str:
     """One row per ticket, then the baselines that were run over the same settings.
 
     In a distilled run a column says how many weights there are, so that teacher and student can be compared; two say
     how much of the popular and of the unpopular items is found, where that was measured, and take the place of others.
+    The last column is there where tickets were tested to be as good as the dense model.
 
     Args:
         tickets: ticket 0 first.
@@ -44,6 +47,7 @@ def ticket_table(
         every_metric: show all metrics instead of the validation metric alone.
         teacher: what the journal says of the teacher; it has the first row, of several each has one.
         alone: the student without a teacher; it has the next row.
+        as_good: what was tested of the tickets.
     """
     metric = valid_metric.lower()
     names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
@@ -64,13 +68,23 @@ def ticket_table(
         add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
     for ticket in tickets:
         label = ("taught " if taught and ticket.is_taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
-        record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}
+        block = None if as_good is None else as_good.blocks.get(ticket.ticket)
+        record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket), "as_good": block}
         add(_row(label, record, names), live_parameters(ticket), record)
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
         add(_row(other.method, other.ticket, names), None, other.ticket)
-    if not taught:
-        return format_rows(header, rows)
-    return format_rows(*_with_columns_of_teaching(header, rows, sizes, records, every_metric))
+    if any(map(_tested, records)):
+        header = [*header, "as good"]
+        rows = [[*row, (_tested(record) or {}).get("as_good", "-")] for row, record in zip(rows, records)]
+    if taught:
+        header, rows = _with_columns_of_teaching(header, rows, sizes, records, every_metric)
+    return format_rows(header, rows)
+
+
+def _tested(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The tests of a ticket, of this run or of another."""
+    found: Mapping[str, Any] | None = record.get("as_good")
+    return found
 
 
 def is_taught(tickets: Sequence[Ticket], teacher: Mapping[str, Any] | None) -> bool:
@@ -87,7 +101,9 @@ def _with_columns_of_teaching(
 ) -> tuple[list[str], list[list[str]]]:
     """The weights before the metrics; recall by popularity after them, in the place of what fills a terminal."""
     groups = GROUPS if any(map(recall_of, records)) else {}
-    after, dropped = header.index("bytes"), ("kept", "epochs", "best") if groups and not every_column else ()
+    after, dropped = header.index("bytes"), {"kept", "epochs", "best"} if groups and not every_column else set()
+    if dropped and "as good" in header:
+        dropped.add("weights")  # in words below the table
     weights = ["weights", *("-" if size is None else str(size) for size in sizes)]
     recall = [list(groups.values()), *([figure(recall_of(record), group) for group in groups] for record in records)]
     header, *rows = [
@@ -137,7 +153,7 @@ def legend(
         metric = f"valid, test: {valid_metric.lower()}{better} (--verbose shows {more}); "
     lines = [
         f"{metric}bytes: weights in an artifact",
-        "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
+        "wins: yes = reaches dense's validation score in no more epochs, metric = but later, no = does not",
     ]
     if taught:
         lines[1] = lines[1].replace("dense", "the dense taught student")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_prune.errors import PruneError
@@ -12,6 +12,27 @@ from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
+
+
+@dataclass(frozen=True)
+class AsGood:
+    """Which tickets were tested to be as good as the dense model.
+
+    Attributes:
+        metric: as the journal names it.
+        margin: ``report_margin``.
+        blocks: of pruned tickets by number the fields of ``report.statistics.PairedTest``, as JSON has them.
+        not_tested: why there are no blocks though tickets were pruned; None where there are.
+    """
+
+    metric: str
+    margin: float
+    blocks: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    not_tested: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the summary says beside the blocks, which stand with their tickets."""
+        return {"metric": self.metric, "data": "test", "margin": self.margin, "not_tested": self.not_tested}
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,7 @@ class RunResult:
         artifact: folder of the artifact.
         recommends: whether ``recbole-prune recommend`` takes it.
         bytes_of: a ticket's weights in an artifact, by its number; None where they could not be counted.
+        as_good: the tested statement about each pruned ticket.
         teacher: what the journal says of the teacher, None without.
         alone: the student's dense model without a teacher, None where it was left out.
         siblings: pruned tickets of other runs over the same training settings.
@@ -39,6 +61,7 @@ class RunResult:
     notice: str | None
     artifact: str
     bytes_of: Mapping[int, int | None]
+    as_good: AsGood
     siblings: Sequence[SiblingRow] = ()
     recommends: bool = False
     teacher: Mapping[str, Any] | None = None
@@ -87,9 +110,10 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
         "chosen": result.chosen.ticket,
         "reason": result.reason,
+        "as_good": result.as_good.to_json(),
         "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
         "energy": summary_of_energy(result.tickets, result.chosen, result.bytes_of, result.teacher),
-        "tickets": [_ticket_summary(ticket, result.bytes_of[ticket.ticket]) for ticket in result.tickets],
+        "tickets": [_ticket_summary(ticket, result) for ticket in result.tickets],
     }
 
 
@@ -98,9 +122,10 @@ def _alone_summary(alone: Ticket) -> dict[str, Any]:
     return {"valid": alone.valid, "test": alone.test, **groups}
 
 
-def _ticket_summary(ticket: Ticket, size: int | None) -> dict[str, Any]:
+def _ticket_summary(ticket: Ticket, result: RunResult) -> dict[str, Any]:
     fields = (
         "ticket", "sparsity", "kept", "valid", "test", "wins_metric", "wins", "relative_epochs", "train_seconds",
         "measured",
     )  # fmt: skip
-    return {**{name: getattr(ticket, name) for name in fields}, "bytes": size}
+    found = {name: getattr(ticket, name) for name in fields}
+    return {**found, "bytes": result.bytes_of[ticket.ticket], "as_good": result.as_good.blocks.get(ticket.ticket)}

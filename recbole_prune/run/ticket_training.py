@@ -125,9 +125,10 @@ class TicketTraining(Files):
             test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
             memory.note("ranking")
         self._keep_values()
+        ranking = measuring.ranking(trainer, workshop.test_data)
         lists = workshop.test_data or workshop.select_data
         latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
-        self.measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
+        self.measured.update(peak_memory=memory.peaks, ranking=ranking, latency=latency, energy=self.meter.record())
         if groups is not None:
             self.method["recall_by_popularity"] = groups
         return finish(self, valid, test or {})

@@ -47,9 +47,9 @@ class MaskAwareTrainer(_Trainer):
         best_epoch: epochs trained when the best checkpoint was written.
         best_masks: the masks of that checkpoint; None before the first.
         best_values: of users in the validation before it; None where that was not seen.
-        user_values: listens to every evaluation.
         epochs_done: epochs trained.
         train_seconds, eval_seconds: wall-clock seconds spent in epochs and validations.
+        last_evaluation_seconds: those of the last evaluation, from its first batch to its metrics.
     """
 
     model: MaskAware
@@ -63,6 +63,7 @@ class MaskAwareTrainer(_Trainer):
         self.epochs_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
+        self.last_evaluation_seconds = 0.0
         self._first_masks = model.masks
         self._began = False
         self._added: dict[str, torch.Tensor] = {}
@@ -72,7 +73,6 @@ class MaskAwareTrainer(_Trainer):
             model.own_loss = lambda: prod(part.own_loss for part in session.parts)
         with trainers_write_to(None):
             super().__init__(config, model)
-        self.user_values = UserValues(self.evaluator)
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
         ]
@@ -81,6 +81,11 @@ class MaskAwareTrainer(_Trainer):
     def _added_parameters(self) -> dict[str, Mapping[str, nn.Parameter]]:
         """The parameters that parts bring, by part and name."""
         return {part.name: part.parameters() for part in self.session.parts}
+
+    @cached_property
+    def user_values(self) -> UserValues:
+        """Listens to every evaluation."""
+        return UserValues(self.evaluator)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
@@ -239,9 +244,13 @@ class MaskAwareTrainer(_Trainer):
         if eval_data and load_best_model:
             self.load_best()
         self.model.apply_masks()
+        self.user_values.last.clear()
         if eval_data:
             eval_data = self._block_evaluation.blocks(eval_data) or eval_data
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        start = perf_counter()
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        self.last_evaluation_seconds = perf_counter() - start
+        return result
 
     def evaluate_by_popularity(
         self, eval_data: Any, popular: torch.Tensor | None, load_best_model: bool = True
@@ -264,6 +273,11 @@ class MaskAwareTrainer(_Trainer):
             return self.evaluate(eval_data, load_best_model), collector.by_popularity
         finally:
             collector.popular = None
+
+    @property
+    def evaluation_way(self) -> str | None:
+        """How the last evaluation ranked, in words."""
+        return self._block_evaluation.way
 
     @cached_property
     def _block_evaluation(self) -> BlockEvaluation:
