@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recbole_prune.report.page.markup import Markup, element, joined
@@ -31,34 +32,41 @@ def mark(series: int) -> Markup:
     return element("svg", use, viewBox="-8 -8 16 16", class_="key", aria_hidden="true")
 
 
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis: its scale, what writes its values, what it is."""
+
+    scale: Scale
+    unit: Callable[[float], str]
+    name: str
+
+
 def pareto_chart(
-    view: Mapping[str, Any], names: Sequence[str], series: Sequence[int], costs: Scale, unit: Callable[[float], str],
-    title: str, axis: str,
-) -> Markup:  # fmt: skip
+    view: Mapping[str, Any], names: Sequence[str], series: Sequence[int], costs: Axis, title: str
+) -> Markup:
     """Quality against cost.
 
     Args:
-        view: of :func:`~recbole_prune.report.page.pareto.view_of`.
+        view: what :mod:`recbole_prune.report.page.pareto` says of heights, places and the front, together.
         names: of the points.
         series: the number of each point's series.
-        costs: the horizontal axis, and ``unit`` that writes its values.
+        costs: the horizontal axis.
         title: what the chart shows, for those who do not see it.
-        axis: what the horizontal axis is.
     """
     points = []
     for index, (x, y) in enumerate(zip(view["x"], view["y"])):
-        if x is not None:
+        if x is not None and y is not None:
             colour = f"c{series[index] % COLOURS}" if view["front"][index] else "dominated"
-            line = whiskers_of(view, index)
-            use = element("use", href=f"#m{series[index] % COLOURS}", x=x, y=y if y is not None else 0)
-            points.append(element("g", element("path", d=line), use, class_=colour, data_i=index))
+            way = whiskers_of(view, index)
+            use = element("use", href=f"#m{series[index] % COLOURS}", x=x, y=y)
+            points.append(element("g", element("path", d=way) if way else None, use, class_=colour))
     labels = (
         element("text", names[index], x=x, y=y, class_="label" if side == 1 else "label end")
         for index, x, y, side in view["labels"]
     )
     return element(
         "svg",
-        _across(costs, unit, axis),
+        _across(costs),
         element("g", _rungs(view["ticks"]), class_="rungs"),
         element("path", class_="front", d=view["line"]),
         element("g", points, class_="points"),
@@ -95,19 +103,25 @@ def curve_chart(
         if not line:
             continue
         shown = _thinned(line, marked)
-        way = "L".join(f"{epochs(epoch)} {values(value)}" for epoch, value in shown)
-        lines.append(element("path", d=f"M{way}", class_=f"curve {kind}"))
+        way = _steps([(epochs(epoch), values(value)) for epoch, value in shown])
+        lines.append(element("path", d=way, class_=f"curve {kind}"))
         best = dict(line).get(marked) if marked is not None else None
         if best is not None and marked is not None:
             marks.append(element("circle", cx=epochs(marked), cy=values(best), r=3, class_=f"best {kind}"))
         ends.append((values(line[-1][1]), epochs(line[-1][0]), label, kind))
     return element(
         "svg",
-        _across(epochs, short, "epoch", bottom, height),
+        _across(Axis(epochs, short, "epoch"), bottom, height),
         element("g", _rungs([[values(tick), short(tick)] for tick in values.ticks()]), class_="rungs"),
         lines, marks, _end_labels(ends, bottom),
         viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=title, class_="chart",
     )  # fmt: skip
+
+
+def _steps(points: Sequence[tuple[int, int]]) -> str:
+    """A path by the steps from point to point, which are shorter to write than places."""
+    steps = (f"{b[0] - a[0]} {b[1] - a[1]}".replace(" -", "-") for a, b in zip(points, points[1:]))
+    return f"M{points[0][0]} {points[0][1]}l" + " ".join(steps)
 
 
 def _thinned(line: Sequence[tuple[float, float]], marked: float | None) -> list[tuple[float, float]]:
@@ -147,20 +161,18 @@ def _columns(ends: Sequence[tuple[int, int, str, str]]) -> list[list[tuple[int, 
     return columns
 
 
-def _across(
-    scale: Scale, unit: Callable[[float], str], axis: str, bottom: int = BOTTOM, height: int = HEIGHT
-) -> Markup:
+def _across(axis: Axis, bottom: int = BOTTOM, height: int = HEIGHT) -> Markup:
     """The horizontal axis."""
     ticks = [
         joined([
-            element("path", d=f"M{scale(tick)} {bottom}v4", class_="tick"),
-            element("text", unit(tick), x=scale(tick), y=bottom + 18, class_="across"),
+            element("path", d=f"M{axis.scale(tick)} {bottom}v4", class_="tick"),
+            element("text", axis.unit(tick), x=axis.scale(tick), y=bottom + 18, class_="across"),
         ])
-        for tick in scale.ticks()
+        for tick in axis.scale.ticks()
     ]  # fmt: skip
     line = element("path", d=f"M{LEFT} {bottom}H{RIGHT}", class_="axis")
-    middle = (LEFT + RIGHT) // 2
-    return element("g", line, ticks, element("text", axis, x=middle, y=height - 7, class_="across name"))
+    name = element("text", axis.name, x=(LEFT + RIGHT) // 2, y=height - 7, class_="across name")
+    return element("g", line, ticks, name)
 
 
 def _rungs(ticks: Sequence[Sequence[Any]]) -> list[Markup]:
@@ -171,8 +183,7 @@ def _rungs(ticks: Sequence[Sequence[Any]]) -> list[Markup]:
     ]
 
 
-def bar(share: float, kind: str = "") -> Markup:
+def bar(share: float) -> Markup:
     """A bar for a cell of a table, as long as a share of the cell."""
-    width = max(1, min(100, round(100 * share)))
-    rectangle = element("rect", width=width, height=10, class_=kind or None)
-    return element("svg", rectangle, viewBox="0 0 100 10", preserveAspectRatio="none", class_="bar", aria_hidden="true")
+    rectangle = element("rect", width=f"{max(1, min(100, round(100 * share)))}%", height="100%")
+    return element("svg", rectangle, class_="bar", aria_hidden="true")

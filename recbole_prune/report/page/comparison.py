@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import recbole_prune
+from recbole_prune.errors import printable
 from recbole_prune.report.page.entries import Entry, Study, number_in
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import NOT_MEASURED, digits, percent, three, whole
 
 _LATEX_CHANGE = r"change [95\,\%], \%"
-_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_BEGINS_FORMULA = ("=", "+", "-", "@")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -52,16 +53,16 @@ def columns_of(study: Study, quality: Quality, metric: str, front: Sequence[bool
     places = {id(entry): number for number, entry in enumerate(study.entries)}
     return [
         Column("ticket", lambda entry: f"{entry.name}{' *' * entry.is_chosen}", is_text=True),
-        Column("sparsity, %", lambda entry: digits(100 * entry.line["sparsity"], 1)),
+        Column("sparsity (%)", lambda entry: digits(100 * entry.line["sparsity"], 1)),
         Column("bytes", lambda entry: whole(entry.bytes)),
         Column("times smaller", _times_smaller),
         Column("validation", lambda entry: digits(entry.metric("valid", metric)), "valid"),
         Column("test", lambda entry: digits(entry.metric("test", metric)), "test"),
-        Column("change, % [95 %]", lambda entry: quality.change_text(entry, metric), "change"),
+        Column("change (%) [95 %]", lambda entry: quality.change_text(entry, metric), "change"),
         Column("as good", quality.verdict_text, is_text=True),
         Column("wins", _wins, is_text=True),
-        Column("latency, ms", lambda entry: _in_milliseconds(entry.measured("latency", "latency_median_s"))),
-        Column("p95, ms", lambda entry: _in_milliseconds(entry.measured("latency", "latency_p95_s"))),
+        Column("latency (ms)", lambda entry: _in_milliseconds(entry.measured("latency", "latency_median_s"))),
+        Column("p95 (ms)", lambda entry: _in_milliseconds(entry.measured("latency", "latency_p95_s"))),
         Column("epoch", lambda entry: f"{entry.line['best_epoch']} of {entry.line['epochs']}"),
         Column("front", lambda entry: "yes" if front[places[id(entry)]] else "no", "front", is_text=True),
     ]
@@ -84,12 +85,21 @@ def _wins(entry: Entry) -> str:
     return "yes" if wins else "metric" if metric else "no"
 
 
-def csv_text(study: Study, quality: Quality) -> str:
-    """Every ticket with all metrics and what was measured, numbers as they were written; RFC 4180.
+def csv_text(study: Study, quality: Quality, names: Collection[str] = ()) -> str:
+    """Every ticket with what was measured, numbers as they were written; RFC 4180.
 
     A text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Args:
+        study: of the report.
+        quality: intervals and verdicts.
+        names: of columns beside the test metrics; by default there are all.
     """
-    fields = _fields(study, quality)
+    fields = {
+        name: of
+        for name, of in _fields(study, quality).items()
+        if not names or name in names or name.startswith(f"{study.part} ")
+    }
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_csv_cell(name) for name in fields])
@@ -153,8 +163,9 @@ def _csv_cell(value: object) -> str:
     if value is None:
         return NOT_MEASURED
     if isinstance(value, (int, float)):
-        return repr(value)
-    text = str(value)
+        is_whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
+        return str(int(value)) if is_whole else repr(float(value))
+    text = printable(str(value))
     return f"'{text}" if text.startswith(_BEGINS_FORMULA) else text
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import ConfigError
+from recbole_prune.report.costs import speedup
 from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.splits import refuse_other_data
 
 _LONGEST_SUFFIX = 40
+_TIMED = ("ranking", "latency")
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,17 @@ class Entry:
         """Of the weights of the dense model of its run."""
         return self.run.bytes_of.get(0)
 
-    def measured_of_dense(self, *names: str) -> float | None:
-        """As :meth:`measured`, of the dense model of its run."""
-        return number_in((self.run.dense or {}).get("measured"), *names)
+    @property
+    def ranking_seconds(self) -> float | None:
+        """Those of the test evaluation for each of its users."""
+        seconds, users = self.measured("ranking", "seconds"), self.measured("ranking", "users")
+        return seconds / users if seconds and users else None
+
+    @property
+    def times_faster(self) -> float | None:
+        """How many times faster than the dense model of its run it ranks, as the run itself says it."""
+        before, now = ({name: _timed(line, name) for name in _TIMED} for line in (self.run.dense or {}, self.line))
+        return speedup(before, now)
 
     def metric(self, part: str, name: str) -> float | None:
         """A metric on ``valid`` or ``test``."""
@@ -74,6 +84,14 @@ class Entry:
     def measured(self, *names: str) -> float | None:
         """A number below ``measured`` (DESIGN section 8), None where it was not measured."""
         return number_in(self.line.get("measured"), *names)
+
+
+def _timed(line: Mapping[str, Any], name: str) -> dict[str, object]:
+    """What a journal line says of a timing; numbers where numbers belong, whoever wrote it."""
+    found = (line.get("measured") or {}).get(name)
+    record = found if isinstance(found, Mapping) else {}
+    times = {key: number_in(record, key) for key in ("seconds", "latency_median_s")}
+    return {**times, **{key: str(record.get(key)) for key in ("users", "threads", "device")}}
 
 
 def number_in(record: object, *names: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Union
@@ -29,6 +30,8 @@ def element(name: str, /, *children: Child, **attributes: str | int | bool | Non
     words = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in _WITHOUT_CONTENT:
         return Markup(f"<{name}{words}>")
+    if name in _SHAPES:
+        return Markup(f"<{name}{words} />")
     return Markup(f"<{name}{words}>{joined(children)}</{name}>")
 
 
@@ -38,6 +41,8 @@ def joined(children: Iterable[Child]) -> Markup:
 
 
 _WITHOUT_CONTENT = ("meta", "br", "input")
+_SHAPES = ("path", "use", "circle", "rect")
+_NEEDS_NO_QUOTES = re.compile(r"[\w#%.-]+", re.ASCII)
 
 
 def _content(child: Child) -> str:
@@ -54,7 +59,10 @@ def _attribute(key: str, value: str | int | bool | None) -> str:
     if value is None or value is False:
         return ""
     name = key.rstrip("_").replace("_", "-")
-    return f" {name}" if value is True else f' {name}="{escape(printable(str(value)))}"'
+    text = str(value)
+    if value is True:
+        return f" {name}"
+    return f" {name}={text}" if _NEEDS_NO_QUOTES.fullmatch(text) else f' {name}="{escape(printable(text))}"'
 
 
 def json_text(value: object) -> Markup:

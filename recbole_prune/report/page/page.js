@@ -13,31 +13,37 @@
     if (text !== undefined) made.textContent = text;
     return made;
   };
-  const whiskers = (view, i) => (view.whiskers[i] ? `M${view.x[i]} ${view.whiskers[i][0]}V${view.whiskers[i][1]}` : "")
-    + (view.spans[i] !== null ? `M${view.x[i]} ${view.y[i]}H${view.spans[i]}` : "");
-  const draw = (figure, view, metric) => {
-    figure.querySelector(".metric").textContent = metric;
-    figure.querySelector("figcaption").textContent = view.caption;
+  const whiskers = (place, metric, i) =>
+    (metric.whiskers[i] ? `M${place.x[i]} ${metric.whiskers[i][0]}V${metric.whiskers[i][1]}` : "")
+    + (place.spans[i] !== null ? `M${place.x[i]} ${metric.y[i]}H${place.spans[i]}` : "");
+  const draw = (figure, place, metric, front) => {
+    figure.querySelector(".metric").textContent = metric.name;
+    figure.querySelector("figcaption").textContent = front.caption;
     const chart = figure.querySelector("svg.chart");
-    chart.setAttribute("aria-label", chart.getAttribute("aria-label").replace(/ [^ ]+ against /, () => ` ${metric} against `));
-    const rungs = view.ticks.flatMap(([y, text]) => [drawn("path", {d: "M54 " + y + "H448"}), drawn("text", {x: 48, y: y + 4}, text)]);
-    chart.querySelector(".rungs").replaceChildren(...rungs);
-    chart.querySelector(".front").setAttribute("d", view.line);
-    chart.querySelector(".points").replaceChildren(...view.x.flatMap((x, i) => {
-      if (x === null) return [];
-      const group = drawn("g", {class: view.front[i] ? "c" + views.colours[i] : "dominated"});
-      group.append(drawn("path", {d: whiskers(view, i)}), drawn("use", {href: "#m" + views.colours[i], x, y: view.y[i]}));
+    chart.setAttribute("aria-label", `${figure.querySelector("h3").textContent}: ${front.caption}`);
+    chart.querySelector(".rungs").replaceChildren(...metric.ticks.flatMap(
+      ([y, text]) => [drawn("path", {d: `M54 ${y}H448`}), drawn("text", {x: 48, y: y + 4}, text)]));
+    chart.querySelector(".front").setAttribute("d", front.line);
+    chart.querySelector(".points").replaceChildren(...place.x.flatMap((x, i) => {
+      if (x === null || metric.y[i] === null) return [];
+      const group = drawn("g", {class: front.front[i] ? `c${views.marks[i]}` : "dominated"});
+      group.append(drawn("path", {d: whiskers(place, metric, i)}), drawn("use", {href: `#m${views.marks[i]}`, x, y: metric.y[i]}));
       return [group];
     }));
-    chart.querySelector(".labels").replaceChildren(...view.labels.map(
+    chart.querySelector(".labels").replaceChildren(...front.labels.map(
       ([i, x, y, side]) => drawn("text", {x, y, class: side === 1 ? "label" : "label end"}, views.names[i])));
   };
   const show = (number) => {
     const metric = views.metrics[number];
-    for (const figure of document.querySelectorAll("[data-chart]")) draw(figure, metric.charts[figure.dataset.chart], metric.name);
-    for (const row of body.rows) {
-      for (const cell of row.querySelectorAll("[data-cell]")) {
-        cell.textContent = metric.cells[cell.dataset.cell][row.dataset.index];
+    for (const figure of document.querySelectorAll("[data-chart]")) {
+      const key = figure.dataset.chart;
+      draw(figure, views.places[key], metric, metric.fronts[key]);
+    }
+    for (const button of table.tHead.querySelectorAll("[data-cell]")) {
+      const column = button.closest("th").cellIndex;
+      for (const row of body.rows) {
+        const cell = row.cells[column];
+        cell.textContent = metric.cells[button.dataset.cell][row.dataset.index];
         cell.classList.toggle("none", cell.textContent === "not measured");
       }
     }

@@ -14,6 +14,7 @@ _LETTER, _LINE = 6.3, 13  # pixels of a label's letter and of its height
 _MOST_LABELS = 9
 
 Interval = Optional[tuple[float, float]]
+Places = Sequence[Optional[int]]
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,46 @@ def front_of(points: Sequence[Point], smaller: bool = False) -> list[bool]:
     return on_front
 
 
-def view_of(points: Sequence[Point], costs: Scale, smaller: bool = False) -> dict[str, Any]:
-    """All that a chart needs beside its horizontal axis, in pixels; JSON for the script that changes the metric.
+def heights_of(points: Sequence[Point]) -> dict[str, Any]:
+    """Where qualities are, the same for every cost.
 
     Returns:
-        ``x`` and ``y`` of every point (None: not shown), ``whiskers`` (pairs of heights or None), ``spans`` (where the
-        late cost is, or None), ``front`` (0 or 1), ``line`` (the path of the front), ``ticks`` (height, text) and
-        ``labels`` (index, x, y, 1: right, -1: left).
+        ``y`` of every point (None: not measured), ``whiskers`` (pairs of heights or None), ``ticks`` (height, text).
     """
-    shown = [p.cost is not None and p.quality is not None for p in points]
-    heights = [p.quality for p, is_shown in zip(points, shown) if is_shown and p.quality is not None]
-    ends = [end for p, is_shown in zip(points, shown) if is_shown and p.interval for end in p.interval]
-    scale = scale_over([*heights, *ends], BOTTOM, TOP)
-    front = front_of(points, smaller)
-    x = [costs(p.cost) if is_shown and p.cost is not None else None for p, is_shown in zip(points, shown)]
-    y = [scale(p.quality) if is_shown and p.quality is not None else None for p, is_shown in zip(points, shown)]
-    whiskers = [
-        [scale(end) for end in p.interval] if is_shown and p.interval else None for p, is_shown in zip(points, shown)
-    ]
+    qualities = [point.quality for point in points if point.quality is not None]
+    ends = [end for point in points if point.quality is not None and point.interval for end in point.interval]
+    scale = scale_over([*qualities, *ends], BOTTOM, TOP)
     return {
-        "x": x,
-        "y": y,
-        "whiskers": whiskers,
-        "spans": [costs(p.late) if is_shown and p.late else None for p, is_shown in zip(points, shown)],
+        "y": [None if point.quality is None else scale(point.quality) for point in points],
+        "whiskers": [[scale(end) for end in point.interval] if point.interval else None for point in points],
+        "ticks": [[scale(tick), short(tick)] for tick in scale.ticks()],
+    }
+
+
+def places_of(points: Sequence[Point]) -> dict[str, Any]:
+    """Where costs are, the same for every metric: ``x`` of every point and of its late cost, ``spans``; None: none."""
+    costs = cost_scale(points)
+    return {
+        "x": [None if point.cost is None else costs(point.cost) for point in points],
+        "spans": [None if point.cost is None or point.late is None else costs(point.late) for point in points],
+    }
+
+
+def front_view(points: Sequence[Point], x: Places, y: Places, smaller: bool = False) -> dict[str, Any]:
+    """The front in a chart.
+
+    Args:
+        points: of the chart.
+        x, y: where they are.
+        smaller: whether a smaller quality is better.
+
+    Returns:
+        ``front`` (0 or 1 for every point), ``line`` (its path) and ``labels`` (index, x, y, 1: right, -1: left).
+    """
+    front = front_of(points, smaller)
+    return {
         "front": [int(each) for each in front],
         "line": _staircase([(a, b) for a, b, on in zip(x, y, front) if on and a is not None and b is not None]),
-        "ticks": [[scale(tick), short(tick)] for tick in scale.ticks()],
         "labels": _labels(points, x, y, front),
     }
 
@@ -92,9 +107,7 @@ def _staircase(corners: Sequence[tuple[int, int]]) -> str:
     return f"M{ordered[0][0]} {ordered[0][1]}{steps}H{RIGHT}"
 
 
-def _labels(
-    points: Sequence[Point], x: Sequence[int | None], y: Sequence[int | None], front: Sequence[bool]
-) -> list[list[int]]:
+def _labels(points: Sequence[Point], x: Places, y: Places, front: Sequence[bool]) -> list[list[int]]:
     """Names of points on the front where there is room, the outermost first; each with its side."""
     boxes = [(a - 6, b - 6, a + 6, b + 6) for a, b in zip(x, y) if a is not None and b is not None]
     placed: list[list[int]] = []

@@ -89,9 +89,8 @@ class Quality:
 
     def test_of(self, entry: Entry) -> Mapping[str, Any]:
         """The verdict that its run wrote about a pruned ticket; empty where it wrote none."""
-        found = (entry.run.summary or {}).get("as_good") or {}
-        tests = found.get("tickets", found) if isinstance(found, Mapping) else {}
-        test = tests.get(str(entry.number)) if isinstance(tests, Mapping) else None
+        tickets = (entry.run.summary or {}).get("tickets", [])
+        test = next((ticket.get("as_good") for ticket in tickets if ticket["ticket"] == entry.number), None)
         return test if isinstance(test, Mapping) else {}
 
     def verdict_of(self, entry: Entry) -> str | None:
@@ -105,5 +104,4 @@ class Quality:
 
     def margin_of(self, entry: Entry) -> float:
         """The share of the dense model's value that a ticket may lose."""
-        found = number_in(self.test_of(entry), "margin")
-        return 0.01 if found is None else found
+        return number_in(self.test_of(entry), "margin") or 0.0

@@ -59,9 +59,8 @@ def _linear_ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((power * factor for factor in _STEPS if power * factor >= raw * 0.999), raw)
     first = math.ceil(low / step - 1e-9)
-    return [
-        round(number * step, 12) for number in range(first, first + 3 * _TICKS) if number * step <= high * (1 + 1e-9)
-    ]
+    found = [round(number * step, 12) for number in range(first, first + 2 * _TICKS)]
+    return [tick for tick in found if low <= tick <= high]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from recbole_prune.report.page.entries import Entry, Study
+from recbole_prune.report.page.entries import Entry, Study, is_smaller_better, number_in
 from recbole_prune.report.page.markup import Markup, element
 from recbole_prune.report.page.quality import Quality
-from recbole_prune.report.page.scales import digits, milliseconds, percent, size, three, whole
+from recbole_prune.report.page.scales import digits, percent, size, three, whole
 
 
 def headline(study: Study, quality: Quality) -> str:
@@ -20,17 +20,19 @@ def headline(study: Study, quality: Quality) -> str:
     if best is None:
         going = "; a run is not finished" if any(run.summary is None for run in study.runs) else ""
         return f"There is no chosen ticket to judge: only dense models are finished{going}."
-    if verdict_kind(study, quality) == "yes":
-        as_good = f"It is as good as the dense model, {_tested(best, quality)}."
-        return f"Take {best.name}: {_said(best, study, quality)}. {as_good}"
-    if all(quality.verdict_of(entry) is None for entry in _chosen(study)):
-        untested = "Nothing was tested user by user in these runs."
-        return f"Closest to its dense model comes {best.name}: {_said(best, study, quality)}. {untested}"
-    verdict = "worse" if verdict_kind(study, quality) == "no" else "neither as good nor worse"
-    return (
-        f"No chosen ticket is shown to be as good as its dense model. Closest comes {best.name}: "
-        f"{_said(best, study, quality)}. It is {verdict}, {_tested(best, quality)}."
-    )
+    gains, loss, margin = _gains(best), _loss(best, study, quality), f"{100 * quality.margin_of(best):g} %"
+    verdict = quality.verdict_of(best)
+    if verdict == "yes":
+        return f"Take {best.name}: {gains}, and {loss}: as good as the dense model within {margin}."
+    closest = f"{best.name} comes closest to its dense model: {gains}"
+    if verdict == "no":
+        return f"Keep the dense model if {margin} matters. {closest}, but {loss}."
+    if verdict == "open":
+        users = number_in(quality.test_of(best), "users")
+        undecided = quality.test_of(best).get("decidable") is False and users is not None
+        size_ = f", and {whole(users)} users cannot decide it at this size" if undecided else ""
+        return f"{closest}, but whether it is as good within {margin} is open: {loss}{size_}."
+    return f"{closest}, and {loss}. Whether it is as good was not tested user by user."
 
 
 def _chosen(study: Study) -> list[Entry]:
@@ -58,6 +60,7 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
         return None
     metric = quality.picked_by(entry)
     usual = (entry.run.dense or {study.part: {}})[study.part].get(metric)
+    faster = entry.times_faster
     found = [
         (
             "Weights left", percent(entry.live / entry.line["parameters"] if entry.line["parameters"] else None),
@@ -65,10 +68,7 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
         ),
         ("Size", size(entry.bytes), f"dense {size(entry.bytes_of_dense)}"),
         (f"{study.part} {metric}", digits(entry.metric(study.part, metric)), f"dense {digits(usual)}"),
-        (
-            "Ranking a user", milliseconds(entry.measured("latency", "latency_median_s")),
-            f"dense {milliseconds(entry.measured_of_dense('latency', 'latency_median_s'))}",
-        ),
+        ("Ranking", "not measured" if faster is None else f"{three(faster)} x", "as fast as dense"),
     ]  # fmt: skip
     boxes = (
         element("div", element("dt", name), element("dd", value), element("dd", beside, class_="beside"))
@@ -78,37 +78,38 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
 
 
 def _change(entry: Entry, quality: Quality) -> float:
-    change = quality.numbers_of(entry, quality.picked_by(entry))[0]
-    return -float("inf") if change is None else change
-
-
-def _tested(entry: Entry, quality: Quality) -> str:
-    share = percent(quality.margin_of(entry)).replace(".0 ", " ")
-    return f"tested over users at a margin of {share}"
-
-
-def _said(entry: Entry, study: Study, quality: Quality) -> str:
-    """Bytes, latency and quality of a ticket beside the dense model's."""
-    return ", ".join(_clauses(entry, study, quality))
-
-
-def _clauses(entry: Entry, study: Study, quality: Quality) -> Iterator[str]:
-    before = entry.bytes_of_dense
-    if entry.bytes and before:
-        yield f"{three(before / entry.bytes)} times smaller ({size(entry.bytes)} instead of {size(before)})"
-    else:
-        yield f"{percent(entry.line['sparsity'])} sparse"
-    now, then = (of("latency", "latency_median_s") for of in (entry.measured, entry.measured_of_dense))
-    if now and then:
-        pace = f"{three(then / now)} times faster" if now <= then else f"{three(now / then)} times slower"
-        yield f"ranks a user {pace} ({milliseconds(now)} instead of {milliseconds(then)})"
-    else:
-        yield "speed not measured"
+    """How good a change is; the larger, the better."""
     metric = quality.picked_by(entry)
-    value, usual = entry.metric(study.part, metric), (entry.run.dense or {study.part: {}})[study.part].get(metric)
-    if value is not None and usual is not None:
-        change = quality.change_text(entry, metric)
-        yield f"{study.part} {metric} {digits(value)} instead of {digits(usual)} ({change} %)"
+    change = quality.numbers_of(entry, metric)[0]
+    return -float("inf") if change is None else -change if is_smaller_better(metric) else change
+
+
+def _gains(entry: Entry) -> str:
+    """Bytes and speed beside the dense model's."""
+    sizes = entry.bytes, entry.bytes_of_dense
+    on_disk = (
+        f"{_times(sizes[1] / sizes[0], 'smaller', 'larger')} on disk" if sizes[0] and sizes[1] else "size not measured"
+    )
+    faster = entry.times_faster
+    return f"{on_disk} " + (
+        "(speed not measured)" if faster is None else f"and {_times(faster, 'faster', 'slower')} to rank"
+    )
+
+
+def _times(factor: float, more: str, less: str) -> str:
+    if three(factor) == "1.00":
+        return f"no {more}"
+    return f"{three(factor)} times {more}" if factor > 1 else f"{three(1 / factor)} times {less}"
+
+
+def _loss(entry: Entry, study: Study, quality: Quality) -> str:
+    """The change of the metric with its interval."""
+    metric = quality.picked_by(entry)
+    change, low, high = quality.numbers_of(entry, metric)
+    if change is None:
+        return f"{study.part} {metric} cannot be compared"
+    interval = f" (95 % interval {low:+.1f} to {high:+.1f} %)" if low is not None and high is not None else ""
+    return f"{study.part} {metric} changes by {change:+.1f} % of dense{interval}"
 
 
 def warnings(study: Study, quality: Quality) -> Sequence[str]:
