@@ -112,11 +112,11 @@ def test_a_distilled_run_counts_the_weights_of_teacher_and_students() -> None:
 
 def test_recall_by_popularity_stands_where_it_was_measured() -> None:
     recall = {"k": 20, "popular": 0.25, "unpopular": 0.0625, "popular_users": 3, "unpopular_users": 4}
-    measured = {"recall_by_popularity": recall}
-    alone = metric_ticket(0, 0.0, None, None, method={"recall_by_popularity": None})
+    measured = {"popularity": recall}
+    alone = metric_ticket(0, 0.0, None, None, method={"popularity": None})
     found = [
         metric_ticket(0, 0.0, None, None, method=measured, kept=9_000_000, prunable=9_000_000, parameters=9_000_010),
-        metric_ticket(12, 0.5, True, False, method={"recall_by_popularity": {**recall, "unpopular": None}}),
+        metric_ticket(12, 0.5, True, False, method={"popularity": {**recall, "unpopular": None}}),
     ]
     arguments: dict[str, Any] = {"chosen": found[1], "bytes_of": {0: 36_000_040, 12: 9_000_000}, "alone": alone}
     table = ticket_table(found, "NDCG@10", teacher={**TEACHER, **measured}, **arguments)

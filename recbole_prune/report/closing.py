@@ -88,8 +88,13 @@ def _outcome(result: RunResult) -> Iterator[str]:
 
 
 def _lesson(result: RunResult) -> Iterator[str]:
-    """What the teacher brought: the chosen student beside the student alone, and beside the teacher."""
+    """What the teacher brought: the chosen student beside the student alone, and beside the teacher.
+
+    Without one, whether pruning costs unpopular items their places.
+    """
     if not is_taught(result.tickets, result.teacher):
+        if result.dense is not None:
+            yield from popularity_lesson(result.dense.method, result.chosen.method, "Pruning")
         return
     chosen, metric = result.chosen, result.experiment.config["valid_metric"].lower()
     alone = {} if result.alone is None else {"valid": result.alone.valid, "test": result.alone.test}

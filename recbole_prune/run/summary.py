@@ -118,7 +118,7 @@ def summary_of(result: RunResult) -> dict[str, Any]:
 
 
 def _alone_summary(alone: Ticket) -> dict[str, Any]:
-    groups = {name: alone.method[name] for name in ("recall_by_popularity",) if name in alone.method}
+    groups = {name: alone.method[name] for name in ("popularity",) if name in alone.method}
     return {"valid": alone.valid, "test": alone.test, **groups}
 
 

@@ -42,7 +42,6 @@ class TicketTraining(Files):
         dense: ticket 0 once there is one: the verdict compares with it, late rewinding starts from its state.
         progress: shows how the training goes on.
         meter: measures epochs, validations and the test.
-        popular: which items are popular, bool ``[items]``, where the test tells them apart.
         legacy: what the parts of the ticket before left, by their names.
 
     Attributes:
@@ -62,13 +61,11 @@ class TicketTraining(Files):
         dense: Ticket | None = None,
         progress: Progress | None = None,
         meter: Meter | None = None,
-        popular: torch.Tensor | None = None,
         legacy: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self.workshop = workshop
         self.folder = folder
         self.plan = plan
-        self.popular = popular
         self.legacy = legacy or {}
         self.scope = scope
         self.dense = dense
@@ -122,15 +119,15 @@ class TicketTraining(Files):
                 trainer.best_values = dict(trainer.user_values.last)
             memory.note("training")
             self.progress.evaluation_begins("test")
-            test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+            test, popularity = trainer.evaluate_by_popularity(workshop.test_data, workshop.popularity)
             memory.note("ranking")
         self._keep_values()
         ranking = measuring.ranking(trainer, workshop.test_data)
         lists = workshop.test_data or workshop.select_data
         latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
         self.measured.update(peak_memory=memory.peaks, ranking=ranking, latency=latency, energy=self.meter.record())
-        if groups is not None:
-            self.method["recall_by_popularity"] = groups
+        if popularity is not None:
+            self.method["popularity"] = popularity
         return finish(self, valid, test or {})
 
     def _keep_values(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import nn
 
 from recbole_prune.compat.places import trainers_write_to
@@ -18,7 +19,7 @@ from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
-from recbole_prune.scoring.popularity import RecallByPopularity
+from recbole_prune.scoring.popularity import Popularity, PopularityRecord
 from recbole_prune.scoring.user_values import UserValues, Values
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
@@ -253,26 +254,27 @@ class MaskAwareTrainer(_Trainer):
         return result
 
     def evaluate_by_popularity(
-        self, eval_data: Any, popular: torch.Tensor | None, load_best_model: bool = True
-    ) -> tuple[Any, RecallByPopularity | None]:
-        """:meth:`evaluate`, and from the same ranking the recall of popular and of unpopular items.
+        self, eval_data: Any, popularity: Popularity | None, load_best_model: bool = True
+    ) -> tuple[Any, PopularityRecord | None]:
+        """:meth:`evaluate`, and of the same ranking how popular what it lists and what it finds is.
 
         Args:
             eval_data: the dataloader.
-            popular: which items are popular, bool ``[items]``; None does not tell them apart.
+            popularity: of the training data; None does not look at it.
             load_best_model: as there.
 
         Returns:
-            (metrics, recall of either group; None without ``popular``, without data and where nothing is ranked).
+            (metrics, what the journal says; None without ``popularity``, without data and where nothing is ranked).
         """
-        collector = self._block_evaluation.collector if eval_data and popular is not None else None
-        if collector is None or popular is None:
+        collector = self._block_evaluation.collector if eval_data and popularity is not None else None
+        if collector is None or popularity is None:
             return self.evaluate(eval_data, load_best_model), None
-        collector.popular = popular.to(self.device)
+        collector.popularity = popularity.to(self.device)
+        collector.ranks_all = isinstance(eval_data, FullSortEvalDataLoader)
         try:
             return self.evaluate(eval_data, load_best_model), collector.by_popularity
         finally:
-            collector.popular = None
+            collector.popularity = None
 
     @property
     def evaluation_way(self) -> str | None:
