@@ -164,6 +164,11 @@ def _line(
         "checkpoint_sha256": sha256(str(folder).encode()), "history": history,
         "losses": [round(20 / epoch + ticket, 3) for epoch in range(1, epochs + 1)],
         "relative_epochs": None if ticket == 0 else 1 + ticket / 4,
+        "popularity": {
+            "share": 0.5, "k": 10, "popular": 0.5 - 0.01 * ticket,
+            "unpopular": 0.2 - 0.05 * ticket if ticket < 4 else None,
+            "at": {"10": {"tail_share": 0.25, "coverage": 0.5, "gini": 0.75, "average_popularity": 12.5}},
+        },
         "measured": {"latency": {"latency_median_s": 1e-4 * (1 + ticket % 5), "latency_p95_s": 3e-4, "threads": 1}},
     }  # fmt: skip
     digest = user_values.digest_of(values, ticket) if values else None

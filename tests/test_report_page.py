@@ -34,7 +34,12 @@ def made(*folders: Path) -> str:
 
 
 class Outline(HTMLParser):
-    """Elements of a page with their attributes and texts; it fails where one is not closed in its place."""
+    """Elements of a page with their attributes and texts; it fails where one is not closed in its place.
+
+    Cells and rows end, as HTML has it, where the next one begins or their part of the table ends.
+    """
+
+    IMPLIED: Mapping[str, tuple[str, ...]] = {"td": ("td", "th"), "th": ("td", "th"), "tr": ("td", "th", "tr")}
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -47,13 +52,19 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self._end(self.IMPLIED.get(tag, ()))
         if tag not in WITHOUT_END:
             self._open.append(tag)
+
+    def _end(self, tags: tuple[str, ...]) -> None:
+        while self._open and self._open[-1] in tags:
+            self._open.pop()
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
+        self._end(self.IMPLIED["tr"] if tag in ("thead", "tbody") else ())
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -188,6 +199,33 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     assert "Not measured in any run: bytes, times smaller, as good, latency (ms), p95 (ms)." in text
     assert "No validation was recorded" in text and "density by popularity is not recorded" in text
     assert "is unfinished: 3 tickets so far" in text
+
+
+def test_rare_items_stand_beside_the_dense_models(tmp_path: Path) -> None:
+    """Also where version 0.1.0 wrote two recalls only, and where it wrote nothing."""
+    write_run(tmp_path, (0.0, 0.5), lines={0: {"checkpoint_sha256": "a"}, 1: {"checkpoint_sha256": "b"}})
+    row = re.search("<tr><th scope=row>imp 1(<td>10<td>.*?)</tbody>", made(tmp_path))
+    assert row is not None
+    assert re.split("<td[^>]*>", row[1])[1:] == [
+        "10",
+        "0.4900",
+        "-2.0",
+        "0.1500",
+        "-25.0",
+        "25.0 %",
+        "50.0 %",
+        "0.750",
+        "12.5",
+    ]
+    old = {
+        number: {"popularity": None, "recall_by_popularity": {"k": 20, "popular": 0.4, "unpopular": None}}
+        for number in (0, 1)
+    }
+    text = made(write_run(tmp_path / "old", (0.0, 0.5), lines=old))
+    assert "<td>20<td>0.4000<td>+0.0" in text
+    assert "recall, rare, change (%), rare in lists, items covered, Gini index, average popularity." in text
+    bare = {number: {"popularity": ["nonsense"]} for number in range(2)}
+    assert "Not measured in any run.</p></section>" in made(write_run(tmp_path / "bare", (0.0, 0.5), lines=bare))
 
 
 def test_a_damaged_folder_is_shown_and_spoils_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 import recbole_prune
-from recbole_prune.report.page import charts, parts, provenance, training, whereabouts
+from recbole_prune.report.page import charts, long_tail, parts, provenance, training, whereabouts
 from recbole_prune.report.page.entries import Study
 from recbole_prune.report.page.front_section import FrontSection
 from recbole_prune.report.page.markup import Child, Markup, element, joined
@@ -33,6 +33,7 @@ def report_page(study: Study, quality: Quality) -> str:
         front.table(),
         training.curves_section(study, quality),
         whereabouts.density_section(study),
+        long_tail.long_tail_section(study),
         training.epochs_section(study),
         training.costs_section(study),
         provenance.runs_section(study),
@@ -73,7 +74,7 @@ def _head(title: str) -> Markup:
 
 _LINKS = {
     "front": "Quality and cost", "comparison": "All tickets", "curves": "Learning curves", "density": "Density",
-    "epochs": "Relative epochs", "costs": "Costs", "runs": "Runs and settings",
+    "tail": "Rare items",    "epochs": "Relative epochs", "costs": "Costs", "runs": "Runs and settings",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ _MARKS = (
     "M0 6 5.5-4h-11z", "M-2-5.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z", "M-6-2.5h12v5h-12z", "M-2.5-6h5v12h-5z",
 )  # fmt: skip
 COLOURS = len(_MARKS)
-_MOST_POINTS = 48  # of a curve
+_MOST_POINTS = 36  # of a curve
 _APART = 11  # pixels between labels
 
 

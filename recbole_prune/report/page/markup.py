@@ -32,7 +32,8 @@ def element(name: str, /, *children: Child, **attributes: str | int | bool | Non
         return Markup(f"<{name}{words}>")
     if name in _SHAPES:
         return Markup(f"<{name}{words} />")
-    return Markup(f"<{name}{words}>{joined(children)}</{name}>")
+    end = "" if name in _ENDS_BY_ITSELF else f"</{name}>"
+    return Markup(f"<{name}{words}>{joined(children)}{end}")
 
 
 def joined(children: Iterable[Child]) -> Markup:
@@ -41,6 +42,7 @@ def joined(children: Iterable[Child]) -> Markup:
 
 
 _WITHOUT_CONTENT = ("meta", "br", "input")
+_ENDS_BY_ITSELF = ("td", "th", "tr")  # where the next one begins or the table ends: so says HTML, and it is shorter
 _SHAPES = ("path", "use", "circle", "rect")
 _NEEDS_NO_QUOTES = re.compile(r"[\w#%.-]+", re.ASCII)
 

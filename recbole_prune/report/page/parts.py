@@ -38,7 +38,7 @@ def table(caption: str, header: Sequence[Child], rows: Sequence[Sequence[Child]]
 
 def measured_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     """A table without the columns in which nothing was measured; a line below names those."""
-    kept = [place for place in range(len(header)) if any(row[place] != NOT_MEASURED for row in rows)]
+    kept = [place for place in range(len(header)) if any(row[place] not in (NOT_MEASURED, "-") for row in rows)]
     missing = [name for place, name in enumerate(header) if place not in kept]
     shown = table(caption, [header[place] for place in kept], [[row[place] for place in kept] for row in rows])
     return joined([shown, not_measured(missing)])
