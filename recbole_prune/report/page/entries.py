@@ -161,7 +161,7 @@ def _common_metrics(runs: Sequence[RunRecord], part: str) -> list[str]:
         ranked = next(run for run in runs if not set(run.tickets[0][part]) & set(runs[0].tickets[0][part]))
         found = " and ".join(f"{', '.join(run.tickets[0][part])} in {run.path}" for run in (runs[0], ranked))
         raise ConfigError(f"report: the runs have no metric in common: {found}")
-    picked = [(run.valid_metric or "").lower() for run in runs]
+    picked = [picked_by(run) for run in runs]
     return sorted(common, key=lambda name: name not in picked)
 
 
@@ -218,6 +218,14 @@ def _says_nothing(setting: str) -> bool:
     return setting in ("model", "dataset", "pruner", "distiller", "seed", "eval_args", "metrics") or setting.startswith(
         "measure_"
     )
+
+
+def picked_by(run: RunRecord) -> str:
+    """The metric that tickets of a run are picked by, as the journal names it."""
+    if run.valid_metric is not None:
+        return run.valid_metric.lower()
+    scores, score = run.tickets[0]["valid"], run.tickets[0]["valid_score"]  # a run that goes on with the default
+    return next((name for name, value in scores.items() if value == score), "")
 
 
 def is_smaller_better(metric: str) -> bool:

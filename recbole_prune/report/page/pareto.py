@@ -10,7 +10,7 @@ from recbole_prune.report.page.scales import Scale, scale_over, short
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 448, 14, 256
-_LETTER, _LINE = 6.3, 13  # pixels of a label's letter and of its height
+_LETTER, _LINE = 7.6, 13  # pixels of a label's letter and of its height
 _MOST_LABELS = 9
 
 Interval = Optional[tuple[float, float]]

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from recbole_prune.errors import StoreError
 from recbole_prune.report.folders import RunRecord
-from recbole_prune.report.page.entries import Entry, Study, number_in
+from recbole_prune.report.page.entries import Entry, Study, number_in, picked_by
 from recbole_prune.report.page.scales import NOT_MEASURED, digits
 from recbole_prune.report.statistics import change_of
 from recbole_prune.report.users import UserValues, read_users
@@ -40,10 +40,7 @@ class Quality:
 
     def picked_by(self, entry: Entry) -> str:
         """The metric that tickets of its run are picked by, as the journal names it."""
-        if entry.run.valid_metric is not None:
-            return entry.run.valid_metric.lower()
-        scores: Mapping[str, float | None] = entry.line["valid"]  # of a run that goes on: the default has this score
-        return next((name for name, score in scores.items() if score == entry.line["valid_score"]), "")
+        return picked_by(entry.run)
 
     def numbers_of(self, entry: Entry, metric: str) -> Change:
         """The change to the dense model in percent of it, and the ends of its 95 % interval."""
