@@ -7,7 +7,6 @@ import io
 import re
 import shutil
 import subprocess
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,7 @@ def test_density_by_group_is_a_partition(counts: list[int], seed: int) -> None:
         assert density is None or density == pytest.approx(live[rows].mean() / 4)
     order = [popularity.interactions[popularity.group == group] for group in range(densities.GROUPS)]
     shown = [each for each in order if len(each)]
-    assert all(upper.min() >= lower.max() for upper, lower in pairwise(shown))
+    assert all(upper.min() >= lower.max() for upper, lower in zip(shown, shown[1:]))
 
 
 def test_popularity_is_what_the_artifact_lists(tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ def columns_of(study: Study, quality: Quality, metric: str, front: Sequence[bool
         front: whether each entry is on the Pareto front of quality and bytes.
     """
     places = {id(entry): number for number, entry in enumerate(study.entries)}
+
+    def on_front(entry: Entry) -> str:
+        return NOT_MEASURED if entry.bytes is None else "yes" if front[places[id(entry)]] else "no"
+
     return [
         Column("ticket", lambda entry: f"{entry.name}{' *' * entry.is_chosen}", is_text=True),
         Column("sparsity (%)", lambda entry: digits(100 * entry.line["sparsity"], 1)),
@@ -64,7 +68,7 @@ def columns_of(study: Study, quality: Quality, metric: str, front: Sequence[bool
         Column("latency (ms)", lambda entry: _in_milliseconds(entry.measured("latency", "latency_median_s"))),
         Column("p95 (ms)", lambda entry: _in_milliseconds(entry.measured("latency", "latency_p95_s"))),
         Column("epoch", lambda entry: f"{entry.line['best_epoch']} of {entry.line['epochs']}"),
-        Column("front", lambda entry: "yes" if front[places[id(entry)]] else "no", "front", is_text=True),
+        Column("front", on_front, "front", is_text=True),
     ]
 
 

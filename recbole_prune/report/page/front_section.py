@@ -52,6 +52,7 @@ _RANKING = replace(
     late=lambda entry: None,
 )
 _MOST_NAMES = 12
+_FOLLOWS = ("valid", "test", "change")  # another metric may have what the first has not
 _SAYS_NOTHING = (NOT_MEASURED, "dense", "-")
 # of the file that --csv writes
 _COPIED = (
@@ -101,9 +102,8 @@ class FrontSection:
         shown = sum(a is not None and b is not None for a, b in zip(x, y))
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         said = f"Nothing is better in both: {', '.join(names[:_MOST_NAMES])}{more}." if names else ""
-        said += (
-            f" Grey: {shown - len(names)} others, each beaten in both by one of these." if shown > len(names) else ""
-        )
+        others = shown - len(names)
+        said += f" Grey, beaten in both by one of these: {others} other{'s' * (others > 1)}." if others else ""
         said += f" Not shown, since not measured: {len(points) - shown}." if shown < len(points) else ""
         return {**view, "caption": said.strip()}
 
@@ -170,7 +170,7 @@ class FrontSection:
         columns = [
             column
             for column in every
-            if column.of_metric or any(column.cell(entry) not in _SAYS_NOTHING for entry in study.entries)
+            if column.of_metric in _FOLLOWS or any(column.cell(entry) not in _SAYS_NOTHING for entry in study.entries)
         ]
         missing = [column.header for column in every if column not in columns]
         rows: list[Sequence[Child]] = []

@@ -28,9 +28,9 @@ def long_tail_section(study: Study) -> Markup:
     rows = [_row(entry, record) for entry, record in zip(study.entries, records)]
     note = (
         f"Popular are the most popular items that together have {100 * share:g} % of the training interactions, rare "
-        "are all others. Recall is the mean over the test users with a test item in the group; the change is beside the "
-        "dense model. Covered are the items that are in some list; the Gini index is 0 where all items are listed alike; "
-        "average popularity counts training interactions of the listed items."
+        "are all others. Recall is the mean over the test users with a test item in the group; the change is beside "
+        "the dense model. Covered are the items that are in some list; the Gini index is 0 where all items are listed "
+        "alike; average popularity counts training interactions of the listed items."
     )
     caption = "Recall of popular and of rare items, and what the lists of all test users hold"
     return parts.section(

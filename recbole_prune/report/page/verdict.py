@@ -18,8 +18,9 @@ def headline(study: Study, quality: Quality) -> str:
     """
     best = named(study, quality)
     if best is None:
-        going = "; a run is not finished" if any(run.summary is None for run in study.runs) else ""
-        return f"There is no chosen ticket to judge: only dense models are finished{going}."
+        going = any(run.summary is None for run in study.runs if run.reason is None)
+        why = "no run that prunes has ended yet" if going else "these are dense models only"
+        return f"There is no ticket to judge: {why}."
     gains, loss, margin = _gains(best), _loss(best, study, quality), f"{100 * quality.margin_of(best):g} %"
     verdict = quality.verdict_of(best)
     if verdict == "yes":
