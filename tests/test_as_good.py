@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_table import metric_ticket, rows_of, tickets
+from test_table import TEACHER, metric_ticket, rows_of, tickets
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
@@ -17,7 +17,7 @@ from recbole_prune.disk.user_values import Arrays, name_of
 from recbole_prune.report.as_good import as_good_legend, as_good_of, verdict_sentence
 from recbole_prune.report.costs import times_faster
 from recbole_prune.report.statistics import verdicts
-from recbole_prune.report.table import ticket_table
+from recbole_prune.report.table import legend, ticket_table
 from recbole_prune.report.users import read_users
 from recbole_prune.run.siblings import SiblingRow
 from recbole_prune.run.summary import AsGood
@@ -77,7 +77,7 @@ def test_where_nothing_is_tested_it_is_said_why(found: list[Any], metric: str, s
     if "no test" in said:
         found = [type(ticket)(**{**vars(ticket), "test": {}}) for ticket in found]
     tested = as_good_of(found, {}, metric, 0.01)
-    assert not tested.blocks and as_good_legend(tested)[0].startswith(said)
+    assert not tested.blocks and as_good_legend(tested, False)[0].startswith(said)
     [sentence] = verdict_sentence(found[-1], tested, (100, 400), None)
     assert "is not tested: " in sentence and "4 times smaller on disk" in sentence
     header, _ = rows_of(ticket_table(found, metric, chosen=found[0], bytes_of={}, as_good=tested))
@@ -86,7 +86,7 @@ def test_where_nothing_is_tested_it_is_said_why(found: list[Any], metric: str, s
 
 def test_of_a_dense_model_alone_nothing_is_said() -> None:
     tested = as_good_of(tickets()[:1], values(), "NDCG@10", 0.01)
-    assert (tested.not_tested, as_good_legend(tested)) == (None, [])
+    assert (tested.not_tested, as_good_legend(tested, False)) == (None, [])
     assert verdict_sentence(tickets()[0], tested, (400, 400), None) == []
 
 
@@ -107,8 +107,27 @@ def test_the_column_stands_beside_wins() -> None:
         "0": ("dense", "-"), "1": ("yes", "yes"), "2*": ("metric", "open"), "3": ("no", "no"),
         "omp": ("metric", "yes"), "random": ("metric", "-"),
     }  # fmt: skip
-    assert max(map(len, table.splitlines())) <= 80
-    assert max(map(len, as_good_legend(tested))) <= 110
+    assert max(map(len, table.splitlines())) <= 80 and "kept" not in header
+    wide = ticket_table(found, "NDCG@10", chosen=found[2], bytes_of={}, as_good=tested, every_metric=True)
+    assert {"kept", "as good"} <= set(rows_of(wide)[0])
+    assert "every metric and column" in legend(found, "NDCG@10", tested=True)[0]
+
+
+def test_the_column_fits_a_terminal_in_a_distilled_run() -> None:
+    recall = {"popularity": {"k": 10, "popular": 0.25, "unpopular": 0.0625, "popular_users": 3, "unpopular_users": 4}}
+    found = [type(one)(**{**vars(one), "method": recall}) for one in tickets()]
+    tested = as_good_of(found, values(t1=-0.05, t2=0.01, t3=0.3), "NDCG@10", 0.01)
+    sizes = {0: 3_600_004, 1: 900_000}
+    arguments: dict[str, Any] = {"chosen": found[1], "bytes_of": sizes, "as_good": tested, "teacher": TEACHER}
+    table = ticket_table(found, "NDCG@10", **arguments)
+    header, rows = rows_of(table)
+    assert header == ["ticket", "sparsity", "valid", "test", "popular", "rare", "bytes", "wins", "as good"]
+    assert rows["taught 1*"][-3:] == ["900000", "yes", "yes"] and max(map(len, table.splitlines())) <= 80
+    assert "weights: those" not in " ".join(legend(found, "NDCG@10", teacher=TEACHER, tested=True))
+    header, _ = rows_of(ticket_table(found, "NDCG@10", every_metric=True, **arguments))
+    assert header[:4] == ["ticket", "sparsity", "kept", "weights"] and header[-1] == "as good"
+    assert "weights: those" in " ".join(legend(found, "NDCG@10", True, TEACHER, tested=True))
+    assert max(map(len, as_good_legend(tested, True))) <= 110
 
 
 # ---- the sentence ----------------------------------------------------------------------------------------------------
@@ -170,7 +189,7 @@ def measured(seconds: float | None = None, latency: float | None = None, **chang
     [
         (measured(3.0), measured(1.5), 2.0),
         (measured(3.0), measured(6.0), 0.5),
-        (measured(0.06), measured(0.04), None),
+        (measured(0.4), measured(0.2), None),
         (measured(3.0), measured(1.5, threads=4), None),
         (measured(3.0, device="cuda"), measured(1.5), None),
         (measured(0.01, latency=3e-4), measured(0.01, latency=1e-4), 3.0),

@@ -51,14 +51,13 @@ def _reason(dense: Ticket | None, metric: str) -> str:
     return "an older version trained these tickets and did not keep what each user scored"
 
 
-def as_good_legend(tested: AsGood) -> list[str]:
-    """What the column says, or why there is none, a line; none where nothing was pruned."""
-    if tested.not_tested:
-        return [f"as good: not tested, {tested.not_tested}"]
-    if not tested.blocks:
-        return []
+def as_good_legend(tested: AsGood, shown: bool) -> list[str]:
+    """What the column says where it is shown, and why this run has nothing in it; nothing where nothing was pruned."""
+    missing = [f"as good: not tested, {tested.not_tested}"] if tested.not_tested else []
+    if not shown:
+        return missing
     worse = f"yes = worse than dense by less than {_percent(tested.margin)}, no = by more, open = undecided"
-    return [f"as good: tested over test users; {worse}"]
+    return [f"as good: tested over test users; {worse}", *missing]
 
 
 def verdict_sentence(

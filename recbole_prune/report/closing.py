@@ -16,7 +16,7 @@ from recbole_prune.report.as_good import as_good_legend, verdict_sentence
 from recbole_prune.report.costs import macs_line, times_faster
 from recbole_prune.report.energy import energy_lines
 from recbole_prune.report.popularity import popularity_lesson
-from recbole_prune.report.table import is_taught, legend, live_parameters, teachers_of, ticket_table
+from recbole_prune.report.table import is_taught, legend, live_parameters, shows_tests, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import NO_TEST_DATA
@@ -42,7 +42,8 @@ def result_text(result: RunResult) -> str:
     seconds = macs_line(result.chosen, result.dense)
     notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []
     notice += [f"NOTE {result.notice}"] if result.notice else []
-    notes = [*legend(result.tickets, metric, verbose, result.teacher), *as_good_legend(result.as_good)]
+    tested = shows_tests(result.as_good, result.siblings)
+    notes = legend(result.tickets, metric, verbose, result.teacher, tested) + as_good_legend(result.as_good, tested)
     said = [" ".join(_outcome(result)), *_lesson(result), seconds, *_advice(result), *notice]
     energy = [text if "\n" in text else _wrapped(text) for text in energy_lines(result)]
     places = map(printable, _places(result))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recbole_prune.run.ticket import Ticket
 
-_SHORTEST_S = 0.05
+_SHORTEST_S = 0.25
 
 
 def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
@@ -30,7 +30,7 @@ def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
 def times_faster(ticket: Ticket, dense: Ticket | None) -> float | None:
     """How many times faster than the dense model a ticket ranked the test users; None where that was not measured.
 
-    A single evaluation of less than 50 ms says nothing; latencies, where they were measured, are medians.
+    One evaluation of less than a quarter of a second says nothing; latencies, where they were measured, are medians.
     """
     return None if dense is None else speedup(dense.measured or {}, ticket.measured or {})
 
