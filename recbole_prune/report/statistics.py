@@ -87,6 +87,15 @@ def paired_test(dense: ArrayLike, ticket: ArrayLike, margin: float) -> PairedTes
     return _tests(dense, {0: ticket}, margin)[0]
 
 
+def change_of(dense: ArrayLike, ticket: ArrayLike) -> tuple[float | None, Interval]:
+    """``change_percent`` and ``interval_percent`` of :class:`PairedTest` alone, whatever is better; as it raises."""
+    usual, found = _values(dense, "the dense model"), _values(ticket, "the ticket")
+    if len(found) != len(usual):
+        raise ValueError(f"the ticket has {len(found)} users, the dense model {len(usual)}")
+    test = _tested(usual, found - usual, 0.0, (1.0, 1.0))
+    return test.change_percent, test.interval_percent
+
+
 def verdicts(dense: ArrayLike, tickets: Mapping[int, ArrayLike], margin: float) -> dict[int, PairedTest]:
     """Test the pruned tickets of one run, Holm-corrected over them.
 
