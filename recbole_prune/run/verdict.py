@@ -42,6 +42,7 @@ def choose(
     *,
     bigger: bool,
     target: float | None = None,
+    reach: float | None = None,
     number: int | None = None,
     tolerance: float | None = None,
     taught: bool = False,
@@ -52,7 +53,8 @@ def choose(
     worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity if one
     was asked for; else the sparsest that wins; if none wins, the sparsest that is as good as the dense model in more
     epochs; if none is, the pruned ticket with the best validation score. ``taught`` says that the dense model had a
-    teacher.
+    teacher. ``reach`` is the sparsity that rows of equally many entries come to where the target lies between two
+    of their steps.
 
     Raises:
         ConfigError: there is no ticket ``number``.
@@ -72,8 +74,9 @@ def choose(
         near = _sparsest(ticket for ticket in pruned if sign * ticket.valid_score >= least)
         assert near is not None
         return near, f"the sparsest ticket within prune_tolerance={tolerance:g} of the best pruned one"
-    if target is not None and pruned[-1].sparsity >= target - 1e-3:
-        return pruned[-1], f"the ticket at the target sparsity {target:g}"
+    if target is not None and pruned[-1].sparsity >= (target if reach is None else reach) - 1e-3:
+        rows = "" if reach is None else ", as near as equal rows come"
+        return pruned[-1], f"the ticket at the target sparsity {target}{rows}"
     as_good = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
     winner = _sparsest(ticket for ticket in pruned if ticket.wins)
     if winner is not None and winner is as_good:
