@@ -183,13 +183,15 @@ def test_tickets_keep_what_is_announced(pruner: str, tiny_data: Path) -> None:
     assert kept == get_pruner(pruner)(experiment).counts()
     announced = re.findall(r"^ *\d+ +\d+\.\d+ % +(\d+) +([\d,]+)$", plan, re.M)
     assert [int(count) for count, _ in announced] == kept
+    assert f"from ticket 0 on: {', '.join(str(count // rows) for count in kept)}\n" in plan
     summary = json.loads(Path(result["folder"], "summary.json").read_bytes())
     assert [int(size.replace(",", "")) for _, size in announced] == [ticket["bytes"] for ticket in summary["tickets"]]
     masks = [experiment.masks_of(ticket) for ticket in experiment.tickets.values()]
     for before, after, count in zip(masks, masks[1:], kept[1:]):
         assert after.is_nested_in(before)
         assert all(set(after.per_row(name).tolist()) == {count // rows} for name in after)
-    assert result["chosen"]["ticket"] == len(kept) - 1, "the ticket at what equal rows reach of the target"
+    assert result["chosen"]["ticket"] == len(kept) - 1
+    assert "at the target sparsity 0.9, as near as equal rows come" in " ".join(result["table"].split())
     tables = read_artifact(result["artifact"]).tensors.values()
     assert {table.encoding for table in tables} == {"fixed"}
     assert [record.get("min_per_row") for record in result["tickets"][1:]] == (

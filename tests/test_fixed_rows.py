@@ -52,6 +52,18 @@ def test_a_bitmap_is_smaller_from_eleven_of_64_on(each: int, expected: str) -> N
     assert encoded.encoding == expected and positions(encoded) <= 40_982 * 8 == 327_856
 
 
+@pytest.mark.parametrize(("each", "expected"), [(13, 4_250_340), (7, 2_355_398), (4, 1_345_941), (1, 336_486)], ids=str)
+def test_the_oracle_of_gowalla(each: int, expected: int) -> None:
+    """Both tables of the method file (B0), without padding rows and with them, which are stored as they are."""
+    sizes = dict.fromkeys(((), (0,)), 0)
+    for rows in (29_858, 40_981):
+        for whole in sizes:
+            mask = fixed_mask(rows + len(whole), 64, each, whole)
+            sizes[whole] += encode(mask.astype(np.float32), mask).nbytes
+    assert sizes[()] == expected
+    assert sizes[(0,)] == expected + 2 * (256 + (8 if each == 13 else 4))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_it_holds_any_such_table_in_the_bytes_of_its_formula(data: st.DataObject) -> None:

@@ -13,7 +13,7 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.teachers import trained_first
 from recbole_prune.disk.names import method_name
 from recbole_prune.distillers.teaching import Teaching
-from recbole_prune.masking.allocate import select
+from recbole_prune.masking.allocate import entries_per_row, select
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scores import uniform
 from recbole_prune.pruners import get_pruner
@@ -50,6 +50,7 @@ def describe_plan(config: Any) -> str:
                 "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
                 format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
                 *(["first a search for the masks, at most as long as a training"] if pruner.searches else []),
+                *_equal_rows(pruner, counts),
                 f"scoring: {explain_scoring(model, config, experiment.workshop.dataset)}",
                 "nothing was trained (--dry_run=True)",
             ]
@@ -91,6 +92,13 @@ def planned(workshop: Workshop) -> Iterator[Pruner]:
         pruner = get_pruner(workshop.config.settings.pruner)(Experiment(workshop, RunFolder(Path(folder))))
         pruner.check()
         yield pruner
+
+
+def _equal_rows(pruner: Pruner, counts: list[int]) -> Iterator[str]:
+    """How many entries every row keeps, where all keep equally many."""
+    if pruner.has_equal_rows:
+        each = ", ".join(str(entries_per_row(pruner.scope, count)) for count in counts)
+        yield f"every row keeps equally many entries (prune_allocation=row), from ticket 0 on: {each}"
 
 
 def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> Iterator[int]:

@@ -29,14 +29,15 @@ STORED = ("stored_valid", "stored_test")
 def choose_ticket(experiment: Experiment, tickets: Sequence[Ticket]) -> tuple[Ticket, str]:
     """The ticket to export and why, by the run's settings."""
     settings, scope = experiment.settings, experiment.scope
-    target = settings.get("prune_target_sparsity")
-    if target is not None and settings.prune_allocation == "row":  # what equal rows can reach of it
+    target, reach = settings.get("prune_target_sparsity"), None
+    if target is not None and settings.prune_allocation == "row":
         keep = scope.prunable - removed_exact(target, scope.prunable)
-        target = 1 - sum(kept_in_rows(scope, entries_per_row(scope, keep)).values()) / scope.prunable
+        reach = 1 - sum(kept_in_rows(scope, entries_per_row(scope, keep)).values()) / scope.prunable
     return choose(
         tickets,
         bigger=experiment.bigger,
         target=target,
+        reach=reach,
         number=settings.export_ticket,
         tolerance=settings.get("prune_tolerance"),
         taught=settings.distiller is not None,

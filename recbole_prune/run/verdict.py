@@ -43,6 +43,7 @@ def choose(
     *,
     bigger: bool,
     target: float | None = None,
+    reach: float | None = None,
     number: int | None = None,
     tolerance: float | None = None,
     taught: bool = False,
@@ -53,7 +54,8 @@ def choose(
     worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity if one
     was asked for; else the sparsest that wins; if none wins, the sparsest that reaches the dense model's score in more
     epochs; if none does, the pruned ticket with the best validation score. ``taught`` says that the dense model had a
-    teacher.
+    teacher. ``reach`` is the sparsity that rows of equally many entries come to where the target lies between two
+    of their steps.
 
     Raises:
         ConfigError: there is no ticket ``number``.
@@ -73,8 +75,9 @@ def choose(
         near = _sparsest(ticket for ticket in pruned if sign * ticket.valid_score >= least)
         assert near is not None
         return near, f"the sparsest ticket within prune_tolerance={tolerance:g} of the best pruned one"
-    if target is not None and pruned[-1].sparsity >= target - 1e-3:
-        return pruned[-1], f"the ticket at the target sparsity {target:g}"
+    if target is not None and pruned[-1].sparsity >= (target if reach is None else reach) - 1e-3:
+        rows = "" if reach is None else ", as near as equal rows come"
+        return pruned[-1], f"the ticket at the target sparsity {target:g}{rows}"
     reaching = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
     winner = _sparsest(ticket for ticket in pruned if ticket.wins)
     if winner is not None and winner is reaching:
