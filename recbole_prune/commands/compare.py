@@ -79,6 +79,7 @@ def _run(planned: Plan, engine: Engine, job_of: Callable[..., Any]) -> dict[Cell
     """Run what is not done, with a bar and a line for each cell; the failures by cell."""
     from recbole_prune.compare.results import is_done, read_finished
     from recbole_prune.compare.scheduler import run_cells
+    from recbole_prune.report.runs import from_here
 
     fresh = planned.configs[0].settings.fresh
     failures: dict[Cell, str | None] = {}
@@ -90,19 +91,21 @@ def _run(planned: Plan, engine: Engine, job_of: Callable[..., Any]) -> dict[Cell
                 score = None if run is None or run.chosen is None else run.chosen["valid_score"]
                 failures[step.ended] = step.failure
                 outcome = f"FAILED: {step.failure}" if score is None else f"validation {score:.4f}"
-                tqdm.write(printable(f"{step.ended.name}: {outcome}, in {step.ended.folder}"), file=sys.stdout)
+                tqdm.write(
+                    printable(f"{step.ended.name}: {outcome}, in {from_here(step.ended.folder)}"), file=sys.stdout
+                )
             _show(bar, step)
     return failures
 
 
-def _bar(total: int, enabled: bool) -> Any:
+def _bar(total: int, enabled: bool) -> tqdm[Any]:
     """A bar on standard error where that is a terminal."""
     return tqdm(
         total=total, bar_format=_BAR, disable=None if enabled else True, dynamic_ncols=True, leave=False, smoothing=0
     )
 
 
-def _show(bar: Any, step: Step) -> None:
+def _show(bar: tqdm[Any], step: Step) -> None:
     """Move the bar; cells that were there already say nothing about the time that is left."""
     if bar.disable:
         return

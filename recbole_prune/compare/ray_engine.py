@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from recbole_prune.compare.process import Ended, Job
@@ -26,7 +27,7 @@ class RayEngine:
         gpus: GPUs of a task.
     """
 
-    def __init__(self, ray: Any, workers: int, threads: int, gpus: float) -> None:
+    def __init__(self, ray: ModuleType, workers: int, threads: int, gpus: float) -> None:
         self._ray, self._workers = ray, workers
         options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": _RETRIES}
         self._task = ray.remote(**options)(portable("ray_engine"))
