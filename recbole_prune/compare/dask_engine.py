@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -70,7 +70,8 @@ class DaskEngine:
 
     def stop(self) -> None:
         """End every future; a worker that runs one notices it and stops its process."""
-        self._client.cancel(list(self._numbers))
+        with suppress(Exception):  # the cluster may be what has gone
+            self._client.cancel(list(self._numbers))
         self._numbers.clear()
 
 
