@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from recbole_prune.config.near import did_you_mean, near_names
-from recbole_prune.config.options import Option, describe, refuse_near, some_text, split
-from recbole_prune.config.schema import known_keys, method_names
+from recbole_prune.compare import options
+from recbole_prune.config.options import refuse_near, split
 from recbole_prune.config.words import launch
 from recbole_prune.errors import ConfigError, printable, printable_lines
 
@@ -23,15 +22,7 @@ if TYPE_CHECKING:
     from recbole_prune.compare.scheduler import Engine, Step
 
 FAILED = 1  # exit status where a cell has no result
-_SET_BY = {
-    "pruner": "pruners",
-    "prune_target_sparsity": "sparsities",
-    "seed": "seeds",
-    "distiller": "distillers",
-    "export_values": "values",
-}
 _BAR = "cells {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
-_ENGINES = ("local", "ray", "dask")
 
 
 def main(words: Sequence[str]) -> int:
@@ -43,8 +34,8 @@ def main(words: Sequence[str]) -> int:
     Returns:
         exit status: 0, or 1 where a cell has no result.
     """
-    own, rest = split("compare", _OPTIONS, words, refuse_near)
-    _check(own, rest)
+    own, rest = split("compare", options.OPTIONS, words, refuse_near)
+    options.check(own, rest)
     asked = launch(rest)
     from recbole_prune.compare.cells import plan
     from recbole_prune.compare.results import job_of, records_of
@@ -77,11 +68,13 @@ def main(words: Sequence[str]) -> int:
 
 def _run(planned: Plan, engine: Engine, job_of: Callable[..., Any]) -> dict[Cell, str | None]:
     """Run what is not done, with a bar and a line for each cell; the failures by cell."""
-    from recbole_prune.compare.results import is_done, read_finished
+    from recbole_prune.compare.results import is_done, read_finished, why_not
     from recbole_prune.compare.scheduler import run_cells
+    from recbole_prune.report.runs import from_here
 
     fresh = planned.configs[0].settings.fresh
     failures: dict[Cell, str | None] = {}
+    told = False
     done: Callable[[Cell], bool] = (lambda cell: False) if fresh else is_done
     with _bar(len(planned.cells), bool(planned.configs[0]["show_progress"])) as bar:
         for step in run_cells(planned.cells, engine, job_of, done):
@@ -89,20 +82,27 @@ def _run(planned: Plan, engine: Engine, job_of: Callable[..., Any]) -> dict[Cell
                 run = None if step.failure else read_finished(step.ended)
                 score = None if run is None or run.chosen is None else run.chosen["valid_score"]
                 failures[step.ended] = step.failure
-                outcome = f"FAILED: {step.failure}" if score is None else f"validation {score:.4f}"
-                tqdm.write(printable(f"{step.ended.name}: {outcome}, in {step.ended.folder}"), file=sys.stdout)
+                if score is None:
+                    outcome = f"FAILED: {step.failure or why_not(step.ended)}"
+                else:
+                    outcome = f"validation {score:.4f}"
+                said = f"{step.ended.name}: {outcome}, in {from_here(step.ended.folder)}"
+                tqdm.write(printable(said), file=sys.stdout)
+            elif not step.running and not told:
+                told = True
+                tqdm.write("other processes run the cells that are left: waiting for them", file=sys.stderr)
             _show(bar, step)
     return failures
 
 
-def _bar(total: int, enabled: bool) -> Any:
+def _bar(total: int, enabled: bool) -> tqdm[Any]:
     """A bar on standard error where that is a terminal."""
     return tqdm(
         total=total, bar_format=_BAR, disable=None if enabled else True, dynamic_ncols=True, leave=False, smoothing=0
     )
 
 
-def _show(bar: Any, step: Step) -> None:
+def _show(bar: tqdm[Any], step: Step) -> None:
     """Move the bar; cells that were there already say nothing about the time that is left."""
     if bar.disable:
         return
@@ -169,7 +169,7 @@ def _axes(own: dict[str, Any], model: str, dataset: str) -> Axes:
         datasets=own["datasets"] or [dataset],
         pruners=own["pruners"],
         distillers=own["distillers"],
-        sparsities=[] if own["budgets"] else own["sparsities"] or _SPARSITIES,
+        sparsities=[] if own["budgets"] else own["sparsities"] or options.SPARSITIES,
         budgets=own["budgets"] or [],
         seeds=own["seeds"],
         values=own["values"],
@@ -182,157 +182,10 @@ def _shared(words: Sequence[str], own: dict[str, Any]) -> list[str]:
     return [*rest, f"--export_values={own['values'][0]}"] if own["values"][0] != "fp32" else rest
 
 
-def _check(own: dict[str, Any], rest: Sequence[str]) -> None:
-    """Refuse settings that each cell sets itself, names that are unknown, and what cannot go together."""
-    for taken, option in {**_SET_BY, **{name: f"{name}s" for name in ("model", "dataset") if own[f"{name}s"]}}.items():
-        if any(word.startswith(f"--{taken}=") for word in rest):
-            raise ConfigError(f"compare: --{taken} is set for each run, use --{option}=A,B instead")
-    if own["sparsities"] and own["budgets"]:
-        raise ConfigError("compare: --sparsities and --budgets are given, which both say how small: keep one of them")
-    if own["engine"] == "local" and own["engine_address"]:
-        raise ConfigError("compare: --engine_address needs --engine=ray or --engine=dask")
-    _check_names("pruner", own["pruners"], " (the dense model comes with each)")
-    _check_names("distiller", [name for name in own["distillers"] if name is not None], ", none")
-    formats = known_keys()["export_values"]
-    for values in own["values"]:
-        try:
-            formats.check(values)
-        except ConfigError:
-            raise ConfigError(f"compare: --values={values} is unknown; it must be {formats.allowed}") from None
-
-
-def _check_names(kind: str, names: Sequence[str], also: str) -> None:
-    known = [name for name in method_names(kind) if name != "none"]
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"compare: --{kind}s={name} is unknown{did_you_mean(near_names(name, known))}; there are "
-                f"{', '.join(known)}{also}"
-            )
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# ---- what the options take -------------------------------------------------------------------------------------------
-
-
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(text.split(",")))
-
-
-def _some_names(text: str) -> list[str]:
-    names = _names(text)
-    if not all(names):
-        raise ValueError(text)
-    return names
-
-
-def _distillers(text: str) -> list[str | None]:
-    return [None if name == "none" else name for name in _some_names(text)]
-
-
-def _fractions(text: str) -> list[float]:
-    numbers = list(dict.fromkeys(float(part) for part in text.split(",")))
-    if not all(0 < number < 1 for number in numbers):
-        raise ValueError(text)
-    return numbers
-
-
-def _seeds(text: str) -> list[int]:
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
-
-
-def _file(text: str) -> Path:
-    if not text or Path(text).is_dir():
-        raise ValueError(text)
-    return Path(text)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-def _phase(text: str) -> int | None:
-    if text.lower() in ("true", "false"):
-        return 0 if text.lower() == "true" else None
-    return _count(text)
-
-
-def _engine_name(text: str) -> str:
-    if text not in _ENGINES:
-        raise ValueError(text)
-    return text
-
-
-def _gpus(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise ValueError(text)
-    return number
-
-
 def usage() -> str:
     """What the command takes."""
-    lines = [
-        "usage: recbole-prune compare [--pruners=A,B] [--sparsities=X,Y | --budgets=X,Y] [--seeds=1,2] [--workers=N]",
-        "       [--to=FILE.json] [--key=value ...]",
-        "",
-        "Runs every pruner at every size under every seed, each in a process and a run folder of its own, and prints",
-        "mean and spread. The dense model is trained once per seed, first. What fails becomes a line with its reason",
-        "and stops nothing else; the same command goes on where it was interrupted. Other settings as for a run.",
-        "",
-        *describe(_OPTIONS, indent=2),
-        "",
-        "On a cluster, --engine=ray and --engine=dask hand cells to workers, which need this package and the same",
-        "file system. Without either: --list_cells=1 prints the commands of the first phase, one a line, for GNU",
-        "parallel or a job array; once they have ended, those of --list_cells=2; and --workers=0 prints the table.",
-    ]
-    return "\n".join(lines)
-
-
-_SPARSITIES = [0.5, 0.75, 0.9]
-_OPTIONS = {
-    "pruners": Option(_names, ["static", "dsl"], "names of pruners with commas", "pruners to run"),
-    "distillers": Option(
-        _distillers,
-        [None],
-        "names of distillers with commas, none among them",
-        "distillers to teach with; none: without",
-    ),
-    "sparsities": Option(
-        _fractions, None, "floats with commas, each between 0 and 1", "target sparsities (default 0.5,0.75,0.9)"
-    ),
-    "budgets": Option(
-        _fractions,
-        None,
-        "floats with commas, each between 0 and 1",
-        "instead of sparsities: shares of the dense bytes, to which every method is brought",
-    ),
-    "seeds": Option(_seeds, [2020, 2021, 2022], "ints with commas", "seeds"),
-    "models": Option(_some_names, None, "names of models with commas", "models, instead of --model"),
-    "datasets": Option(_some_names, None, "names of datasets with commas", "datasets, instead of --dataset"),
-    "values": Option(
-        _some_names,
-        ["fp32"],
-        "number formats with commas",
-        "number formats; the first is what runs export, the others are exported, and evaluated, from the same runs",
-    ),
-    "workers": Option(
-        _count, 1, "a whole number from 0", "cells at a time, which share the processors; 0 only shows what is there"
-    ),
-    "engine": Option(_engine_name, "local", f"{', '.join(_ENGINES)}", "who runs them: local, ray or dask"),
-    "engine_address": Option(some_text, None, "an address", "of the cluster; without it one is started here"),
-    "engine_gpus": Option(_gpus, 0.0, "a number from 0", "GPUs of the cluster that each cell takes, also a fraction"),
-    "list_cells": Option(
-        _phase,
-        None,
-        "True, or the number of a phase",
-        "print the commands of all cells, or of a phase, and run nothing",
-    ),
-    "to": Option(_file, None, "a file to write, no folder", "write what the table is made of as JSON"),
-}
+    return options.usage()

@@ -9,7 +9,7 @@ from pathlib import Path
 from recbole_prune.config.options import Option, describe, refuse_options, split
 from recbole_prune.errors import BusyError, ConfigError, StoreError, printable, printable_lines
 from recbole_prune.report.folders import FINISHED, RunRecord, find_runs
-from recbole_prune.report.runs import megabytes, name_of, runs_text
+from recbole_prune.report.runs import from_here, megabytes, runs_text
 
 
 def main(words: Sequence[str]) -> int:
@@ -36,20 +36,20 @@ def _clean(runs: Sequence[RunRecord], really: bool) -> int:
     teachers = list(_teachers(runs))
     for run in runs:
         if run.state != FINISHED or run.chosen is None or run.is_set_aside:
-            print(printable(f"{name_of(run)}: {run.state}{', moved aside' * run.is_set_aside}, left as it is"))
+            print(printable(f"{from_here(run.path)}: {run.state}{', moved aside' * run.is_set_aside}, left as it is"))
             continue
         try:
             size = clean(run.path, run.chosen["ticket"], teachers, really=really)
         except BusyError:
-            print(printable(f"{name_of(run)}: a process works there, left as it is"))
+            print(printable(f"{from_here(run.path)}: a process works there, left as it is"))
             continue
         except StoreError as error:
             failed = True
-            print(f"{name_of(run)}: left as it is: {error}", file=sys.stderr)
+            print(f"{from_here(run.path)}: left as it is: {error}", file=sys.stderr)
             continue
         total += size
         if size:
-            print(printable(f"{name_of(run)}: {megabytes(size)} MB"))
+            print(printable(f"{from_here(run.path)}: {megabytes(size)} MB"))
     print(f"{'freed' if really else 'would free'} {megabytes(total)} MB ({total:,} bytes)")
     if not really and total:
         print("checkpoints of tickets that are not chosen come back by training anew only; --clean --yes removes them")

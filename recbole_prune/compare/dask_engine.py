@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from recbole_prune.compare.process import Ended, Job
 from recbole_prune.compare.remote import answered, message, portable
 from recbole_prune.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _SECONDS_TO_CONNECT = 15
 
@@ -24,7 +28,7 @@ class DaskEngine:
         gpus: of the resource ``GPU``, with which workers are started, that a future takes.
     """
 
-    def __init__(self, distributed: Any, client: Any, workers: int, gpus: float) -> None:
+    def __init__(self, distributed: ModuleType, client: Client, workers: int, gpus: float) -> None:
         self._distributed, self._client, self._workers = distributed, client, workers
         self._resources = {"GPU": gpus} if gpus else None
         self._task = portable("dask_engine")
@@ -66,7 +70,8 @@ class DaskEngine:
 
     def stop(self) -> None:
         """End every future; a worker that runs one notices it and stops its process."""
-        self._client.cancel(list(self._numbers))
+        with suppress(Exception):  # the cluster may be what has gone
+            self._client.cancel(list(self._numbers))
         self._numbers.clear()
 
 

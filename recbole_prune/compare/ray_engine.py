@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 from recbole_prune.compare.process import Ended, Job
 from recbole_prune.compare.remote import answered, message, portable
-from recbole_prune.errors import ConfigError
+from recbole_prune.errors import ConfigError, StoreError
 
 _SECONDS_TO_CONNECT = 10
 _RETRIES = 3  # of a task whose worker died; its run goes on from its resume point
@@ -26,7 +27,7 @@ class RayEngine:
         gpus: GPUs of a task.
     """
 
-    def __init__(self, ray: Any, workers: int, threads: int, gpus: float) -> None:
+    def __init__(self, ray: ModuleType, workers: int, threads: int, gpus: float) -> None:
         self._ray, self._workers = ray, workers
         options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": _RETRIES}
         self._task = ray.remote(**options)(portable("ray_engine"))
@@ -41,8 +42,15 @@ class RayEngine:
         self._numbers[self._task.remote(*message(job))] = number
 
     def ended(self, seconds: float) -> list[tuple[int, Ended]]:
-        """Tasks that have ended, as soon as there is one."""
-        done, _ = self._ray.wait(list(self._numbers), num_returns=1, timeout=seconds)
+        """Tasks that have ended, as soon as there is one.
+
+        Raises:
+            StoreError: the cluster is gone; what is finished is kept.
+        """
+        try:
+            done, _ = self._ray.wait(list(self._numbers), num_returns=1, timeout=seconds)
+        except (self._ray.exceptions.RayError, OSError) as error:
+            raise StoreError(f"compare: the Ray cluster is gone: {error}; the same command goes on") from error
         found = []
         for reference in done:
             try:
@@ -55,7 +63,8 @@ class RayEngine:
     def stop(self) -> None:
         """End every task; its processes notice that their worker is gone, and end with what is finished."""
         for reference in self._numbers:
-            self._ray.cancel(reference, force=True)
+            with suppress(Exception):  # the cluster may be what has gone
+                self._ray.cancel(reference, force=True)
         self._numbers.clear()
 
 

@@ -19,7 +19,8 @@ def portable(engine: str) -> Callable[[Any, str], Answer]:
         engine: module of this package whose ``stopped()`` makes, on the worker, the question whether the job is to end.
     """
 
-    def run_on_worker(job: Any, version: str) -> Answer:  # pickled by value, since it has no name at the top level
+    # pickled by value, since it has no name at the top level
+    def run_on_worker(job: tuple[Any, ...], version: str) -> Answer:
         import os
         import socket
         from importlib import import_module

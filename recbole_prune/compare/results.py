@@ -10,7 +10,7 @@ from recbole_prune.artifact import read_artifact
 from recbole_prune.compare.cells import Cell
 from recbole_prune.compare.process import Job
 from recbole_prune.errors import ArtifactError
-from recbole_prune.report.folders import DAMAGED, FINISHED, RunRecord, read_run
+from recbole_prune.report.folders import DAMAGED, RunRecord, read_run
 
 # fields of ticket.json: what the stored values scored on validation and test data (export_evaluate)
 _STORED = ("stored_valid", "stored_test")
@@ -21,7 +21,7 @@ def read_finished(cell: Cell) -> RunRecord | None:
     if not cell.folder.is_dir():
         return None
     run = read_run(cell.folder)
-    return run if run.state == FINISHED else None
+    return run if run.has_result and run.state != DAMAGED else None
 
 
 def is_done(cell: Cell) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import textwrap
@@ -16,6 +15,7 @@ from recbole_prune.report.as_good import as_good_legend, verdict_sentence
 from recbole_prune.report.costs import macs_line, times_faster
 from recbole_prune.report.energy import energy_lines
 from recbole_prune.report.popularity import popularity_lesson
+from recbole_prune.report.runs import from_here
 from recbole_prune.report.stored import stored_sentence
 from recbole_prune.report.table import is_taught, legend, live_parameters, shows_tests, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
@@ -167,8 +167,8 @@ def _advice(result: RunResult) -> Iterator[str]:
 
 def _places(result: RunResult) -> Iterator[str]:
     """Where things are, and the command that uses them, each on a line of its own."""
-    artifact = _from_here(Path(result.artifact))
-    yield f"run folder: {_from_here(result.experiment.folder.path)}"
+    artifact = from_here(Path(result.artifact))
+    yield f"run folder: {from_here(result.experiment.folder.path)}"
     if result.failure is not None:
         return
     yield f"artifact:   {artifact}"
@@ -177,12 +177,6 @@ def _places(result: RunResult) -> Iterator[str]:
         yield f"recommend:  recbole-prune recommend {shlex.quote(f'--artifact={artifact}')} --users={','.join(users)}"
     else:
         yield f"load:       recbole_prune.load_ticket({artifact!r})"
-
-
-def _from_here(path: Path) -> str:
-    """A path as one would type it."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith(os.pardir) else relative
 
 
 def _some_users(result: RunResult) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +104,11 @@ class RunRecord:
         return next((line for line in self.tickets if line["ticket"] == number), None)
 
     @property
+    def has_result(self) -> bool:
+        """Whether the run has ended with all of its tickets; a process may still work there, to export another one."""
+        return self.summary is not None and len(self.summary["tickets"]) == len(self.tickets)
+
+    @property
     def bytes_of(self) -> Mapping[int, int | None]:
         """Bytes of each ticket's weights in an artifact, as the summary counted them."""
         return {} if self.summary is None else {line["ticket"]: line.get("bytes") for line in self.summary["tickets"]}
@@ -191,18 +196,15 @@ def _walk(folder: Path, problems: list[str], depth: int) -> Iterator[Path]:
 def read_run(path: Path) -> RunRecord:
     """One run folder; what is wrong with it is its ``reason``."""
     parts: dict[str, Any] = {"record": {}, "scope": {}, "tickets": (), "summary": None}
-    state, reason = UNFINISHED, None
+    reason = None
     try:
         for name, value in read_contents(path):
             parts[name] = value
-        summary = parts["summary"]
-        if summary is not None and len(summary["tickets"]) == len(parts["tickets"]):
-            state = FINISHED
-        if is_locked(path):
-            state = RUNNING
+        state = RUNNING if is_locked(path) else UNFINISHED
     except DamagedError as error:
         state, reason = DAMAGED, str(error)
-    return RunRecord(path.absolute(), state, reason, **parts, bytes_on_disk=_sizes(path))
+    run = RunRecord(path.absolute(), state, reason, **parts, bytes_on_disk=_sizes(path))
+    return replace(run, state=FINISHED) if state == UNFINISHED and run.has_result else run
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from recbole_prune.report.folders import DAMAGED, FINISHED, UNFINISHED, RunRecord
 from recbole_prune.report.rows import format_rows, verdict
@@ -33,10 +34,10 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f}"
 
 
-def name_of(run: RunRecord) -> str:
-    """Its folder as one would type it."""
-    relative = os.path.relpath(run.path)
-    return str(run.path) if relative.startswith(os.pardir) else relative
+def from_here(path: Path) -> str:
+    """A path as one would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
 
 
 def _row(number: int, run: RunRecord) -> list[str]:
@@ -62,7 +63,7 @@ def _remarks(run: RunRecord, every_command: bool) -> Iterator[str]:
     if run.state == DAMAGED:
         yield str(run.reason)
         return
-    yield name_of(run)
+    yield from_here(run.path)
     if run.is_set_aside:
         yield "an older run that --fresh=True moved aside; nothing uses it"
     elif run.state == UNFINISHED or (every_command and run.state == FINISHED):
