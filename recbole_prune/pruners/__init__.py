@@ -12,6 +12,7 @@ PRUNERS: MethodTable[Pruner] = MethodTable(
         "imp": ".magnitude:IterativeMagnitudePruning",
         "omp": ".magnitude:OneShotMagnitudePruning",
         "random": ".random_mask:RandomPruning",
+        "pep": ".learned_thresholds:LearnedThresholds",
         "magprune": ".post_training:PostTrainingMagnitudePruning",
         "static": ".dynamic_sparse:StaticSparseTraining",
         "dsl": ".dynamic_sparse:DynamicSparseTraining",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from recbole.utils import calculate_valid_score
@@ -22,6 +22,7 @@ from recbole_prune.masking.scope import Scope
 from recbole_prune.masking.unit_masks import live_of
 from recbole_prune.metering.windows import Meter
 from recbole_prune.run import checkpoints
+from recbole_prune.run.mask_search import MaskSearch, SearchResult, read_search
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from recbole_prune.training.model import MaskAware
 
 Weights = dict[str, torch.Tensor]
+T = TypeVar("T", bound=TicketTraining)
 
 
 class Experiment:
@@ -148,21 +150,31 @@ class Experiment:
     def obtain(self, number: int, plan: Callable[[], Plan]) -> Ticket:
         """The finished ticket ``number``; it is planned and trained only if the journal does not have it."""
         if number not in self.tickets:
-            self._evaluator = None  # its tables make room
-            training = TicketTraining(
-                self.workshop,
-                self.folder,
-                self._taught(plan()),
-                scope=self.scope,
-                dense=self.tickets.get(0),
-                progress=self.progress,
-                meter=self.meter,
-                popular=self.popular,
-                legacy=self._legacy_before(number),
-            )
-            self.tickets[number] = training.run()
+            self.tickets[number] = self._training(TicketTraining, plan()).run()
             self.progress.ticket_done(self.tickets[number], self.config["valid_metric"].lower())
         return self.tickets[number]
+
+    def search(self, plan: Callable[[], Plan]) -> SearchResult:
+        """The masks that a training before the tickets found; it is planned and trained only if the folder lacks it."""
+        found = read_search(self.folder)
+        if found is None:
+            found = self._training(MaskSearch, plan()).find()
+            self.progress.search_done(found.epochs, found.train_seconds)
+        return found
+
+    def _training(self, kind: type[T], plan: Plan) -> T:
+        self._evaluator = None  # its tables make room
+        return kind(
+            self.workshop,
+            self.folder,
+            self._taught(plan),
+            scope=self.scope,
+            dense=self.tickets.get(0),
+            progress=self.progress,
+            meter=self.meter,
+            popular=self.popular,
+            legacy=self._legacy_before(plan.ticket),
+        )
 
     def _legacy_before(self, number: int) -> Mapping[str, Weights]:
         """What the parts of the ticket before left, by their names."""

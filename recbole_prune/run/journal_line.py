@@ -13,7 +13,7 @@ from recbole_prune.masking.scope import Scope
 from recbole_prune.run import measuring
 from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.store import DISTILLATION, RunFolder
-from recbole_prune.run.ticket import Plan, Ticket, defined_metrics
+from recbole_prune.run.ticket import Plan, Ticket, defined_metrics, mask_file
 from recbole_prune.run.verdict import judge
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.training import codec
@@ -65,7 +65,7 @@ def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[st
     if training.dense is not None:
         bigger = bool(config["valid_metric_bigger"])
         wins_metric, wins, relative = judge(score, trainer.best_epoch, trainer.history, training.dense, bigger)
-    mask_file, mask_sha256 = _write_masks(training, masks)
+    written, mask_sha256 = _write_masks(training, masks)
     _write_legacy(training)
     if plan.whole_units and masks is not None:
         training.method.update(write_smaller(training.workshop, training.folder, plan.ticket, trainer, masks))
@@ -93,7 +93,7 @@ def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[st
         train_seconds=round(trainer.train_seconds, 3),
         eval_seconds=round(trainer.eval_seconds, 3),
         seed=config["seed"],
-        mask_file=mask_file,
+        mask_file=written,
         mask_sha256=mask_sha256,
         checkpoint_file=training.checkpoint_file,
         checkpoint_sha256=training.checkpoint_sha256,
@@ -125,5 +125,5 @@ def _write_masks(training: EndedTraining, masks: MaskSet | None) -> tuple[str | 
     """Name and sha256 of the mask file; (None, None) where the ticket has no masks."""
     if masks is None:
         return None, None
-    name = f"masks/ticket-{training.plan.ticket:03d}.safetensors"
+    name = mask_file(training.plan.ticket)
     return name, training.folder.write(name, masks.to_bytes())

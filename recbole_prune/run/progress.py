@@ -46,6 +46,15 @@ class Progress(Watcher):
         self._label, self._batches = _name(number, sparsity), batches
         self._show(self._label)
 
+    def search_begins(self, batches: int) -> None:
+        """Announce a search for masks whose epochs have about so many batches."""
+        self._label, self._batches = "search", batches
+        self._show(self._label)
+
+    def search_done(self, epochs: int, seconds: float) -> None:
+        """A line for a search; it is no ticket, so the bar stays."""
+        self._logger.info(f"search for masks done: {seconds:.0f} s, {epochs} epochs")
+
     def epoch_begins(self, trainer: Training) -> None:
         """Count batches anew."""
         self._batch, self._epoch = 0, f"{self._label} epoch {trainer.epoch + 1}/{trainer.epochs}"

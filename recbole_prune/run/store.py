@@ -1,11 +1,11 @@
 """The run folder: atomic writes, the journal of tickets, hashes, resume points.
 
 What a run continues from is written only here: beside its place, synced and renamed. All of it is checked when it is
-read back. ``scope.json`` holds the sha256 of ``config.yaml``; every line of the journal, the resume point and the
-summary hold that of ``scope.json``; lines and point hold those of masks, checkpoints and states. So nothing of another
-run is taken for this one's. In folders of older versions ``scope.json``, lines and point hold no sha256 of another
-file; they are read, continued and exported without. ``log.txt``, the TensorBoard series and the artifact are written
-by others.
+read back. ``scope.json`` holds the sha256 of ``config.yaml``; every line of the journal, the resume point, the search
+and the summary hold that of ``scope.json``; lines, point and search hold those of masks, checkpoints and states. So
+nothing of another run is taken for this one's. In folders of older versions ``scope.json``, lines and point hold no
+sha256 of another file; they are read, continued and exported without. ``log.txt``, the TensorBoard series and the
+artifact are written by others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ CONFIG = "config.yaml"
 JOURNAL = "tickets.jsonl"
 SCOPE = "scope.json"
 SUMMARY = "summary.json"
+SEARCH = "search.json"
 REWIND = "rewind.safetensors"
 RESUME = "resume"
 ARTIFACT = "artifact"
 SERIES = "tensorboard"
-_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, "log.txt")
+_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, SEARCH, REWIND, "log.txt")
 _SEAL_OF_CONFIG, _RUN = "config_sha256", "run_sha256"
 DISTILLATION = "distillation"
 STATES = "states"
@@ -233,11 +234,26 @@ class RunFolder:
         Raises:
             StoreError: it is missing, damaged, of another run, or has no seal.
         """
-        path = self.path / SUMMARY
+        return self._read_sealed(SUMMARY)
+
+    def _read_sealed(self, name: str) -> dict[str, Any]:
+        path = self.path / name
         record = unseal(read_file(path).rstrip(b"\n"), indent=2)
         if record is None:
-            raise StoreError(f"{path} is damaged: its sha256 does not fit its content")
+            raise StoreError(f"{path} is damaged: its sha256 does not fit its content; {WAY_OUT}")
         return self._own(record, str(path))
+
+    def write_search(self, record: dict[str, Any]) -> None:
+        """Write ``search.json``: what a training before the tickets found."""
+        self.write(SEARCH, seal(self._bound(record), indent=2) + b"\n")
+
+    def read_search(self) -> dict[str, Any] | None:
+        """What :meth:`write_search` wrote; None where it is not there.
+
+        Raises:
+            StoreError: it is damaged or of another run.
+        """
+        return self._read_sealed(SEARCH) if self.has(SEARCH) else None
 
     def is_finished(self) -> bool:
         """Whether the journal has every ticket of ``summary.json``; not where one of them is missing or damaged."""

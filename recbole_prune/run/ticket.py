@@ -19,6 +19,11 @@ Metrics = dict[str, Optional[float]]
 REWINDS = ("init", "late", "lr", "none", "reinit")
 
 
+def mask_file(ticket: int) -> str:
+    """Where the masks of a ticket are in a run folder."""
+    return f"masks/ticket-{ticket:03d}.safetensors"
+
+
 def method_name(pruner: str, distiller: str | None) -> str:
     """``pruner`` or ``pruner+distiller``: how folders and tables name a method."""
     return pruner if distiller in (None, "none") else f"{pruner}+{distiller}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from logging import getLogger
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -45,10 +45,13 @@ class TicketTraining(Files):
         legacy: what the parts of the ticket before left, by their names.
 
     Attributes:
+        stage: which of the trainings of one number it is: resume points are of one stage only.
         trainer: RecBole's trainer for the model, mask-aware; nothing is trained yet.
         method: fields that the ticket's journal line gets beside the common ones.
         measured: memory, latency and energy for it.
     """
+
+    stage: ClassVar[str] = "ticket"
 
     def __init__(
         self,
@@ -80,6 +83,11 @@ class TicketTraining(Files):
         self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
         self._keeps_state = False
         self.trainer = self._build_trainer()
+
+    @property
+    def name(self) -> str:
+        """What is trained, for messages."""
+        return f"ticket {self.plan.ticket}"
 
     @property
     def first_epoch(self) -> int:
@@ -131,7 +139,7 @@ class TicketTraining(Files):
         plan, settings = self.plan, self.settings
         model = self._build_model()
         session = Session(
-            name=f"ticket {plan.ticket}",
+            name=self.name,
             loaders=self.workshop.loaders,
             files=self,
             parts=self.parts,
@@ -215,7 +223,7 @@ class TicketTraining(Files):
         if epoch and epoch % settings.prune_save_interval == 0:
             meter = self.meter.state()
             extra = {"checkpoint_sha256": self.checkpoint_sha256, "method": self.method, "meter": meter}
-            extra["masks_sha256"] = self._digest_of_masks
+            extra.update(masks_sha256=self._digest_of_masks, stage=self.stage)
             self.folder.save_resume(self.plan.ticket, epoch, codec.encode(trainer.resume_state()), extra)
             for part in self.parts:
                 part.point_saved()
@@ -233,13 +241,15 @@ class TicketTraining(Files):
             session.start = self._rewind_state()
             self.trainer.start_epoch = self.first_epoch
         found = self.folder.load_resume(plan.ticket)
+        if found is not None and found[0].get("stage", TicketTraining.stage) != self.stage:
+            found = None
         if found is not None and found[0].get("masks_sha256", self._digest_of_masks) != self._digest_of_masks:
             # scores of units by gradients differ in their last bits from run to run on a GPU
-            getLogger("recbole_prune").warning(f"ticket {plan.ticket} begins again: its mask came out otherwise")
+            getLogger("recbole_prune").warning(f"{self.name} begins again: its mask came out otherwise")
             self.folder.drop_resume()
         elif found is not None:
             point, data = found
-            getLogger("recbole_prune").info(f"ticket {plan.ticket} continues after epoch {point['epoch']}")
+            getLogger("recbole_prune").info(f"{self.name} continues after epoch {point['epoch']}")
             session.start = codec.decode(data)
             self.trainer.start_epoch = point["epoch"]
             self.checkpoint_sha256 = point["checkpoint_sha256"]

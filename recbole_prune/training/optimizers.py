@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -51,11 +51,19 @@ def left_out(optimizer: torch.optim.Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def add_group(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Let an optimizer train further parameters, in a group of their own behind all others."""
+def add_group(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], settings: Mapping[str, float] | None = None
+) -> None:
+    """Let an optimizer train further parameters, in a group of their own behind all others.
+
+    Args:
+        optimizer: any.
+        parameters: what is added; nothing makes no group.
+        settings: those in which the group differs from the optimizer.
+    """
     added = list(parameters)
     if added:
-        optimizer.add_param_group({"params": added})
+        optimizer.add_param_group({"params": added, **(settings or {})})
 
 
 def dense_state(
@@ -65,7 +73,8 @@ def dense_state(
 
     Moments of a compact table or a shrunk tensor become those of the dense one, 0 at pruned entries, and nothing is
     fused: an optimizer that loads the moments of live entries with ``fused`` writes beyond them at its next step. The
-    group of ``added`` (:func:`add_group`) is left out; it is the last, so that no number of another parameter changes.
+    groups of ``added`` (:func:`add_group`) are left out; they are the last, so that no number of another parameter
+    changes.
 
     Without ``moments`` it is the state before the first step, from which an optimizer goes on with new ones.
     """

@@ -50,9 +50,9 @@ class Part:
 
     In one training the trainer calls, in this order: :meth:`attach` on the newly built model, :meth:`parameters` for
     every optimizer, :meth:`restore` where a killed training continues, :meth:`begin`; then :meth:`losses` in every
-    batch, :meth:`after_step` or :meth:`step_left_out` after it, :meth:`end_epoch`, :meth:`checkpoint_saved`;
-    :meth:`state` and :meth:`point_saved` for resume points and :meth:`report` for the journal. What :meth:`legacy`
-    leaves then, :meth:`inherit` takes over in the next ticket, behind :meth:`attach`.
+    batch, :meth:`before_step`, :meth:`after_step` or :meth:`step_left_out`, :meth:`end_epoch`,
+    :meth:`checkpoint_saved`; :meth:`state` and :meth:`point_saved` for resume points and :meth:`report` for the
+    journal. What :meth:`legacy` leaves then, :meth:`inherit` takes over in the next ticket, behind :meth:`attach`.
 
     Attributes:
         name: unique among the parts of a training; it names the part's state in resume points.
@@ -79,6 +79,10 @@ class Part:
         """
         return {}
 
+    def optimizer_settings(self) -> Mapping[str, float]:
+        """What that group has other than the optimizer: ``lr``, ``weight_decay``, ``eps``."""
+        return {}
+
     def begin(self, trainer: Training) -> None:
         """Called before the first epoch that this process trains, after :meth:`restore`."""
 
@@ -88,6 +92,9 @@ class Part:
         That loss, with its graph, is ``model.loss_in_work`` meanwhile.
         """
         return {}
+
+    def before_step(self, trainer: Training) -> None:
+        """Called before every optimizer step, which a loss scaler may still leave out."""
 
     def after_step(self, trainer: Training) -> None:
         """Called after every optimizer step; pruned entries are 0 again."""

@@ -80,13 +80,16 @@ class MaskAwareTrainer(_Trainer):
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
-        add_group(optimizer, self._every_added_parameter())
+        for part in self.session.parts:
+            add_group(optimizer, self._added_parameters[part.name].values(), part.optimizer_settings())
         if self.session.fused:
             optimizer = fused(optimizer, self.model)
         step = optimizer.step
 
         @wraps(step)
         def step_and_mask(*args: Any, **step_kwargs: Any) -> Any:
+            for part in self.session.parts:
+                part.before_step(self)
             result = step(*args, **step_kwargs)
             self.model.apply_masks()
             for part in self.session.parts:
