@@ -198,6 +198,20 @@ def test_one_threshold_for_all_is_magnitude_pruning_of_that_step(tiny_data: Path
     assert len(taken) == 2 and all(one.equals(other) for one, other in taken)
 
 
+def test_rows_that_must_not_be_empty_keep_their_largest_entry(tiny_data: Path) -> None:
+    bench = Bench("BPR", tiny_data, epochs=3, train_batch_size=64)
+    scope = bench.scope()
+    name = "item_embedding.weight"
+    part = part_of(scope, [1], "entry", start=2.0)  # a threshold far above every weight
+    part._without_empty_rows = [name]
+    bench.fit(trainer_of(bench, part))
+    values, worn = part.state()["values"], part._weights
+    assert not worn["user_embedding.weight"][1:].any()
+    assert torch.equal((worn[name][1:] != 0).sum(1), torch.ones(scope[name].rows, dtype=torch.long))
+    largest = values[name].abs().max(1).values
+    assert torch.equal(worn[name][1:].abs().max(1).values, largest[1:])
+
+
 def test_a_step_that_is_left_out_changes_nothing(tiny_data: Path) -> None:
     bench = Bench("BPR", tiny_data, epochs=1, train_batch_size=64)
     part = part_of(bench.scope(), [1], "entry")

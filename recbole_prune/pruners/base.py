@@ -55,12 +55,14 @@ class Pruner(ABC):
     Attributes:
         iterative: whether a ticket is made from the one before; others reach a target in one step.
         distiller: the only one it goes with; "" where it goes with any and with none.
+        searches: whether a training before the tickets finds their masks (``Experiment.search``).
         dense_is_taught: whether the teacher of the run, if there is one, teaches ticket 0 too.
         promises: what the method owes.
     """
 
     iterative: ClassVar[bool] = False
     distiller: ClassVar[str] = ""
+    searches: ClassVar[bool] = False
     dense_is_taught: ClassVar[bool] = True
     promises: ClassVar[Promises] = Promises()
 

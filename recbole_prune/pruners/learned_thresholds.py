@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import log
@@ -34,6 +34,7 @@ class LearnedThresholds(MaskPruner):
     those of largest |v| - sigmoid(s) at the first step at which no more than its size are not 0.
     """
 
+    searches = True
     promises = Promises(nested=False, above_random=True)
 
     def check(self) -> None:
@@ -80,6 +81,7 @@ class LearnedThresholds(MaskPruner):
             granularity=self.settings.prune_pep_scope,
             start=self.settings.prune_pep_start,
             optimizer_settings=threshold_settings(self.learning_rate, self.settings.prune_pep_decay, self.rows),
+            without_empty_rows=self.without_empty_rows,
         )
         return Plan(1, None, parts=(thresholds,), kept=self.scope.prunable, changes={"weight_decay": 0.0})
 
@@ -108,15 +110,15 @@ def threshold_settings(learning_rate: float, decay: float, rows: int) -> dict[st
     return {"lr": learning_rate, "weight_decay": decay / rows, "eps": _EPS / rows}
 
 
-def soft_threshold(values: torch.Tensor, thresholds: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """sign(v) max(|v| - sigmoid(s), 0) in rows that count; others as they are.
+def soft_threshold(values: torch.Tensor, thresholds: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """sign(v) max(|v| - sigmoid(s), 0), of some entries; others stay as they are.
 
     Args:
         values: v, any shape.
         thresholds: s, of a shape that broadcasts to it.
-        counts: bool, ``[rows, 1, ...]`` with as many dimensions.
+        where: which entries have a threshold, bool, of a shape that broadcasts to it.
     """
-    return torch.where(counts, values.sign() * (values.abs() - thresholds.sigmoid()).relu(), values)
+    return torch.where(where, values.sign() * (values.abs() - thresholds.sigmoid()).relu(), values)
 
 
 class SoftThresholds(Searcher):
@@ -131,6 +133,8 @@ class SoftThresholds(Searcher):
         granularity: what has a threshold of its own: ``global`` (all targets one), ``column``, ``row`` or ``entry``.
         start: s at the start.
         optimizer_settings: of the thresholds' group.
+        without_empty_rows: names of targets in which the largest entry of every row has no threshold, since the model
+            cannot do with a row of zeros.
     """
 
     name = "soft_thresholds"
@@ -144,10 +148,12 @@ class SoftThresholds(Searcher):
         granularity: str,
         start: float,
         optimizer_settings: Mapping[str, float],
+        without_empty_rows: Collection[str] = (),
     ) -> None:
         self.found: list[FoundMask] = []
         self._scope, self._keeps, self._choose = scope, keeps, choose
         self._granularity, self._start, self._settings = granularity, start, optimizer_settings
+        self._without_empty_rows = without_empty_rows
         self._step = 0
         self._values: dict[str, torch.Tensor] = {}
 
@@ -177,6 +183,20 @@ class SoftThresholds(Searcher):
     def _threshold(self, name: str) -> nn.Parameter:
         return self._thresholds["global" if self._granularity == "global" else name]
 
+    @torch.no_grad()
+    def _thresholded(self, name: str) -> torch.Tensor:
+        """Which entries of a target have a threshold; broadcasts to its shape."""
+        counts = self._counts[name]
+        if name not in self._without_empty_rows:
+            return counts
+        magnitudes = self._values[name].abs().flatten(1)
+        largest = torch.zeros_like(magnitudes, dtype=torch.bool).scatter_(1, magnitudes.argmax(1, keepdim=True), True)
+        return counts & ~largest.view(self._values[name].shape)
+
+    def _worn(self, name: str) -> torch.Tensor:
+        """w of a target."""
+        return soft_threshold(self._values[name], self._threshold(name), self._thresholded(name))
+
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The thresholds s."""
         return self._thresholds
@@ -200,8 +220,7 @@ class SoftThresholds(Searcher):
         threshold = self._threshold(name)
         with torch.enable_grad():
             values = self._values[name].requires_grad_()
-            thresholded = soft_threshold(values, threshold, self._counts[name])
-            of_values, of_threshold = torch.autograd.grad(thresholded, (values, threshold), gradient)
+            of_values, of_threshold = torch.autograd.grad(self._worn(name), (values, threshold), gradient)
         values.requires_grad_(False)
         threshold.grad = of_threshold if threshold.grad is None else threshold.grad + of_threshold
         return of_values
@@ -211,7 +230,7 @@ class SoftThresholds(Searcher):
         """Write w into the model; the number of its entries that are not 0."""
         live = 0
         for name, weight in self._weights.items():
-            weight.copy_(soft_threshold(self._values[name], self._threshold(name), self._counts[name]))
+            weight.copy_(self._worn(name))
             live += int(((weight != 0) & self._counts[name]).sum())
         return live
 

@@ -49,6 +49,7 @@ def describe_plan(config: Any) -> str:
                 scope.describe(),
                 "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
                 format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
+                *(["first a search for the masks, at most as long as a training"] if pruner.searches else []),
                 f"scoring: {explain_scoring(model, config, experiment.workshop.dataset)}",
                 "nothing was trained (--dry_run=True)",
             ]
