@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from recbole_prune.run.store import SERIES, RunFolder
+from recbole_prune.errors import StoreError
+from recbole_prune.run.store import SEARCH, SERIES, RunFolder
 from recbole_prune.run.ticket import mask_file
 from recbole_prune.run.ticket_training import TicketTraining
 from recbole_prune.training.parts import Part, Training
@@ -139,11 +140,14 @@ def read_search(folder: RunFolder) -> SearchResult | None:
     record = folder.read_search()
     if record is None:
         return None
-    found = {
-        line["ticket"]: FoundMask(
-            folder.read(line["mask_file"], line["mask_sha256"]),
-            *(line[name] for name in ("epoch", "step", "reached")),
-        )
-        for line in record["tickets"]
-    }
-    return SearchResult(found, record["epochs"], record["train_seconds"], record["energy"])
+    try:
+        found = {
+            line["ticket"]: FoundMask(
+                folder.read(line["mask_file"], line["mask_sha256"]),
+                *(line[name] for name in ("epoch", "step", "reached")),
+            )
+            for line in record["tickets"]
+        }
+        return SearchResult(found, record["epochs"], record["train_seconds"], record["energy"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{folder.path / SEARCH} is no record of a search: {type(error).__name__} {error}") from error
