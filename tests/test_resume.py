@@ -118,8 +118,9 @@ def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) -> None:
-    settings = {"model": "BPR", "dataset": DATASET, **settings_of("BPR", tiny_data)}
+@pytest.mark.parametrize("pruner", ["imp", "pep"])  # pep searches before its tickets
+def test_killed_at_random_moments_ends_equal(pruner: str, tiny_data: Path, tmp_path: Path) -> None:
+    settings = {"model": "BPR", "dataset": DATASET, **settings_of("BPR", tiny_data, pruner=pruner)}
     with Runs(settings) as runs:
         assert runs.run(0, tmp_path / "whole") == 0
     moments = int((tmp_path / "whole" / "out").read_text().rsplit("moments", 1)[1])
@@ -132,9 +133,9 @@ def test_killed_at_random_moments_ends_equal(tiny_data: Path, tmp_path: Path) ->
             else:
                 searches += 1
         assert runs.run(0, tmp_path / f"killed-{searches}") == 0
-    [whole] = (tmp_path / "whole" / "pruned").glob("*/*/imp-*")
+    [whole] = (tmp_path / "whole" / "pruned").glob(f"*/*/{pruner}-*")
     for search in range(searches + 1):
-        [resumed] = (tmp_path / f"killed-{search}" / "pruned").glob("*/*/imp-*")
+        [resumed] = (tmp_path / f"killed-{search}" / "pruned").glob(f"*/*/{pruner}-*")
         assert outcome(whole) == outcome(resumed)
         assert not list(resumed.rglob(".*.tmp"))
 
