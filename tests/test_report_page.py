@@ -196,7 +196,7 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     bare = {ticket: {"measured": None, "history": [], "losses": []} for ticket in range(3)}
     text = made(write_run(tmp_path, users=False, artifact=False, finished=False, lines=bare))
     assert "Sizes: not measured" in text and "Speed: not measured" in text
-    assert "Not measured in any run: bytes, times smaller, as good, latency (ms), p95 (ms)." in text
+    assert "Not measured in any run: bytes, times smaller, as good, latency (ms), p95 (ms), front." in text
     assert "No validation was recorded" in text and "density by popularity is not recorded" in text
     assert "is unfinished: 3 tickets so far" in text
 
