@@ -6,7 +6,6 @@ README has medians and the ratio to the first reference, one table for each kind
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,8 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 # names of the files that the README shows, in its order, as far as they exist; the others are for bench table only
-SHOWN = "train-bpr train-lightgcn train-dsl eval recommend-ticket memory".split()
+SHOWN = "train-bpr train-lightgcn eval recommend-ticket memory".split()
 _LEFT_OUT = ("peak_of_epoch", "peak_on_device")
-_NOT_SHOWN = ("--to", "--show_progress")
 
 Document = Mapping[str, Any]
 
@@ -34,13 +32,10 @@ def documents(folder: Path = FIGURES) -> dict[str, Document]:
 
 def section(shown: Mapping[str, Document]) -> str:
     """The text between the markers."""
-    common = _common_words(list(shown.values()))
     parts = [f"Medians. {_where(list(shown.values()))}."]
-    if common:
-        parts[0] += f" `COMMON` stands for\n`{shlex.join(common)}`."
     for kind in dict.fromkeys(document["benchmark"] for document in shown.values()):
         members = {name: document for name, document in shown.items() if document["benchmark"] == kind}
-        parts += [f"**{TITLES[kind]}**", _tables(members), "\n".join(_commands(members, common))]
+        parts += [f"**{TITLES[kind]}**", _tables(members)]
     return "\n\n".join(parts)
 
 
@@ -68,31 +63,6 @@ def _columns(header: Sequence[str], document: Document) -> list[int]:
         if shown and measure not in _LEFT_OUT:
             found.append(column)
     return found
-
-
-def _commands(members: Mapping[str, Document], common: Sequence[str]) -> list[str]:
-    lines = []
-    for name, document in members.items():
-        words = _words(document)
-        if common and set(common) <= set(words):
-            words = ["COMMON", *[word for word in words if word not in common]]
-        lines.append(f"    recbole-prune bench {document['benchmark']} {shlex.join(words)}  # {name}")
-    return lines
-
-
-def _words(document: Document) -> list[str]:
-    """The options of its command that say what was measured."""
-    words = shlex.split(document["command"])[3:]
-    return [word for word in words if word.partition("=")[0] not in _NOT_SHOWN]
-
-
-def _common_words(found: Sequence[Document]) -> list[str]:
-    """Options that all commands share which train a model; none where there is only one."""
-    options = [_words(document) for document in found]
-    training = [words for words in options if not any(word.startswith("--artifact=") for word in words)]
-    if len(training) < 2:
-        return []
-    return [word for word in training[0] if all(word in words for words in training)]
 
 
 def _where(found: Sequence[Document]) -> str:

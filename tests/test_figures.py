@@ -107,13 +107,6 @@ def test_section_quotes_medians_and_ratios_to_the_first_reference(shown: dict[st
     assert "min - max" not in text and "than rival" not in text
 
 
-def test_section_gives_the_commands(shown: dict[str, Any]) -> None:
-    text = section(shown)
-    assert "`COMMON` stands for\n`--model=BPR --dataset=d --threads=1`" in text
-    assert "    recbole-prune bench eval COMMON --repeats=2  # eval\n" in text + "\n"
-    assert "    recbole-prune bench recommend '--artifact=a b' --threads=1  # recommend-ticket" in text
-
-
 def test_a_changed_figure_is_found(shown: dict[str, Any]) -> None:
     changed = section(shown).replace("8.00", "9.00")
     with pytest.raises(AssertionError):

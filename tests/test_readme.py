@@ -13,7 +13,7 @@ SET_UP = (
     "recbole-prune --model=BPR --dataset=ml-100k --pruner=imp",
     'python -m venv .venv && . .venv/bin/activate && pip install torch==2.13.0 -e ".[test]" && pytest -n 2',
 )
-MOST_BYTES = 14_000
+MOST_BYTES = 12_000
 
 
 def test_every_pruner_and_command_is_described() -> None:
