@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_prune.artifact import read_artifact
 from recbole_prune.artifact.export import export_ticket
-from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.data.random_streams import have_moved, preserved_random_streams, random_state
 from recbole_prune.masking.allocate import entries_per_row, kept_in_rows
 from recbole_prune.masking.schedule import removed_exact
 from recbole_prune.run import provenance
@@ -77,22 +77,26 @@ def export_chosen(experiment: Experiment, tickets: Sequence[Ticket], folder: Pat
 
 
 def _evaluate(experiment: Experiment, ticket: Ticket, model: MaskAware) -> dict[str, Metrics]:
-    """Metrics of a model that has the stored form of a ticket's weights, on the data of ``valid`` and ``test``."""
+    """Metrics of a model that has the stored form of a ticket's weights, on the data of ``valid`` and ``test``.
+
+    Whatever the values are stored as, the same random numbers are drawn, where an evaluation draws some.
+    """
     workshop, log = experiment.workshop, getLogger("recbole_prune")
     log.info(f"evaluating ticket {ticket.ticket} with its values as {experiment.settings.export_values} stores them")
-    if any(mode not in ("full", "labeled") for mode in experiment.config["eval_args"]["mode"].values()):
-        log.warning(
-            "eval_args draws the items to rank among anew, so stored_valid and stored_test differ from valid and test "
-            "by the draw, too"
-        )
     trainer = workshop.trainer(model, Session("an artifact", workshop.loaders, fused=False), ticket.changes)
     found = {}
     with preserved_random_streams(workshop.loaders):
+        workshop.reseed()
+        streams = random_state()
         for name, loader in zip(STORED, (workshop.select_data, workshop.test_data)):
-            workshop.reseed()
             experiment.progress.evaluation_begins(f"evaluating the stored values: {name}")
             metrics = trainer.evaluate(loader, load_best_model=False) or {}
             found[name] = defined_metrics(metrics, f"ticket {ticket.ticket}, {name}")
+        if have_moved(streams):
+            log.warning(
+                f"evaluating {experiment.config['model']} draws random numbers here, so stored_valid and stored_test "
+                "differ from valid and test by the draw, too: compare them with those of --export_values=fp32"
+            )
     return found
 
 
