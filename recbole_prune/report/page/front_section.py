@@ -161,7 +161,7 @@ class FrontSection:
         keys = [element("li", charts.mark(number), name) for number, name in enumerate(self._series)]
         notes: list[Child] = [
             "The line joins what nothing beats in both. Upright: 95 % interval over users of the difference to the "
-            "dense model. Level: from the median to the 95th percentile."
+            "dense model. Level: from the median to the 95th percentile, or to the edge where that is far beyond."
         ]
         return element("div", element("ul", keys, class_="legend"), parts.paragraph(notes, class_="note"))
 
