@@ -31,7 +31,8 @@ def values(metric: str = "ndcg@10", **losses: float) -> Arrays:
     dense = generator.uniform(0.1, 0.9, USERS)
     noise = generator.normal(0, 0.05, USERS)
     found = {0: dense, **{int(name[1:]): dense * (1 - loss) + noise for name, loss in losses.items()}}
-    return {name_of("test", number, metric): each.astype(np.float32) for number, each in found.items()}
+    arrays: Arrays = {name_of("test", number, metric): each.astype(np.float32) for number, each in found.items()}
+    return {**arrays, "test/users": np.arange(1, USERS + 1)}
 
 
 def block_of(found: AsGood, number: int) -> Any:
@@ -49,6 +50,17 @@ def test_pruned_tickets_are_tested_on_the_test_data_and_corrected_together() -> 
     expected = verdicts(arrays[name_of("test", 0, "ndcg@10")], family, 0.01)
     assert found.blocks == {number: test.to_json() for number, test in expected.items()}
     assert found.to_json() == {"metric": "ndcg@10", "data": "test", "margin": 0.01, "not_tested": None}
+
+
+def test_rows_of_one_user_are_one_value() -> None:
+    """Each user twice: twice as many rows say no more than half of them."""
+    arrays = values(t1=0.004)
+    twice: Arrays = {name: np.concatenate([found, found]) for name, found in arrays.items()}
+    once, again = (as_good_of(tickets(), found, "NDCG@10", 0.01).blocks for found in (arrays, twice))
+    assert once == again and block_of(as_good_of(tickets(), twice, "NDCG@10", 0.01), 1)["users"] == USERS
+    twice["test/users"] = np.arange(2 * USERS)
+    apart = as_good_of(tickets(), twice, "NDCG@10", 0.01).blocks
+    assert apart[1]["p_noninferior"] < once[1]["p_noninferior"]
 
 
 def test_a_ticket_without_values_is_left_out_and_does_not_count() -> None:
@@ -153,7 +165,7 @@ def test_the_sentence_says_what_to_do(loss: float, begins: str, ends: str) -> No
 
 
 def test_the_sentence_says_where_users_are_too_few() -> None:
-    few = {name: found[:50] for name, found in values(t1=0.01).items()}
+    few: Arrays = {name: found[:50] for name, found in values(t1=0.01).items()}
     [sentence] = verdict_sentence(tickets()[1], as_good_of(tickets()[:2], few, "NDCG@10", 0.01), (100, 100), None)
     assert sentence.endswith(", and 50 users cannot decide it at this size.")
     assert sentence.startswith("Ticket 1 is no smaller on disk (speed not measured), but")

@@ -102,7 +102,7 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Journal lines without clocks, and the bytes of masks, checkpoints, values of users and the artifact."""
     records = [without_clocks(record) for record in RunFolder(folder).tickets()]
     files = [file for name in ("masks", "checkpoints", "artifact") for file in (folder / name).iterdir()]
-    return records, {file.name: file.read_bytes() for file in [*files, folder / USERS]}
+    return records, {file.name: file.read_bytes() for file in [*files, *folder.glob(USERS)]}
 
 
 def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:

@@ -251,7 +251,7 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_run_beside_this_one_costs_its_rows_and_a_warning(
     output: Path, damage: str, sealed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever of its files is damaged; a damaged summary costs bytes and tests only, which the journal does not have."""
+    """Whichever of its files is damaged; a damaged summary costs bytes and tests only, which no line has."""
     mine, beside = RunFolder(folder_of(output)), folder_of(output, "omp")
     if not sealed:
         without_seals(beside)

@@ -1,7 +1,7 @@
 """Which tickets of a run are as good as its dense model: the tested statement beside ``wins``.
 
-Tested are the values of users on the test data, of the metric that tickets are picked by. Validation picks and the test
-is read once, so what is tested was not chosen by it.
+Tested are the values of users on the test data, of the metric that tickets are picked by; of sequential data with
+several histories of a user their mean. Validation picks and the test is read once, so the test chose nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_prune.disk.user_values import Arrays, name_of
-from recbole_prune.report.statistics import verdicts
+from recbole_prune.report.statistics import mean_of_users, verdicts
 from recbole_prune.run.summary import AsGood
 from recbole_prune.run.ticket import Ticket
 
@@ -30,13 +30,11 @@ def as_good_of(tickets: Sequence[Ticket], values: Arrays, valid_metric: str, mar
     metric, dense = valid_metric.lower(), next((ticket for ticket in tickets if ticket.ticket == 0), None)
     pruned = [ticket.ticket for ticket in tickets if ticket.ticket > 0]
     usual = values.get(name_of("test", 0, metric))
-    found = {
-        number: values[name_of("test", number, metric)]
-        for number in pruned
-        if name_of("test", number, metric) in values
-    }
+    found = {number: values[name] for number in pruned if (name := name_of("test", number, metric)) in values}
     if usual is not None and found:
-        tests = verdicts(usual, found, margin)
+        users = values["test/users"]
+        of_users = {number: mean_of_users(each, users) for number, each in found.items()}
+        tests = verdicts(mean_of_users(usual, users), of_users, margin)
         return AsGood(metric, margin, {number: test.to_json() for number, test in tests.items()})
     return AsGood(metric, margin, not_tested=_reason(dense, metric) if pruned else None)
 

@@ -118,6 +118,19 @@ def verdicts(dense: ArrayLike, tickets: Mapping[int, ArrayLike], margin: float) 
     return tests
 
 
+def mean_of_users(values: ArrayLike, users: ArrayLike) -> _Floats:
+    """One value for each user, in the order of their ids: rows of one user are no independent sample.
+
+    Args:
+        values: of rows ``[rows]``.
+        users: the id of each row's user ``[rows]``.
+    """
+    ids, places, counts = np.unique(np.asarray(users), return_inverse=True, return_counts=True)
+    sums = np.bincount(places.reshape(-1), np.asarray(values, np.float64), minlength=len(ids))
+    found: _Floats = sums / counts
+    return found
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of p values, in their order (Scandinavian Journal of Statistics, 1979)."""
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
