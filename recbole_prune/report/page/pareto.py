@@ -141,7 +141,7 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 def cost_scale(points: Sequence[Point]) -> Scale:
     """The horizontal axis: logarithmic, since what counts is how many times smaller.
 
-    A late cost far beyond all others (one hiccup of a busy machine) does not squeeze the rest: its span ends at the edge.
+    A late cost far beyond all others (a hiccup of a busy machine) does not squeeze the rest; its span ends at the edge.
     """
     costs = [point.cost for point in points if point.cost]
     late = [point.late for point in points if point.cost and point.late and point.late <= _MOST_LATE * max(costs)]
