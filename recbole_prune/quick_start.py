@@ -14,8 +14,9 @@ from recbole_prune.disk.names import method_name
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
+from recbole_prune.report.as_good import as_good_of
 from recbole_prune.report.dry_run import planned
-from recbole_prune.run import checkpoints, provenance, siblings
+from recbole_prune.run import checkpoints, provenance, siblings, user_values
 from recbole_prune.run.costs import count_bytes, with_older_macs
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.export import can_recommend, choose_ticket, export_chosen, stored_metrics
@@ -91,6 +92,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     workshop = workshop or Workshop(config)
     provenance.record(config, folder, data)
     experiment = Experiment(workshop, folder, meter=meter_of(config))
+    user_values.read(folder)  # refused here where it is damaged, not after hours
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
@@ -120,6 +122,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
         notice,
         artifact=str(artifact),
         bytes_of=count_bytes(experiment, tickets),
+        as_good=as_good_of(tickets, user_values.read(folder), config["valid_metric"], config.settings.report_margin),
         siblings=siblings.rows_of_others(folder),
         alone=alone,
         teacher=next((ticket.method["teacher"] for ticket in tickets if "teacher" in ticket.method), None),

@@ -75,7 +75,9 @@ def teach(experiment: Experiment, trained: Sequence[Path], log: LogFile, run: Ru
     alone = _read_alone(config, experiment.folder) if finished else None
     if not finished or (config.settings.distill_alone and alone is None):
         teaching()
-        alone = teaching().tell_popular_apart(experiment, _train_alone(config, log, run))
+        teaching().measure_popularity()
+        result = _train_alone(config, log, run)
+        alone = None if result is None else result.dense
     rows_add_up = adds_rows_up(config.model_class, config["train_stage"])
     for line in said_of_loss(config.settings, config["train_batch_size"], rows_add_up):
         experiment.logger.info(line)

@@ -64,9 +64,11 @@ def check_journal(lesson: Lesson) -> None:
             assert teachers[0]["model"] == lesson.room.model
             assert re.fullmatch(r"[0-9a-f]{64}", record["teacher"]["sha256"])
         for told in (record, *teachers):
-            assert ("recall_by_popularity" in told) == any(name.startswith("recall@") for name in record["test"])
-            assert told.get("recall_by_popularity", "not measured") is not None
-    assert not {"teacher", "distill_epoch_seconds", "recall_by_popularity"} & set(lesson.room.untaught.records[0])
+            assert ("popularity" in told) == any(name.startswith("recall@") for name in record["test"])
+            assert told.get("popularity", "not measured") is not None
+    untaught = lesson.room.untaught.records[0]
+    assert not {"teacher", "distill_epoch_seconds"} & set(untaught)
+    assert ("popularity" in untaught) == any(name.startswith("recall@") for name in untaught["test"])
 
 
 def check_checkpoint(lesson: Lesson) -> None:

@@ -117,7 +117,7 @@ def test_trained_teachers_can_be_named_and_stand_in_table_and_journal(
     [teacher] = [line["teacher"] for line in whole["tickets"]]
     members = teacher["members"]
     assert [member["model"] for member in members] == ["BPR", "LightGCN"] and teacher["kind"] == "ensemble"
-    assert all(member["recall_by_popularity"]["k"] == 10 and member["metrics"]["test"] for member in members)
+    assert all(member["popularity"]["k"] == 10 and member["metrics"]["test"] for member in members)
     rows = [line[:9].strip() for line in whole["table"].splitlines()[3:6]]
     assert rows == ["teacher 1", "teacher 2", "taught 0*"]
     assert "Teacher 1 has validation" in whole["table"] and "Teacher 2 has validation" in whole["table"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,77 @@ from teachers import Trained, settings_of, student_config
 from training_bench import Bench
 from zoo_plain import reload
 
+from recbole_prune.data.training_pairs import consumed_items, consumptions
 from recbole_prune.distillers.teaching import Teaching
 from recbole_prune.report.popularity import popularity_lesson
 from recbole_prune.run.workshop import Workshop
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
-from recbole_prune.scoring.popularity import popular_items, recall_by_popularity
-from recbole_prune.teachers.popularity import recall_of_teacher
-from recbole_prune.teachers.pupils import Pupils
+from recbole_prune.scoring.popularity import Popularity, popular_items, record_of
+from recbole_prune.teachers.popularity import popularity_of_teacher
 from recbole_prune.training.trainer import MaskAwareTrainer
 
-FIELD = "recall_by_popularity"
-# the users whose lists are looked at: the items ranked best, and those to be found
-Lists = list[tuple[set[int], set[int]]]
+FIELD = "popularity"
+# the users whose lists are looked at: the items ranked best, best first, and those to be found
+Lists = list[tuple[list[int], set[int]]]
 
 
-def slowly(lists: Lists, popular: set[int]) -> dict[str, Any]:
-    """Recall of either group, user by user."""
-    found: dict[str, Any] = {}
-    for group, inside in (("popular", True), ("unpopular", False)):
-        shares = []
-        for best, wanted in lists:
-            of_group = {item for item in wanted if (item in popular) == inside}
-            if of_group:
-                shares.append(len(best & of_group) / len(of_group))
-        found[group] = sum(shares) / len(shares) if shares else None
-        found[f"{group}_users"] = len(shares)
+def slowly(
+    lists: Lists, counts: Mapping[int, int], popular: set[int], topk: Sequence[int], items: int
+) -> dict[str, Any]:
+    """The field of the journal, user by user and item by item."""
+    found: dict[str, Any] = {"share": 0.5, "popular_items": len(popular), "items": items, "k": max(topk), "at": {}}
+    for k in topk:
+        at: dict[str, Any] = {}
+        for group, inside in (("popular", True), ("unpopular", False)):
+            shares, hits, wanted_by_all = [], 0, 0
+            for best, wanted in lists:
+                of_group = {item for item in wanted if (item in popular) == inside}
+                if of_group:
+                    shares.append(len(set(best[:k]) & of_group) / len(of_group))
+                    hits += len(set(best[:k]) & of_group)
+                    wanted_by_all += len(of_group)
+            at[group] = {
+                "recall": sum(shares) / len(shares) if shares else None,
+                "recall_all_users": sum(shares) / len(lists) if shares else None,
+                "recall_micro": hits / wanted_by_all if shares else None,
+            }
+            found[f"{group}_users"], found[group] = len(shares), at[group]["recall"]
+        listed = [item for best, _ in lists for item in best[:k]]
+        often = sorted(listed.count(item) for item in range(1, items + 1))
+        differences = sum(abs(one - other) for one in often for other in often)
+        found["at"][str(k)] = {
+            **at,
+            "tail_share": sum(item not in popular for item in listed) / len(listed),
+            "coverage": len(set(listed)) / items,
+            "gini": differences / (2 * items * len(listed)),
+            "average_popularity": sum(counts.get(item, 0) for item in listed) / len(listed),
+        }
     return found
+
+
+def popular_of(counts: Mapping[int, int]) -> set[int]:
+    """The fewest items with half of the interactions."""
+    popular: set[int] = set()
+    for item, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        if 2 * sum(counts[known] for known in popular) < sum(counts.values()):
+            popular.add(item)
+    return popular
+
+
+def counts_of(train_data: Any) -> Counter[int]:
+    """How many users have each item in the training data, histories of sequences included."""
+    rows, pairs = train_data._dataset.inter_feat, set()
+    for place in range(len(rows)):
+        user = int(rows["user_id"][place])
+        pairs.add((user, int(rows["item_id"][place])))
+        if "item_id_list" in rows:
+            pairs |= {(user, int(item)) for item in rows["item_id_list"][place] if item > 0}
+    return Counter(item for _, item in pairs)
+
+
+def popularity_of(train_data: Any) -> Popularity:
+    counts = counts_of(train_data)
+    return Popularity.of(np.array([counts[item] for item in range(train_data._dataset.item_num)]))
 
 
 class Listener(Collector):
@@ -57,7 +103,7 @@ class Listener(Collector):
         for row, item in zip(positive_u.tolist(), positive_i.tolist()):
             wanted[row].add(item)
         best = torch.topk(scores, max(self.topk), dim=-1).indices.tolist()
-        self.lists += [(set(items), positives) for items, positives in zip(best, wanted)]
+        self.lists += list(zip(best, wanted))
         super().eval_batch_collect(scores, interaction, positive_u, positive_i)
 
 
@@ -77,31 +123,70 @@ def at_random(model: Any) -> Any:
     return model
 
 
-def require_equal(found: Any, expected: dict[str, Any], k: int) -> None:
+def require_equal(found: Any, expected: dict[str, Any]) -> None:
     """A field of the journal and what the slow way gives."""
-    assert found == {"k": k, **{name: pytest.approx(value) for name, value in expected.items()}}
+
+    def near(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: near(each) for name, each in value.items()}
+        return pytest.approx(value) if isinstance(value, float) else value
+
+    assert found == near(expected)
 
 
 # ---- the groups, and recall by hand ----------------------------------------------------------------------------------
 
+COUNTS = np.array([0, 10, 8, 6, 4, 3, 2, 1, 0])
+LISTS: Lists = [([1, 2, 3], {1, 6}), ([1, 2, 6], {2, 6, 7}), ([1, 4, 2], {4}), ([2, 1, 5], {3, 5})]
+
+
+def recorded(lists: Lists, popularity: Popularity, topk: Sequence[int], ranks_all: bool = True) -> Any:
+    """What the package makes of lists."""
+    popular = set(torch.nonzero(popularity.popular)[:, 0].tolist())
+    items = torch.tensor([best for best, _ in lists])
+    hits = torch.tensor([[int(item in wanted) for item in best] for best, wanted in lists])
+    positives = torch.tensor([[len(wanted & popular), len(wanted - popular)] for _, wanted in lists])
+    return record_of(popularity, items, hits, positives, topk, ranks_all)
+
 
 def test_the_example_of_the_method_file() -> None:
-    counts = np.array([0, 10, 8, 6, 4, 3, 2, 1, 0])
-    popular = popular_items(counts)
-    assert np.flatnonzero(popular).tolist() == [1, 2]
-    lists = [({1, 2, 3}, {1, 6}), ({1, 2, 6}, {2, 6, 7}), ({1, 4, 2}, {4}), ({2, 1, 5}, {3, 5})]
-    expected = {"popular": 1.0, "popular_users": 2, "unpopular": 0.5, "unpopular_users": 4}
-    assert slowly(lists, {1, 2}) == expected
-    hits, wanted = (
-        torch.tensor([[len(found & {1, 2}), len(found - {1, 2})] for found in sets])
-        for sets in ([best & want for best, want in lists], [want for _, want in lists])
-    )
-    assert recall_by_popularity(hits, wanted, 3) == {"k": 3, **expected}
+    assert np.flatnonzero(popular_items(COUNTS)).tolist() == [1, 2]
+    assert np.flatnonzero(popular_items(COUNTS, 0.8)).tolist() == [1, 2, 3, 4]
+    found = recorded(LISTS, Popularity.of(COUNTS), [3])
+    assert (found["share"], found["popular_items"], found["items"], found["k"]) == (0.5, 2, 8, 3)
+    assert (found["popular"], found["popular_users"]) == (1.0, 2)
+    assert (found["unpopular"], found["unpopular_users"]) == (0.5, 4)
+    [at] = found["at"].values()
+    assert at["popular"] == {"recall": 1.0, "recall_all_users": 0.5, "recall_micro": 1.0}
+    assert at["unpopular"] == {"recall": 0.5, "recall_all_users": 0.5, "recall_micro": 0.5}
+    listed = [at[name] for name in ("tail_share", "coverage", "gini", "average_popularity")]
+    assert listed == [pytest.approx(1 / 3), 0.75, pytest.approx(0.5), 7.25]
+    counts = {item: int(count) for item, count in enumerate(COUNTS) if count}
+    require_equal(found, slowly(LISTS, counts, {1, 2}, [3], 8))
 
 
 def test_a_group_that_nobody_wants_has_no_recall() -> None:
-    found = recall_by_popularity(torch.tensor([[0, 1]]), torch.tensor([[0, 2]]), 5)
+    found = recorded([([3, 4], {3, 5})], Popularity.of(COUNTS), [2])
     assert (found["popular"], found["popular_users"], found["unpopular"]) == (None, 0, 0.5)
+    assert found["at"]["2"]["popular"] == dict.fromkeys(("recall", "recall_all_users", "recall_micro"))
+
+
+def test_places_where_nothing_is_left_to_rank_are_not_listed() -> None:
+    found = recorded([([3, 0], {3})], Popularity.of(COUNTS), [2])["at"]["2"]
+    assert (found["coverage"], found["tail_share"], found["average_popularity"]) == (1 / 8, 1.0, 6.0)
+    drawn = recorded(LISTS, Popularity.of(COUNTS), [3], ranks_all=False)["at"]["3"]
+    assert drawn["popular"]["recall"] == 1.0 and {drawn[n] for n in ("coverage", "gini", "tail_share")} == {None}
+
+
+lists_of_items = st.lists(
+    st.tuples(st.permutations(range(1, 9)), st.sets(st.integers(1, 8), min_size=1)), min_size=1, max_size=6
+)
+
+
+@given(lists_of_items, st.sets(st.integers(1, 8), min_size=1, max_size=3))
+def test_it_is_the_slow_way(lists: Lists, topk: set[int]) -> None:
+    counts = {item: int(count) for item, count in enumerate(COUNTS) if count}
+    require_equal(recorded(lists, Popularity.of(COUNTS), sorted(topk)), slowly(lists, counts, {1, 2}, sorted(topk), 8))
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12))
@@ -122,11 +207,13 @@ def test_an_item_counts_once_for_a_user() -> None:
         inter_feat, uid_field, iid_field, user_num, item_num = rows, "u", "i", 4, 4
         config = {"seed": 1, "NEG_PREFIX": "neg_", "LIST_SUFFIX": "_list"}
 
-    assert Pupils(Data(), False).popular.tolist() == [False, True, False, False]  # type: ignore[arg-type]
+    counts = consumptions(consumed_items(Data()))  # type: ignore[arg-type]
+    assert counts.tolist() == [0, 2, 1, 1] and popular_items(counts).tolist() == [False, True, False, False]
 
 
 # ---- from the ranking of an evaluation -------------------------------------------------------------------------------
 
+LISTED = ("tail_share", "coverage", "gini", "average_popularity")
 RANDOM = {"split": {"RS": [0.6, 0.2, 0.2]}, "mode": "full"}
 ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO"}
 PROTOCOLS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -144,11 +231,13 @@ def test_recall_is_that_of_recboles_own_lists(protocol: str, tiny_data: Path) ->
     name, changes, one_out = PROTOCOLS[protocol]
     chosen = {"metrics": ["Recall"], "valid_metric": f"Recall@{changes['topk'][-1]}", "metric_decimal_place": 10}
     base = Bench(name, tiny_data, **{**chosen, **changes})
-    popular = Pupils(base.train._dataset, name == "GRU4Rec").popular
+    popularity = popularity_of(base.train)
+    counts = consumptions(consumed_items(base.train._dataset))
+    assert counts.tolist() == popularity.counts.tolist()
     model = at_random(base.model())
     trainer = base.trainer(model)
     init_seed(7, True)
-    result, found = trainer.evaluate_by_popularity(base.test, popular, load_best_model=False)
+    result, found = trainer.evaluate_by_popularity(base.test, popularity, load_best_model=False)
     blocks = trainer._block_evaluation.blocks(base.test) is not None
     assert blocks == (protocol == "blocks of users")
 
@@ -157,7 +246,12 @@ def test_recall_is_that_of_recboles_own_lists(protocol: str, tiny_data: Path) ->
     lists, metrics = heard(base.plain.build_trainer(plain), base.train, base.test)
     assert dict(result) == metrics
     k = changes["topk"][-1]
-    require_equal(found, slowly(lists, set(torch.nonzero(popular)[:, 0].tolist())), k)
+    of_items = counts_of(base.train)
+    expected = slowly(lists, of_items, popular_of(of_items), changes["topk"], len(counts) - 1)
+    if "full" not in changes["eval_args"]["mode"]:
+        for at in expected["at"].values():
+            at.update(dict.fromkeys(LISTED))
+    require_equal(found, expected)
     assert found is not None and found["popular"] is not None and found["unpopular"]
     users = found["popular_users"], found["unpopular_users"]
     if one_out:  # one item to be found for each user: the groups' recalls are parts of the whole
@@ -165,14 +259,14 @@ def test_recall_is_that_of_recboles_own_lists(protocol: str, tiny_data: Path) ->
         assert sum(users) == len(lists) and whole == pytest.approx(metrics[f"recall@{k}"])
     init_seed(7, True)
     assert trainer.evaluate_by_popularity(base.test, None, load_best_model=False) == (result, None)
-    assert trainer.evaluate_by_popularity([], popular, load_best_model=False) == (None, None)
+    assert trainer.evaluate_by_popularity([], popularity, load_best_model=False) == (None, None)
 
 
 @pytest.mark.slow
 def test_values_are_not_ranked(tiny_data: Path) -> None:
     base = Bench("FM", tiny_data, metrics=["AUC"], valid_metric="AUC")
-    popular = torch.ones(base.train._dataset.item_num, dtype=torch.bool)
-    result, found = base.trainer(base.model()).evaluate_by_popularity(base.test, popular, load_best_model=False)
+    popularity = Popularity.of(np.ones(base.train._dataset.item_num))
+    result, found = base.trainer(base.model()).evaluate_by_popularity(base.test, popularity, load_best_model=False)
     assert result and found is None
 
 
@@ -207,15 +301,18 @@ def test_a_teacher_is_tested_as_plain_recbole_tests_it(
     file = trained.save(tmp_path / "teacher.pth")
     workshop = Workshop(student_config(tiny_data, file, student, **changes))
     teacher = Teaching(workshop).teacher
-    found = recall_of_teacher(workshop, teacher)
+    found = popularity_of_teacher(workshop, teacher)
     assert bool(ranked) == ("tables" in kind), "products of tables are ranked in blocks of users"
-    assert recall_of_teacher(workshop, teacher) is found, "measured once"
+    assert popularity_of_teacher(workshop, teacher) is found, "measured once"
 
     lists, _ = heard(trained.trainer, trained.train_data, trained.test_data)
-    expected = slowly(lists, set(torch.nonzero(teacher.pupils.popular)[:, 0].tolist()))
+    assert workshop.popularity is not None
+    of_items = {item: int(count) for item, count in enumerate(workshop.popularity.counts) if count}
+    popular = set(torch.nonzero(workshop.popularity.popular)[:, 0].tolist())
+    expected = slowly(lists, of_items, popular, [5], workshop.dataset.item_num - 1)
     assert found is not None and found["k"] == 5 and 0 < found["unpopular_users"] == expected["unpopular_users"]
     if mode == "full":  # else other candidates are drawn
-        require_equal(found, expected, 5)
+        require_equal(found, expected)
     else:
         assert found["unpopular"] == pytest.approx(expected["unpopular"], abs=0.15)
 
@@ -257,15 +354,10 @@ def test_a_distilled_run_has_both_groups_of_all_it_compares(room: Classroom, mon
     assert list(cells) == list(files)
     for label, file in files.items():
         plain = reload(file)
-        items = plain.train_data._dataset.inter_feat["item_id"].tolist()
-        users = plain.train_data._dataset.inter_feat["user_id"].tolist()
-        counts = Counter(item for _, item in set(zip(users, items)))
-        popular, half = set(), sum(counts.values()) / 2
-        for item, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-            if sum(counts[known] for known in popular) < half:
-                popular.add(item)
+        counts = counts_of(plain.train_data)
         lists, _ = heard(plain.trainer, plain.train_data, plain.test_data)
-        require_equal(fields[label], slowly(lists, popular), max(plain.config["topk"]))
+        items = plain.train_data._dataset.item_num - 1
+        require_equal(fields[label], slowly(lists, counts, popular_of(counts), plain.config["topk"], items))
         assert cells[label] == tuple(f"{fields[label][group]:.4f}" for group in ("popular", "unpopular"))
 
     legend = " ".join(taught.result["table"].split())
@@ -288,10 +380,16 @@ def test_a_distilled_run_has_both_groups_of_all_it_compares(room: Classroom, mon
 
 
 @pytest.mark.slow
-def test_a_run_without_a_teacher_is_as_before(room: Classroom) -> None:
+def test_a_run_without_a_teacher_has_them_in_its_journal_only(room: Classroom) -> None:
     header = room.untaught.result["table"].strip().splitlines()[0].split()
     assert header == ["ticket", "sparsity", "kept", "valid", "test", "bytes", "epochs", "best", "wins"]
-    assert FIELD not in room.untaught.records[0] and not (room.untaught.folder.path / "distillation").exists()
+    record = room.untaught.records[0]
+    assert record[FIELD]["share"] == 0.5 and not (room.untaught.folder.path / "distillation").exists()
+    plain = reload(room.untaught.folder.path / record["checkpoint_file"])
+    counts = counts_of(plain.train_data)
+    lists, _ = heard(plain.trainer, plain.train_data, plain.test_data)
+    items = plain.train_data._dataset.item_num - 1
+    require_equal(record[FIELD], slowly(lists, counts, popular_of(counts), plain.config["topk"], items))
 
 
 @pytest.mark.slow
@@ -311,8 +409,9 @@ def test_a_checkpoint_that_was_not_kept_leaves_the_run_whole(room: Classroom, tm
     room = Classroom("BPR", room.data, tmp_path)
     shutil.rmtree(room.untaught.folder.path / "checkpoints")
     taught = room.run(**room.lesson("rrd", distill_alone=True))
-    assert columns_of(taught.result["table"])["alone"] == ("-", "-")
-    assert "recall of popular and unpopular items is not known: " in taught.log
+    recall = room.untaught.records[0][FIELD]
+    alone = columns_of(taught.result["table"])["alone"]
+    assert alone == tuple(f"{recall[group]:.4f}" for group in ("popular", "unpopular")), "its journal has them"
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------
@@ -340,3 +439,7 @@ def test_it_is_said_where_teaching_moves_recall_away_from_unpopular_items() -> N
     ):
         assert popularity_lesson(alone, taught) == []
     assert popularity_lesson({FIELD: None}, recalled(0.09, 0.001)) == []
+    older = {"recall_by_popularity": alone[FIELD]}
+    assert popularity_lesson(older, recalled(0.08, 0.0075)) == [both], "the name that version 0.1.0 gave them"
+    [pruned] = popularity_lesson(alone, recalled(0.08, 0.0075), "Pruning")
+    assert pruned.startswith("Pruned, fewer unpopular items are found: ")

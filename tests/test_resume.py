@@ -17,6 +17,7 @@ from training_bench import Killed, kill, without_clocks
 from zoo import DATASET, config_for
 
 from recbole_prune import run_recbole_prune
+from recbole_prune.disk.names import USERS
 from recbole_prune.masking import scores as entry_scores
 from recbole_prune.run.store import RESUME, RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
@@ -98,10 +99,10 @@ class Runs:
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Journal lines without clocks, and the bytes of masks, checkpoints and the artifact."""
+    """Journal lines without clocks, and the bytes of masks, checkpoints, values of users and the artifact."""
     records = [without_clocks(record) for record in RunFolder(folder).tickets()]
     files = [file for name in ("masks", "checkpoints", "artifact") for file in (folder / name).iterdir()]
-    return records, {file.name: file.read_bytes() for file in files}
+    return records, {file.name: file.read_bytes() for file in [*files, *folder.glob(USERS)]}
 
 
 def settings_of(model: str, data: Path, **changes: Any) -> dict[str, Any]:

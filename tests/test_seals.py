@@ -251,12 +251,13 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_run_beside_this_one_costs_its_rows_and_a_warning(
     output: Path, damage: str, sealed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever of its files is damaged; a damaged summary costs the bytes only, which the journal does not have."""
+    """Whichever of its files is damaged; a damaged summary costs bytes and tests only, which no line has."""
     mine, beside = RunFolder(folder_of(output)), folder_of(output, "omp")
     if not sealed:
         without_seals(beside)
     [whole] = rows_of_others(mine)
     assert whole.method == "omp" and whole.ticket["bytes"] > 0 and not caplog.records
+    assert whole.ticket["as_good"]["as_good"] in ("yes", "no", "open")
     for name in (SUMMARY, JOURNAL, SCOPE, CONFIG):
         kept = (beside / name).read_bytes()
         UNREADABLE[damage](beside / name)
@@ -273,7 +274,8 @@ def test_a_damaged_run_beside_this_one_costs_its_rows_and_a_warning(
         else:
             [line] = lines
             assert str(beside / name) in line and "\n" not in line
-            assert rows == ([whole._replace(ticket={**whole.ticket, "bytes": None})] if name == SUMMARY else [])
+            untold = whole._replace(ticket={**whole.ticket, "bytes": None, "as_good": None})
+            assert rows == ([untold] if name == SUMMARY else [])
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_every_ticket_has_a_row_with_its_numbers() -> None:
 
 
 def test_the_highest_winner_is_named() -> None:
-    assert legend(tickets(), "NDCG@10")[-1] == "highest winning sparsity: 10.00 %", "ticket 2 is as good, but later"
+    assert legend(tickets(), "NDCG@10")[-1] == "highest winning sparsity: 10.00 %", "ticket 2 reaches it later"
     losers = [metric_ticket(0, 0.0, None, None), metric_ticket(1, 0.1, False, False)]
     assert legend(losers, "NDCG@10")[-1] == "highest winning sparsity: none"
     assert "highest" not in " ".join(legend(losers[:1], "NDCG@10"))
@@ -112,11 +112,11 @@ def test_a_distilled_run_counts_the_weights_of_teacher_and_students() -> None:
 
 def test_recall_by_popularity_stands_where_it_was_measured() -> None:
     recall = {"k": 20, "popular": 0.25, "unpopular": 0.0625, "popular_users": 3, "unpopular_users": 4}
-    measured = {"recall_by_popularity": recall}
-    alone = metric_ticket(0, 0.0, None, None, method={"recall_by_popularity": None})
+    measured = {"popularity": recall}
+    alone = metric_ticket(0, 0.0, None, None, method={"popularity": None})
     found = [
         metric_ticket(0, 0.0, None, None, method=measured, kept=9_000_000, prunable=9_000_000, parameters=9_000_010),
-        metric_ticket(12, 0.5, True, False, method={"recall_by_popularity": {**recall, "unpopular": None}}),
+        metric_ticket(12, 0.5, True, False, method={"popularity": {**recall, "unpopular": None}}),
     ]
     arguments: dict[str, Any] = {"chosen": found[1], "bytes_of": {0: 36_000_040, 12: 9_000_000}, "alone": alone}
     table = ticket_table(found, "NDCG@10", teacher={**TEACHER, **measured}, **arguments)
@@ -138,7 +138,7 @@ def test_recall_by_popularity_stands_where_it_was_measured() -> None:
 def test_the_legend_names_the_teacher() -> None:
     first, *rest = legend(tickets(), "NDCG@10", teacher=TEACHER)
     assert first.startswith("teacher: ticket 0 of BPR/none-0123456789;")
-    assert any("as good as the dense taught student" in line for line in rest)
+    assert any("reaches the dense taught student's validation score" in line for line in rest)
     lists = {"kind": "lists", "path": "/elsewhere/best.tsv", "model": None, "parameters": None, "metrics": {}}
     assert legend(tickets(), "NDCG@10", teacher=lists)[0].startswith("teacher: ranked lists in best.tsv;")
     _, rows = rows_of(table_of(teacher=lists))

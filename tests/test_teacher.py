@@ -17,7 +17,7 @@ from recbole_prune.run.workshop import Workshop
 from recbole_prune.teachers import ranked_lists
 from recbole_prune.teachers.base import Teacher
 from recbole_prune.teachers.model import ModelTeacher
-from recbole_prune.teachers.popularity import recall_of_teacher
+from recbole_prune.teachers.popularity import popularity_of_teacher
 
 LENGTH = 25
 
@@ -167,10 +167,14 @@ def test_recall_of_popular_items_goes_by_token(
     workshop = Workshop(student_config(timed_data, file, topk=[5]))
     teacher = Teaching(workshop).teacher
     student, theirs = teacher.pupils.dataset, trained.dataset.field2token_id["item_id"]
-    popular = {theirs[token_of(student, "item_id", item)] for item in torch.nonzero(teacher.pupils.popular)[:, 0]}
+    popularity = workshop.popularity
+    assert popularity is not None
+    known = {item: theirs[token_of(student, "item_id", item)] for item in range(1, len(popularity.counts))}
+    popular = {known[int(item)] for item in torch.nonzero(popularity.popular)[:, 0]}
+    counts = {other: int(popularity.counts[item]) for item, other in known.items()}
     lists, _ = heard(trained.trainer, trained.train_data, trained.test_data)
-    found = recall_of_teacher(workshop, teacher)
-    require_equal(found, slowly(lists, popular), 5)
+    found = popularity_of_teacher(workshop, teacher)
+    require_equal(found, slowly(lists, counts, popular, [5], len(known)))
     assert found is not None and found["popular"], "some are found"
 
 
@@ -181,7 +185,7 @@ def test_recall_of_a_teacher_that_is_asked_in_another_way(
 ) -> None:
     _, file = checkpoint_of(name, timed_data)
     workshop = Workshop(student_config(timed_data, file, student))
-    found = recall_of_teacher(workshop, Teaching(workshop).teacher)
+    found = popularity_of_teacher(workshop, Teaching(workshop).teacher)
     assert found is not None and found["popular_users"] + found["unpopular_users"] == len(workshop.test_data._dataset)
 
 

@@ -58,7 +58,7 @@ DENSE = ticket(0, score=0.5, best_epoch=20)
         (0.6, 40, [(10, 0.5), (40, 0.6)], (True, False, 2.0)),
         # reaches a later than the dense model did
         (0.5, 80, [(40, 0.4), (80, 0.5)], (True, False, 0.25)),
-        # never as good
+        # never reaches it
         (0.4999, 5, [(5, 0.4999)], (False, False, None)),
     ],
 )
@@ -140,15 +140,15 @@ def test_a_search_that_stopped_before_its_target_falls_back_to_winners() -> None
 @pytest.mark.parametrize(
     ("wins", "chosen", "words", "highest"),
     [
-        # ticket: 1 wins, 2 wins, 3 is as good but later, 4 and 5 are worse
-        ((True, True, False), 2, "the sparsest ticket that wins; ticket 3 is as good", 0.5),
+        # ticket: 1 wins, 2 wins, 3 reaches it but later, 4 and 5 are worse
+        ((True, True, False), 2, "the sparsest ticket that wins; ticket 3 reaches", 0.5),
         ((True, True, True), 3, "the sparsest ticket that wins", 0.7),
-        ((True, False, False), 1, "ticket 3 is as good as the dense model too", 0.1),
-        ((False, False, False), 3, "no ticket wins; the sparsest that is as good", None),
+        ((True, False, False), 1, "ticket 3 reaches the dense model's validation score too", 0.1),
+        ((False, False, False), 3, "no ticket wins; the sparsest that reaches the dense model's", None),
     ],
 )
 def test_winning_means_one_thing(wins: tuple[bool, ...], chosen: int, words: str, highest: float | None) -> None:
-    """The table's yes, the choice and the highest winning sparsity agree: as good in no more epochs."""
+    """The table's yes, the choice and the highest winning sparsity agree: reached in no more epochs."""
     candidates = [winner(i, (0.1, 0.5, 0.7)[i - 1], wins=won) for i, won in enumerate(wins, 1)]
     tickets = [DENSE, *candidates, ticket(4, 0.8, 0.49), ticket(5, 0.9, 0.1)]
     found, reason = choose(tickets, bigger=True)
@@ -170,7 +170,7 @@ def test_without_a_winner_the_best_pruned_ticket_is_chosen(bigger: bool, scores:
     tickets = [DENSE, *[ticket(i, 0.2 * i, score) for i, score in enumerate(scores, 1)]]
     chosen, reason = choose(tickets, bigger=bigger)
     assert chosen is tickets[3]  # of two equal ones the sparser
-    assert "no ticket is as good as the dense model" in reason
+    assert "no ticket reaches the dense model's validation score" in reason
 
 
 # ---- the journal line

@@ -25,6 +25,7 @@ USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp
        recbole-prune export --run=FOLDER [--export_ticket=N] [--export_values=fp16] [--to=FOLDER]
        recbole-prune recommend --artifact=FOLDER --users=196,186 [--k=10]
        recbole-prune compare --model=BPR --dataset=ml-100k --pruners=static,dsl --sparsities=0.5,0.9 --seeds=1,2,3
+       recbole-prune report FOLDER [FOLDER ...] [--to=report.html] [--csv=FILE] [--latex=FILE]
        recbole-prune bench train --model=BPR --dataset=ml-100k [--sparsities=0,0.9] [--to=FILE]   (bench --help)
        recbole-prune models [NAME ...] [--kind=general]   (what is pruned in each of RecBole's models)
        recbole-prune runs [FOLDER ...]   (lists run folders, how far they are, how to go on; --clean frees disk)
@@ -36,7 +37,7 @@ and any --key=value. Every option can also be written --key value.
 """
 
 # imported when called, so that recommend loads neither torch nor RecBole
-COMMANDS = ("run", "export", "recommend", "compare", "bench", "models", "runs", "clean", "doctor")
+COMMANDS = ("run", "export", "recommend", "compare", "report", "bench", "models", "runs", "clean", "doctor")
 _SHOW_TRACEBACK = "RECBOLE_PRUNE_TRACEBACK"
 _BROKEN_PIPE = 141  # as if SIGPIPE had ended the process
 

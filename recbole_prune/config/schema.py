@@ -17,7 +17,7 @@ from recbole_prune.config.near import did_you_mean, near_names, plain
 from recbole_prune.config.paths import properties_dir, property_file, property_names
 from recbole_prune.errors import ConfigError
 
-PREFIXES = ("prune_", "distill_", "export_", "measure_")
+PREFIXES = ("prune_", "distill_", "export_", "measure_", "report_")
 METHOD_KINDS = ("pruner", "distiller")
 
 

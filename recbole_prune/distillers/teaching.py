@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole.data.dataloader.user_dataloader import UserDataLoader
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import ModelType
 
 from recbole_prune.anatomy.feature_points.table import reason_without_features
 from recbole_prune.anatomy.logits import reason_without_lists
@@ -24,19 +24,15 @@ from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.known_scores import contradiction_of_subclass
-from recbole_prune.teachers.popularity import recall_of_teacher, with_recall
+from recbole_prune.teachers.popularity import popularity_of_teacher
 from recbole_prune.teachers.pupils import Pupils
 from recbole_prune.teachers.sources import open_teacher
-from recbole_prune.teachers.store import ListStore
 from recbole_prune.teachers.training import teacher_config
 
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.run.experiment import Experiment
     from recbole_prune.run.store import RunFolder
-    from recbole_prune.run.summary import RunResult
-    from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
     from recbole_prune.teachers.base import Teacher
 
@@ -89,27 +85,13 @@ class Teaching:
         if self._class.promises.teacher:
             self.teacher = open_teacher(workshop.config, self._pupils, folder, trained, self._class.promises.states)
             self._class.ask(student, self.teacher)
-        self._note = ListStore(folder, (), 0).note if self.teacher is None else self.teacher.noted
 
-    def tell_popular_apart(self, experiment: Experiment, alone: RunResult | None) -> Ticket | None:
-        """Have recall of popular and of unpopular items measured: in the test of every ticket, and of the teacher.
-
-        Args:
-            experiment: of the student.
-            alone: the run of the student alone.
-
-        Returns:
-            the dense ticket of the student alone, with its recall.
-        """
-        dense = None if alone is None else alone.dense
-        if self._config["eval_type"] != EvaluatorType.RANKING:
-            return dense
-        experiment.popular = self._pupils.popular
+    def measure_popularity(self) -> None:
+        """Have every teacher tested as tickets are, for how popular what it finds is."""
+        if self._workshop.popularity is None:
+            return
         for teacher in self.teacher.members if self.teacher is not None else ():
-            teacher.identity["recall_by_popularity"] = recall_of_teacher(self._workshop, teacher)
-        if alone is None or dense is None:
-            return None
-        return with_recall(dense, alone.experiment, self._workshop, self._pupils, self._note)
+            teacher.identity["popularity"] = popularity_of_teacher(self._workshop, teacher)
 
     def distiller(self) -> Distiller:
         """The part that teaches one ticket."""

@@ -11,12 +11,13 @@ from typing import Any
 
 from recbole_prune.config.usage import is_used
 from recbole_prune.errors import printable
-from recbole_prune.report.costs import macs_line
+from recbole_prune.report.as_good import as_good_legend, verdict_sentence
+from recbole_prune.report.costs import macs_line, times_faster
 from recbole_prune.report.energy import energy_lines
 from recbole_prune.report.popularity import popularity_lesson
 from recbole_prune.report.runs import from_here
 from recbole_prune.report.stored import stored_sentence
-from recbole_prune.report.table import is_taught, legend, live_parameters, teachers_of, ticket_table
+from recbole_prune.report.table import is_taught, legend, live_parameters, shows_tests, teachers_of, ticket_table
 from recbole_prune.run.summary import RunResult
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import NO_TEST_DATA
@@ -37,16 +38,26 @@ def result_text(result: RunResult) -> str:
         every_metric=verbose,
         teacher=result.teacher,
         alone=result.alone,
+        as_good=result.as_good,
     )
     seconds = macs_line(result.chosen, result.dense)
     notice = [f"NOTE {NO_TEST_DATA}"] if not result.chosen.test else []
     notice += [f"NOTE {result.notice}"] if result.notice else []
-    notes = legend(result.tickets, metric, verbose, result.teacher)
+    tested = shows_tests(result.as_good, result.siblings)
+    notes = legend(result.tickets, metric, verbose, result.teacher, tested) + as_good_legend(result.as_good, tested)
     stored = stored_sentence(result.stored, metric.lower())
     said = [" ".join(_outcome(result)), *stored, *_lesson(result), seconds, *_advice(result), *notice]
     energy = [text if "\n" in text else _wrapped(text) for text in energy_lines(result)]
     places = map(printable, _places(result))
+    said += ["", *_verdict(result)] if result.chosen is not result.dense else []
     return "\n".join(["", table, *map(_wrapped, notes), *energy, "", *map(_wrapped, said), *places])
+
+
+def _verdict(result: RunResult) -> list[str]:
+    """What to do with the chosen ticket, in a sentence."""
+    chosen, dense, sizes = result.chosen, result.dense, result.bytes_of
+    beside = sizes[chosen.ticket], None if dense is None else sizes[dense.ticket]
+    return verdict_sentence(chosen, result.as_good, beside, times_faster(chosen, dense))
 
 
 def _wrapped(text: str) -> str:
@@ -80,8 +91,13 @@ def _outcome(result: RunResult) -> Iterator[str]:
 
 
 def _lesson(result: RunResult) -> Iterator[str]:
-    """What the teacher brought: the chosen student beside the student alone, and beside the teacher."""
+    """What the teacher brought: the chosen student beside the student alone, and beside the teacher.
+
+    Without one, whether pruning costs unpopular items their places.
+    """
     if not is_taught(result.tickets, result.teacher):
+        if result.dense is not None:
+            yield from popularity_lesson(result.dense.method, result.chosen.method, "Pruning")
         return
     chosen, metric = result.chosen, result.experiment.config["valid_metric"].lower()
     alone = {} if result.alone is None else {"valid": result.alone.valid, "test": result.alone.test}
@@ -123,9 +139,15 @@ def _change(value: float, dense: float) -> str:
 
 
 def _advice(result: RunResult) -> Iterator[str]:
-    """What to try where no pruned ticket is as good as the dense model."""
+    """What to try where no pruned ticket reaches the dense model's validation score, unless one is tested as good."""
     pruned = [ticket for ticket in result.tickets if ticket.ticket > 0]
     if not pruned or any(ticket.wins_metric or ticket.wins_metric is None for ticket in pruned):
+        return
+    reached = "No ticket reaches the dense model's validation score"
+    tested = [number for number, block in result.as_good.blocks.items() if block["as_good"] == "yes"]
+    if tested:
+        which = f"ticket {tested[0]} is" if len(tested) == 1 else f"tickets {', '.join(map(str, tested))} are"
+        yield f"{reached}, but {which} as good on the test data within {100 * result.as_good.margin:g} %."
         return
     settings = result.experiment.settings
     least = min(ticket.sparsity for ticket in pruned)
@@ -140,7 +162,7 @@ def _advice(result: RunResult) -> Iterator[str]:
         tries.append("--prune_rewind=none, which goes on from the trained weights")
     if settings.pruner != "small_dense":
         tries.append("--pruner=small_dense, a narrower dense model of equal bytes")
-    yield f"No ticket is as good as the dense model on validation. Try {'; or '.join(tries)}."
+    yield f"{reached}. Try {'; or '.join(tries)}."
 
 
 def _places(result: RunResult) -> Iterator[str]:

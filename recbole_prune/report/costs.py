@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from recbole_prune.run.ticket import Ticket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole_prune.run.ticket import Ticket
+
+_SHORTEST_S = 0.25
 
 
 def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
@@ -19,6 +25,24 @@ def macs_line(chosen: Ticket, dense: Ticket | None) -> str:
     if record["training"] is not None:
         text += f"; a training step {_in_words(record['training']['step'])}"
     return f"ticket {chosen.ticket}: {seconds}; MACs (not seconds): {text}"
+
+
+def times_faster(ticket: Ticket, dense: Ticket | None) -> float | None:
+    """How many times faster than the dense model a ticket ranked the test users; None where that was not measured.
+
+    One evaluation of less than a quarter of a second says nothing; latencies, where they were measured, are medians.
+    """
+    return None if dense is None else speedup(dense.measured or {}, ticket.measured or {})
+
+
+def speedup(before: Mapping[str, Any], now: Mapping[str, Any]) -> float | None:
+    """As :func:`times_faster`, of what was measured (DESIGN section 8)."""
+    for name, seconds, shortest in (("ranking", "seconds", _SHORTEST_S), ("latency", "latency_median_s", 0.0)):
+        one, other = before.get(name) or {}, now.get(name) or {}
+        same = all(one.get(key) == other.get(key) for key in ("users", "threads", "device"))
+        if same and min(one.get(seconds) or 0.0, other.get(seconds) or 0.0) > shortest:
+            return float(one[seconds] / other[seconds])
+    return None
 
 
 def _in_words(macs: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ from recbole_prune.report.popularity import GROUPS, popularity_legend, recall_of
 from recbole_prune.report.rows import figure, format_rows, verdict
 from recbole_prune.run.opening import run_folder_of
 from recbole_prune.run.siblings import SiblingRow
+from recbole_prune.run.summary import AsGood
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.verdict import highest_winning_sparsity
 
@@ -30,11 +31,13 @@ def ticket_table(
     every_metric: bool = False,
     teacher: Mapping[str, Any] | None = None,
     alone: Ticket | None = None,
+    as_good: AsGood | None = None,
 ) -> str:
     """One row per ticket, then the baselines that were run over the same settings.
 
     In a distilled run a column says how many weights there are, so that teacher and student can be compared; two say
     how much of the popular and of the unpopular items is found, where that was measured, and take the place of others.
+    The last column is there where tickets were tested to be as good as the dense model.
 
     Args:
         tickets: ticket 0 first.
@@ -45,6 +48,7 @@ def ticket_table(
         every_metric: show all metrics instead of the validation metric alone.
         teacher: what the journal says of the teacher; it has the first row, of several each has one.
         alone: the student without a teacher; it has the next row.
+        as_good: what was tested of the tickets.
     """
     metric = valid_metric.lower()
     names = [metric, *[name for name in tickets[0].valid if name != metric]] if every_metric else [metric]
@@ -65,13 +69,34 @@ def ticket_table(
         add([*_row("alone", record, names)[:-1], "-"], live_parameters(alone), record)
     for ticket in tickets:
         label = ("taught " if taught and ticket.is_taught else "") + str(ticket.ticket) + "*" * (ticket is chosen)
-        record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket)}
+        block = None if as_good is None else as_good.blocks.get(ticket.ticket)
+        record = {**ticket.to_record(), "bytes": bytes_of.get(ticket.ticket), "as_good": block}
         add(_row(label, record, names), live_parameters(ticket), record)
     for other in sorted(others, key=lambda other: (other.ticket["sparsity"], other.method)):
         add(_row(other.method, other.ticket, names), None, other.ticket)
-    if not taught:
-        return format_rows(header, rows)
-    return format_rows(*_with_columns_of_teaching(header, rows, sizes, records, every_metric))
+    dropped: set[str] = set()
+    if any(map(_tested, records)):
+        header = [*header, "as good"]
+        rows = [[*row, (_tested(record) or {}).get("as_good", "-")] for row, record in zip(rows, records)]
+        dropped.add("kept")  # sparsity says it too, and a terminal has 80 columns
+    if taught:
+        dropped |= {"kept", "epochs", "best"} if any(map(recall_of, records)) else set()
+        dropped |= {"weights"} if len(dropped) > 1 and "as good" in header else set()  # in words below the table
+        header, rows = _with_columns_of_teaching(header, rows, sizes, records)
+    kept = [every_metric or name not in dropped for name in header]
+    header, *rows = [list(compress(row, kept)) for row in [header, *rows]]
+    return format_rows(header, rows)
+
+
+def shows_tests(as_good: AsGood, others: Sequence[SiblingRow]) -> bool:
+    """Whether the table has the column ``as good``: tickets of this run, or of another in it, were tested."""
+    return bool(as_good.blocks) or any(_tested(other.ticket) for other in others)
+
+
+def _tested(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The tests of a ticket, of this run or of another."""
+    found: Mapping[str, Any] | None = record.get("as_good")
+    return found
 
 
 def is_taught(tickets: Sequence[Ticket], teacher: Mapping[str, Any] | None) -> bool:
@@ -80,23 +105,17 @@ def is_taught(tickets: Sequence[Ticket], teacher: Mapping[str, Any] | None) -> b
 
 
 def _with_columns_of_teaching(
-    header: list[str],
-    rows: list[list[str]],
-    sizes: list[int | None],
-    records: list[Mapping[str, Any]],
-    every_column: bool,
+    header: list[str], rows: list[list[str]], sizes: list[int | None], records: list[Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
-    """The weights before the metrics; recall by popularity after them, in the place of what fills a terminal."""
+    """The weights before the metrics; recall by popularity, where it was measured, after them."""
     groups = GROUPS if any(map(recall_of, records)) else {}
-    after, dropped = header.index("bytes"), ("kept", "epochs", "best") if groups and not every_column else ()
+    after = header.index("bytes")
     weights = ["weights", *("-" if size is None else str(size) for size in sizes)]
     recall = [list(groups.values()), *([figure(recall_of(record), group) for group in groups] for record in records)]
     header, *rows = [
         [*row[:3], size, *row[3:after], *figures, *row[after:]]
         for row, size, figures in zip([header, *rows], weights, recall)
     ]
-    kept = [name not in dropped for name in header]
-    header, *rows = [list(compress(row, kept)) for row in [header, *rows]]
     return header, rows
 
 
@@ -125,11 +144,17 @@ def legend(
     valid_metric: str,
     every_metric: bool = False,
     teacher: Mapping[str, Any] | None = None,
+    tested: bool = False,
 ) -> list[str]:
-    """What the columns mean, who the teacher is, and how far down the tickets win."""
+    """What the columns mean but for ``as good``, who the teacher is, and how far down the tickets win.
+
+    Args:
+        tickets, valid_metric, every_metric, teacher: as for :func:`ticket_table`.
+        tested: whether the table has the column ``as good``.
+    """
     teachers, taught = teachers_of(teacher), is_taught(tickets, teacher)
     popularity = popularity_legend([*teachers.values(), *(ticket.method for ticket in tickets)]) if taught else []
-    more = "every metric and column" if popularity else "every metric"
+    more = "every metric and column" if popularity or tested else "every metric"
     names = list(tickets[0].valid) if every_metric else [valid_metric.lower()]
     smaller = ", ".join(name for name in names if smaller_is_better(name))
     metric = f"smaller is better: {smaller}; " if smaller else ""
@@ -138,13 +163,14 @@ def legend(
         metric = f"valid, test: {valid_metric.lower()}{better} (--verbose shows {more}); "
     lines = [
         f"{metric}bytes: weights in an artifact",
-        "wins: yes = as good as dense on validation in no more epochs, metric = as good but later, no = worse",
+        "wins: yes = reaches dense's validation score in no more epochs, metric = but later, no = does not",
     ]
     if taught:
         lines[1] = lines[1].replace("dense", "the dense taught student")
         who = "; ".join(f"{label}: {teacher_name(member)}" for label, member in teachers.items())
         who = f"{who}; alone: the student without a teacher" if who else _WITHOUT_TEACHER
-        lines.insert(0, f"{who}; weights: those not pruned")
+        has_weights = every_metric or not (popularity and tested)
+        lines.insert(0, f"{who}; weights: those not pruned" if has_weights else who)
         lines += popularity
     if len(tickets) > 1:
         winner = highest_winning_sparsity(tickets)

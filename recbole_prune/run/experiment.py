@@ -51,7 +51,6 @@ class Experiment:
         progress: told about tickets and epochs.
         meter: measures the windows of every ticket's training.
         distiller: makes the part that teaches a ticket; None where there is no teacher.
-        popular: which items are popular, bool ``[items]``, where tests of tickets tell them apart.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Experiment:
         self.progress = progress or Progress(enabled=False)
         self.meter = meter or Meter()
         self.distiller: Callable[[], Part] | None = None
-        self.popular: torch.Tensor | None = None
         self.logger = getLogger("recbole_prune")
         self.tickets: dict[int, Ticket] = {}
         self._weights: tuple[int, Weights] | None = None
@@ -157,7 +155,6 @@ class Experiment:
                 dense=self.tickets.get(0),
                 progress=self.progress,
                 meter=self.meter,
-                popular=self.popular,
                 legacy=self._legacy_before(number),
             )
             self.tickets[number] = training.run()

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from recbole.utils import calculate_valid_score
 
+from recbole_prune.disk.user_values import Arrays
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.masking.scope import Scope
-from recbole_prune.run import measuring
+from recbole_prune.run import measuring, user_values
 from recbole_prune.run.smaller_class import write_smaller
 from recbole_prune.run.store import DISTILLATION, RunFolder
 from recbole_prune.run.ticket import Plan, Ticket, defined_metrics
@@ -34,6 +35,7 @@ class EndedTraining(Protocol):
     parts: tuple[Part, ...]
     method: dict[str, Any]
     measured: dict[str, Any]
+    values: Arrays
     checkpoint_file: str
     checkpoint_sha256: str
 
@@ -97,6 +99,7 @@ def finish(training: EndedTraining, valid: Mapping[str, float], test: Mapping[st
         mask_sha256=mask_sha256,
         checkpoint_file=training.checkpoint_file,
         checkpoint_sha256=training.checkpoint_sha256,
+        users_sha256=user_values.keep(training.folder, plan.ticket, training.values),
         history=[list(point) for point in trainer.history],
         relative_epochs=relative,
         measured={**weights, **counted, **training.measured},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_prune.data.batches import first_batch
 from recbole_prune.data.random_streams import preserved_random_streams
@@ -18,6 +19,7 @@ from recbole_prune.metering.macs import measure_macs
 from recbole_prune.metering.memory import peak_bytes, reset_peak_bytes
 from recbole_prune.metering.sizes import bytes_of_model
 from recbole_prune.metering.windows import Meter
+from recbole_prune.scoring.user_values import users_of
 from recbole_prune.training.lists import latency, list_maker, nothing_changed
 
 if TYPE_CHECKING:
@@ -83,6 +85,22 @@ class PeakMemory:
         on_device = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         self.peaks[part] = {"host_bytes": peak_bytes(), "device_bytes": on_device}
         self._begin()
+
+
+def ranking(trainer: MaskAwareTrainer, loader: AbstractDataLoader) -> Record | None:
+    """How long the evaluation that was just made took; None where it did not rank all items.
+
+    Computing the metrics is a part of it, which is the same for every ticket.
+    """
+    if not (loader and isinstance(loader, FullSortEvalDataLoader)):
+        return None
+    return {
+        "seconds": round(trainer.last_evaluation_seconds, 6),
+        "users": len(users_of(loader)),
+        "threads": torch.get_num_threads(),
+        "device": trainer.device.type,
+        "way": trainer.evaluation_way,
+    }
 
 
 def recommend(trainer: MaskAwareTrainer, loader: AbstractDataLoader, meter: Meter, users: int) -> Record | None:

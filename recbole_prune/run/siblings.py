@@ -19,12 +19,14 @@ from recbole_prune.disk.files import read_file
 from recbole_prune.disk.names import SET_ASIDE, method_name
 from recbole_prune.errors import StoreError
 from recbole_prune.masking.masks import MaskSet
+from recbole_prune.run import user_values
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.provenance import read_record
 from recbole_prune.run.store import CONFIG, REWIND, SUMMARY, RunFolder, recorded_states
 from recbole_prune.run.ticket import Ticket
 
 _SAME = ("base_hash", "data_sha256", "versions")
+_UNTOLD = {"bytes": None, "as_good": None}
 
 
 @contextmanager
@@ -112,6 +114,7 @@ def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
     MaskSet.from_bytes(mask, experiment.scope)  # 0.1.0 may have decided its scope otherwise
     folder.write(dense.checkpoint_file, other.read(dense.checkpoint_file, dense.checkpoint_sha256))
     folder.write(dense.mask_file, mask)
+    user_values.adopt(dense, other, folder)
     adopted = replace(dense, method={**method, "adopted_from": other.path.name})
     folder.append_ticket(adopted.to_record())
     experiment.load_journal()
@@ -120,7 +123,11 @@ def _adopt(dense: Ticket, other: RunFolder, experiment: Experiment) -> bool:
 
 
 class SiblingRow(NamedTuple):
-    """A pruned ticket of another run over the same training settings: its journal line, and ``bytes`` where known."""
+    """A pruned ticket of another run over the same training settings.
+
+    ``ticket`` is its journal line, with ``bytes`` and ``as_good`` (a block of
+    :class:`~recbole_prune.run.summary.AsGood`) where the summary of its run has them, else None.
+    """
 
     pruner: str
     distiller: str | None
@@ -141,18 +148,25 @@ def rows_of_others(folder: RunFolder) -> list[SiblingRow]:
                 continue  # it goes on
             method = record["settings"]["pruner"], record["settings"].get("distiller")
             tickets = [ticket for ticket in map(Ticket.from_record, other.tickets()) if ticket.ticket > 0]
-            sizes = _bytes_of_tickets(other)
+            told = _told_of_tickets(other)
             rows += [
-                SiblingRow(*method, {**ticket.to_record(), "bytes": sizes.get(ticket.ticket)}) for ticket in tickets
+                SiblingRow(*method, {**ticket.to_record(), **_UNTOLD, **told.get(ticket.ticket, {})})
+                for ticket in tickets
             ]
     return rows
 
 
-def _bytes_of_tickets(other: RunFolder) -> dict[int, int]:
-    """Bytes of each ticket, as another run's summary says; none where it is damaged."""
+def _told_of_tickets(other: RunFolder) -> dict[int, dict[str, Any]]:
+    """Bytes of each ticket and its tests, as another run's summary says; nothing where it is damaged."""
     path = other.path / SUMMARY
-    with _harmless(path, "the bytes of its tickets are not shown"):
+    with _harmless(path, "bytes and tests of its tickets are not shown"):
         has_seals = other.identity() is not None
         summary = other.read_summary() if has_seals else json.loads(read_file(path))
-        return {t["ticket"]: t["bytes"] for t in summary["tickets"] if isinstance(t["bytes"], int)}
+        return {
+            t["ticket"]: {
+                "bytes": t["bytes"] if isinstance(t["bytes"], int) else None,
+                "as_good": t["as_good"] if isinstance(t.get("as_good"), dict) else None,
+            }
+            for t in summary["tickets"]
+        }
     return {}

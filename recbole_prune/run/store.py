@@ -2,10 +2,10 @@
 
 What a run continues from is written only here: beside its place, synced and renamed. All of it is checked when it is
 read back. ``scope.json`` holds the sha256 of ``config.yaml``; every line of the journal, the resume point and the
-summary hold that of ``scope.json``; lines and point hold those of masks, checkpoints and states. So nothing of another
-run is taken for this one's. In folders of older versions ``scope.json``, lines and point hold no sha256 of another
-file; they are read, continued and exported without. ``log.txt``, the TensorBoard series and the artifact are written
-by others.
+summary hold that of ``scope.json``; lines and point hold those of masks, checkpoints, values of users and states. So
+nothing of another run is taken for this one's. In folders of older versions ``scope.json``, lines and point hold no
+sha256 of another file; they are read, continued and exported without. ``log.txt``, the TensorBoard series and the
+artifact are written by others.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from recbole_prune.disk.names import (
     SET_ASIDE,
     STATES,
     SUMMARY,
+    USERS,
 )
 from recbole_prune.disk.seals import digest_of, seal, sha256, unseal
 from recbole_prune.errors import StoreError
 
-_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, LOG)
+_FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, REWIND, USERS, LOG)
 _FOLDERS = (MASKS, CHECKPOINTS, RESUME, DISTILLATION, STATES)  # of files only
 
 

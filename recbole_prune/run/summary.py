@@ -15,6 +15,27 @@ from recbole_prune.run.verdict import highest_winning_sparsity
 
 
 @dataclass(frozen=True)
+class AsGood:
+    """Which tickets were tested to be as good as the dense model.
+
+    Attributes:
+        metric: as the journal names it.
+        margin: ``report_margin``.
+        blocks: of pruned tickets by number the fields of ``report.statistics.PairedTest``, as JSON has them.
+        not_tested: why there are no blocks though tickets were pruned; None where there are.
+    """
+
+    metric: str
+    margin: float
+    blocks: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    not_tested: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the summary says beside the blocks, which stand with their tickets."""
+        return {"metric": self.metric, "data": "test", "margin": self.margin, "not_tested": self.not_tested}
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What a run found.
 
@@ -27,6 +48,7 @@ class RunResult:
         recommends: whether ``recbole-prune recommend`` takes it.
         stored: what its values score as they are stored, where that was asked for.
         bytes_of: a ticket's weights in an artifact, by its number; None where they could not be counted.
+        as_good: the tested statement about each pruned ticket.
         teacher: what the journal says of the teacher, None without.
         alone: the student's dense model without a teacher, None where it was left out.
         siblings: pruned tickets of other runs over the same training settings.
@@ -40,6 +62,7 @@ class RunResult:
     notice: str | None
     artifact: str
     bytes_of: Mapping[int, int | None]
+    as_good: AsGood
     siblings: Sequence[SiblingRow] = ()
     recommends: bool = False
     stored: Mapping[str, Any] = field(default_factory=dict)
@@ -89,20 +112,22 @@ def summary_of(result: RunResult) -> dict[str, Any]:
         "dense": dense and {"valid": dense.valid, "test": dense.test, "best_epoch": dense.best_epoch},
         "chosen": result.chosen.ticket,
         "reason": result.reason,
+        "as_good": result.as_good.to_json(),
         "highest_winning_sparsity": highest_winning_sparsity(result.tickets),
         "energy": summary_of_energy(result.tickets, result.chosen, result.bytes_of, result.teacher),
-        "tickets": [_ticket_summary(ticket, result.bytes_of[ticket.ticket]) for ticket in result.tickets],
+        "tickets": [_ticket_summary(ticket, result) for ticket in result.tickets],
     }
 
 
 def _alone_summary(alone: Ticket) -> dict[str, Any]:
-    groups = {name: alone.method[name] for name in ("recall_by_popularity",) if name in alone.method}
+    groups = {name: alone.method[name] for name in ("popularity",) if name in alone.method}
     return {"valid": alone.valid, "test": alone.test, **groups}
 
 
-def _ticket_summary(ticket: Ticket, size: int | None) -> dict[str, Any]:
+def _ticket_summary(ticket: Ticket, result: RunResult) -> dict[str, Any]:
     fields = (
         "ticket", "sparsity", "kept", "valid", "test", "wins_metric", "wins", "relative_epochs", "train_seconds",
         "measured",
     )  # fmt: skip
-    return {**{name: getattr(ticket, name) for name in fields}, "bytes": size}
+    found = {name: getattr(ticket, name) for name in fields}
+    return {**found, "bytes": result.bytes_of[ticket.ticket], "as_good": result.as_good.blocks.get(ticket.ticket)}

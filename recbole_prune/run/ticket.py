@@ -24,8 +24,9 @@ class Ticket:
     """A trained mask: how it was reached, what it scored, what it cost (fields of DESIGN section 5).
 
     ``best_epoch`` counts trained epochs, 1 for the first. ``losses`` are the training losses of the epochs, as RecBole
-    adds them up over batches, None where one is infinite. ``measured`` is None in lines of older versions. ``method``
-    holds what a method adds under its own name.
+    adds them up over batches, None where one is infinite. ``users_sha256`` is that of its values of users, None where
+    its metrics have none and in lines of older versions, as is ``measured``. ``method`` holds what a method adds under
+    its own name.
     """
 
     ticket: int
@@ -47,6 +48,7 @@ class Ticket:
     mask_sha256: str | None
     checkpoint_file: str
     checkpoint_sha256: str
+    users_sha256: str | None = None
     history: list[list[float]] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
     relative_epochs: float | None = None

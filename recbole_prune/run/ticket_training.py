@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from recbole_prune.disk.seals import sha256
+from recbole_prune.disk.user_values import Arrays
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
-from recbole_prune.run import measuring
+from recbole_prune.run import measuring, user_values
 from recbole_prune.run.journal_line import finish
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.states import StateRecorder
@@ -41,13 +42,13 @@ class TicketTraining(Files):
         dense: ticket 0 once there is one: the verdict compares with it, late rewinding starts from its state.
         progress: shows how the training goes on.
         meter: measures epochs, validations and the test.
-        popular: which items are popular, bool ``[items]``, where the test tells them apart.
         legacy: what the parts of the ticket before left, by their names.
 
     Attributes:
         trainer: RecBole's trainer for the model, mask-aware; nothing is trained yet.
         method: fields that the ticket's journal line gets beside the common ones.
         measured: memory, latency and energy for it.
+        values: of users, in the validation at the best epoch and in the test, by the names of their file.
     """
 
     def __init__(
@@ -60,13 +61,11 @@ class TicketTraining(Files):
         dense: Ticket | None = None,
         progress: Progress | None = None,
         meter: Meter | None = None,
-        popular: torch.Tensor | None = None,
         legacy: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
         self.workshop = workshop
         self.folder = folder
         self.plan = plan
-        self.popular = popular
         self.legacy = legacy or {}
         self.scope = scope
         self.dense = dense
@@ -77,6 +76,7 @@ class TicketTraining(Files):
         self.checkpoint_file = f"checkpoints/ticket-{plan.ticket:03d}.pth"
         self.checkpoint_sha256 = ""
         self.measured: dict[str, Any] = {}
+        self.values: Arrays = {}
         self.parts = (*workshop.parts(), *plan.parts, *self._recorder())
         self._keeps_state = False
         self.trainer = self._build_trainer()
@@ -116,16 +116,28 @@ class TicketTraining(Files):
                 if not trainer.best_epoch:
                     trainer._save_checkpoint(trainer.epochs_done - 1)
                 valid = trainer.evaluate(workshop.select_data, load_best_model=True)
+                trainer.best_values = dict(trainer.user_values.last)
             memory.note("training")
             self.progress.evaluation_begins("test")
-            test, groups = trainer.evaluate_by_popularity(workshop.test_data, self.popular)
+            test, popularity = trainer.evaluate_by_popularity(workshop.test_data, workshop.popularity)
             memory.note("ranking")
+        self._keep_values()
+        ranking = measuring.ranking(trainer, workshop.test_data)
         lists = workshop.test_data or workshop.select_data
         latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
-        self.measured.update(peak_memory=memory.peaks, latency=latency, energy=self.meter.record())
-        if groups is not None:
-            self.method["recall_by_popularity"] = groups
+        self.measured.update(peak_memory=memory.peaks, ranking=ranking, latency=latency, energy=self.meter.record())
+        if popularity is not None:
+            self.method["popularity"] = popularity
         return finish(self, valid, test or {})
+
+    def _keep_values(self) -> None:
+        """Keep what each user scored in the validation at the best epoch, and in the test that was just made."""
+        trainer, workshop, number = self.trainer, self.workshop, self.plan.ticket
+        on_test = trainer.user_values.last if workshop.test_data else None
+        self.values = {
+            **user_values.arrays_of(number, "valid", trainer.best_values, workshop.select_data),
+            **user_values.arrays_of(number, "test", on_test, workshop.test_data),
+        }
 
     def _build_trainer(self) -> MaskAwareTrainer:
         plan, settings = self.plan, self.settings

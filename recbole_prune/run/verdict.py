@@ -1,7 +1,8 @@
 """Which tickets win, and which one is chosen.
 
-A ticket **wins** if it is as good as the dense model on validation in no more epochs: ``wins`` in the journal, ``yes``
-in the table. ``wins_metric`` is the first half alone: as good, whenever its best epoch came.
+A ticket **wins** if it reaches the dense model's validation score in no more epochs: ``wins`` in the journal, ``yes``
+in the table. ``wins_metric`` is the first half alone: reached, whenever its best epoch came. Whether it is as good is
+another question, which is tested over users (``report/as_good.py``).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def choose(
 
     ``number`` (export_ticket) decides if given; else, with a ``tolerance``, the sparsest whose validation score is
     worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity if one
-    was asked for; else the sparsest that wins; if none wins, the sparsest that is as good as the dense model in more
-    epochs; if none is, the pruned ticket with the best validation score. ``taught`` says that the dense model had a
+    was asked for; else the sparsest that wins; if none wins, the sparsest that reaches the dense model's score in more
+    epochs; if none does, the pruned ticket with the best validation score. ``taught`` says that the dense model had a
     teacher.
 
     Raises:
@@ -74,22 +75,22 @@ def choose(
         return near, f"the sparsest ticket within prune_tolerance={tolerance:g} of the best pruned one"
     if target is not None and pruned[-1].sparsity >= target - 1e-3:
         return pruned[-1], f"the ticket at the target sparsity {target:g}"
-    as_good = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
+    reaching = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
     winner = _sparsest(ticket for ticket in pruned if ticket.wins)
-    if winner is not None and winner is as_good:
+    if winner is not None and winner is reaching:
         return winner, "the sparsest ticket that wins"
-    if winner is not None and as_good is not None:
+    if winner is not None and reaching is not None:
         return winner, (
-            f"the sparsest ticket that wins; ticket {as_good.ticket} is as good as the dense model too, but in more "
-            f"epochs (export_ticket={as_good.ticket})"
+            f"the sparsest ticket that wins; ticket {reaching.ticket} reaches the dense model's validation score too, "
+            f"but in more epochs (export_ticket={reaching.ticket})"
         )
-    if as_good is not None:
-        return as_good, "no ticket wins; the sparsest that is as good as the dense model on validation, in more epochs"
+    if reaching is not None:
+        return reaching, "no ticket wins; the sparsest that reaches the dense model's validation score, in more epochs"
     sign = 1 if bigger else -1
     best = max(pruned, key=lambda ticket: (sign * ticket.valid_score, ticket.sparsity))
     if tickets[0].ticket > 0:
         return best, "the best ticket on validation; there is no dense model to compare with"
-    return best, "no ticket is as good as the dense model on validation; this pruned one comes closest"
+    return best, "no ticket reaches the dense model's validation score; this pruned one comes closest"
 
 
 def highest_winning_sparsity(tickets: Iterable[Ticket]) -> float | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.transform import construct_transform
-from recbole.utils import ModelType, get_trainer, init_seed
+from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
 
 from recbole_prune.anatomy.losses import batch_losses
 from recbole_prune.artifact.export import seen_by_users
@@ -20,12 +21,14 @@ from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.evaluation_mask import mask_training_items_only
 from recbole_prune.data.membership import UsedIds, samplers_over_arrays
 from recbole_prune.data.saved import create_dataset, data_preparation
+from recbole_prune.data.training_pairs import consumed_items, consumptions
 from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
 from recbole_prune.masking import padding
 from recbole_prune.masking.scope import Scope, find_scope
 from recbole_prune.run.labels import check_labels
 from recbole_prune.scoring.flops_counter import draw_like_flops_counter
+from recbole_prune.scoring.popularity import Popularity
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.training.l2 import BatchL2
 from recbole_prune.training.model import MaskAware, mask_aware
@@ -100,6 +103,14 @@ class Workshop:
     def test_data(self) -> AbstractDataLoader:
         """What is read once per ticket."""
         return self.loaders[2]
+
+    @cached_property
+    def popularity(self) -> Popularity | None:
+        """How popular items are in the training data; None where no items are ranked."""
+        if self.config["eval_type"] != EvaluatorType.RANKING:
+            return None
+        counts = consumptions(consumed_items(self.train_data._dataset))
+        return Popularity.of(counts, self.config.settings.report_tail_share)
 
     def _check_parts(self) -> None:
         """Refuse a split that leaves nothing to train on or to pick epochs and tickets on; test data may be missing."""

@@ -9,7 +9,7 @@ import torch
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 
-from recbole_prune.scoring.popularity import RecallByPopularity, recall_by_popularity
+from recbole_prune.scoring.popularity import Popularity, PopularityRecord, record_of
 from recbole_prune.scoring.value_metrics import LABEL_VALUES
 
 if TYPE_CHECKING:
@@ -70,16 +70,18 @@ class RankingCollector(Collector):
     which ends ItemCoverage, GiniIndex, AveragePopularity and TailPercentage with an AttributeError.
 
     Attributes:
-        popular: which items are popular, bool ``[items]``, to get :attr:`by_popularity` of the next evaluations.
-        by_popularity: of the last evaluation; None where :attr:`popular` was, and where nothing was ranked.
+        popularity: of the training data, to get :attr:`by_popularity` of the next evaluations.
+        ranks_all: whether those rank all items, not drawn candidates.
+        by_popularity: of the last evaluation; None where :attr:`popularity` was, and where nothing was ranked.
     """
 
-    by_popularity: RecallByPopularity | None = None
+    by_popularity: PopularityRecord | None = None
+    ranks_all = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.popular: torch.Tensor | None = None
-        self._groups: list[torch.Tensor] = []
+        self.popularity: Popularity | None = None
+        self._lists: list[tuple[torch.Tensor, ...]] = []
         self.data_struct = _Chunks()
         self.wants_items = self.register.need("rec.items")
         self.wants_hits = self.register.need("rec.topk")
@@ -142,17 +144,16 @@ class RankingCollector(Collector):
             users: number of rows.
             item_count: number of items, padding included.
         """
-        if self.popular is None:
+        if self.popularity is None:
             return None
-        of_popular = codes[self.popular[codes % item_count]]
+        of_popular = codes[self.popularity.popular[codes % item_count]]
         rows = torch.div(of_popular, item_count, rounding_mode="floor")
         return torch.bincount(rows, minlength=users)[:, None]
 
     def _keep(self, ranked: Ranked) -> None:
-        if self.popular is not None and ranked.popular is not None:
-            hits = (ranked.hits * self.popular[ranked.items]).sum(1, keepdim=True)
-            others = ranked.hits.sum(1, keepdim=True) - hits, ranked.positives - ranked.popular
-            self._groups.append(torch.cat((hits, others[0], ranked.popular, others[1]), dim=1))
+        if ranked.popular is not None:
+            of_groups = torch.cat((ranked.popular, ranked.positives - ranked.popular), dim=1)
+            self._lists.append((ranked.items, ranked.hits, of_groups))
         if self.wants_items:
             self.data_struct.update_tensor("rec.items", ranked.items)
         if self.wants_hits:
@@ -160,11 +161,11 @@ class RankingCollector(Collector):
 
     def get_data_struct(self) -> DataStruct:
         """Everything collected, on the CPU; what batches added is forgotten."""
-        groups = torch.cat(self._groups).cpu() if self._groups else None
         self.by_popularity = None
-        if groups is not None:
-            self.by_popularity = recall_by_popularity(groups[:, :2], groups[:, 2:], max(self.topk))
-        self._groups = []
+        if self._lists and self.popularity is not None:
+            items, hits, positives = (torch.cat(parts) for parts in zip(*self._lists))
+            self.by_popularity = record_of(self.popularity, items, hits, positives, self.topk, self.ranks_all)
+        self._lists = []
         collected = DataStruct()
         for name, value in list(self.data_struct._data_dict.items()):
             if isinstance(value, list):

@@ -33,7 +33,7 @@ class Basics(NamedTuple):
 
     Attributes:
         identity: for the journal: ``kind``, ``path``, ``sha256``, ``model``, ``parameters``, ``metrics`` and, of a run
-            whose tests rank items, ``recall_by_popularity``.
+            whose tests rank items, ``popularity``.
         pupils: the student's data.
         length: how long the rankings are.
         store: where they are kept.

@@ -10,8 +10,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.training_pairs import training_pairs
 from recbole_prune.errors import ConfigError
-from recbole_prune.teachers.pupils import training_pairs
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset

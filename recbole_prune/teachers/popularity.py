@@ -1,14 +1,9 @@
-"""Recall of popular and of unpopular items of those who are no ticket of the run: the teacher and the student alone.
-
-Each is ranked once for a run folder, by RecBole's evaluation of the student's test data, as tickets are.
-"""
+"""What a teacher finds of popular and of unpopular items: it is tested on the student's test data, as tickets are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -20,21 +15,16 @@ from recbole_prune.training.session import Session
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.run.experiment import Experiment
-    from recbole_prune.run.ticket import Ticket
     from recbole_prune.run.workshop import Workshop
-    from recbole_prune.scoring.popularity import RecallByPopularity
+    from recbole_prune.scoring.popularity import PopularityRecord
     from recbole_prune.teachers.base import Teacher
-    from recbole_prune.teachers.pupils import Pupils
     from recbole_prune.training.model import MaskAware
 
 
-# gives a value of JSON by its name, computed once
-Note = Callable[[str, Callable[[], Any]], Any]
+def popularity_of_teacher(workshop: Workshop, teacher: Teacher) -> PopularityRecord | None:
+    """How popular what a teacher finds in the student's test data is; None where it cannot score them, as lists cannot.
 
-
-def recall_of_teacher(workshop: Workshop, teacher: Teacher) -> RecallByPopularity | None:
-    """The teacher's recall on the student's test data; None where it cannot score them, as ranked lists cannot.
+    It is measured once for a run folder, by the evaluation that tests tickets.
 
     Args:
         workshop: the student's data and models.
@@ -42,44 +32,27 @@ def recall_of_teacher(workshop: Workshop, teacher: Teacher) -> RecallByPopularit
     """
     if not isinstance(teacher, ModelTeacher):
         return None
-    digest = teacher.identity["sha256"]
-    return _noted(workshop, teacher.pupils, teacher.noted, digest, lambda: _answering(workshop.build_model(), teacher))
+    digest, share = teacher.identity["sha256"], workshop.config.settings.report_tail_share
 
-
-def with_recall(alone: Ticket, experiment: Experiment, workshop: Workshop, pupils: Pupils, note: Note) -> Ticket:
-    """The student alone with its recall in ``method``; None there where its checkpoint was not kept.
-
-    Args:
-        alone: its dense model.
-        experiment: its run.
-        workshop: the data of the taught student, which are the same.
-        pupils: these data as distillers read them.
-        note: keeps values for the run folder of the taught student.
-    """
-    found = _noted(workshop, pupils, note, alone.checkpoint_sha256, lambda: experiment.trained_model(alone))
-    return replace(alone, method={**alone.method, "recall_by_popularity": found})
-
-
-def _noted(
-    workshop: Workshop, pupils: Pupils, note: Note, sha256: str, model: Callable[[], MaskAware]
-) -> RecallByPopularity | None:
-    """The recall of the model in a file, measured unless it is noted in the run folder (each ticket reseeds)."""
-
-    def measure() -> RecallByPopularity | None:
-        getLogger().info(f"recall of popular and unpopular items: testing the model with sha256 {sha256}")
+    def measure() -> PopularityRecord | None:
+        getLogger().info(f"popular and unpopular items: testing the teacher with sha256 {digest}")
         try:
-            trainer = workshop.trainer(model(), Session("a test by popularity", workshop.loaders, fused=False))
-            with same_draws(pupils.seed):
-                popular = pupils.popular
-                found: RecallByPopularity | None
-                _, found = trainer.evaluate_by_popularity(workshop.test_data, popular, load_best_model=False)
+            trainer = workshop.trainer(
+                _answering(workshop.build_model(), teacher),
+                Session("a test by popularity", workshop.loaders, fused=False),
+            )
+            with same_draws(teacher.pupils.seed):
+                found: PopularityRecord | None
+                _, found = trainer.evaluate_by_popularity(
+                    workshop.test_data, workshop.popularity, load_best_model=False
+                )
             return found
         except (ConfigError, StoreError) as error:
-            getLogger().info(f"recall of popular and unpopular items is not known: {error}")
+            getLogger().info(f"what the teacher finds of popular and unpopular items is not known: {error}")
             return None
 
-    recall: RecallByPopularity | None = note(f"recall by popularity of {sha256}", measure)
-    return recall
+    record: PopularityRecord | None = teacher.noted(f"popularity of {digest} by {share:g}", measure)
+    return record
 
 
 class _Answering:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recbole_prune.data.membership import UsedIds
-from recbole_prune.scoring.popularity import popular_items
+from recbole_prune.data.training_pairs import consumed_items, consumptions
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
@@ -20,21 +20,6 @@ if TYPE_CHECKING:
     from recbole_prune.anatomy.scorers import Rows
 
 _FEW = 8
-
-
-def training_pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Users and items of all interactions in a training dataset, some more than once.
-
-    The rows of a sequential dataset are histories with a next item: the first item of a user is in histories only.
-    """
-    rows = dataset.inter_feat
-    users, items = (rows[name].numpy() for name in (dataset.uid_field, dataset.iid_field))
-    histories = dataset.iid_field + dataset.config["LIST_SUFFIX"]
-    if histories not in rows:
-        return users, items
-    listed = rows[histories].numpy()
-    places = np.nonzero(listed)
-    return np.concatenate([users, users[places[0]]]), np.concatenate([items, listed[places]])
 
 
 def nothing_used(keys: int, values: int) -> UsedIds:
@@ -112,7 +97,7 @@ class Pupils:
     @cached_property
     def consumed(self) -> UsedIds:
         """The items of each user in the training data."""
-        return UsedIds(*training_pairs(self.dataset), self.user_count, self.item_count)
+        return consumed_items(self.dataset)
 
     @cached_property
     def consumers(self) -> UsedIds:
@@ -132,12 +117,7 @@ class Pupils:
     @cached_property
     def consumptions(self) -> np.ndarray:
         """How many users have each item in the training data ``[N]``."""
-        return np.bincount(self.consumed.codes % self.item_count, minlength=self.item_count)
-
-    @cached_property
-    def popular(self) -> torch.Tensor:
-        """Which items are popular in the training data, where an item counts once for a user; bool ``[N]``."""
-        return torch.from_numpy(popular_items(self.consumptions))
+        return consumptions(self.consumed)
 
     def consumed_by(self, rows: Rows) -> UsedIds:
         """The items of each of some users (ids ``[n]``) or of each row of a batch."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import nn
 
 from recbole_prune.compat.places import trainers_write_to
@@ -18,7 +19,8 @@ from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
-from recbole_prune.scoring.popularity import RecallByPopularity
+from recbole_prune.scoring.popularity import Popularity, PopularityRecord
+from recbole_prune.scoring.user_values import UserValues, Values
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
 from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
@@ -45,8 +47,10 @@ class MaskAwareTrainer(_Trainer):
         history: (epochs trained, validation score) of every validation.
         best_epoch: epochs trained when the best checkpoint was written.
         best_masks: the masks of that checkpoint; None before the first.
+        best_values: of users in the validation before it; None where that was not seen.
         epochs_done: epochs trained.
         train_seconds, eval_seconds: wall-clock seconds spent in epochs and validations.
+        last_evaluation_seconds: those of the last evaluation, from its first batch to its metrics.
     """
 
     model: MaskAware
@@ -56,9 +60,11 @@ class MaskAwareTrainer(_Trainer):
         self.history: list[tuple[int, float]] = []
         self.best_epoch = 0
         self.best_masks: MaskSet | None = None
+        self.best_values: Values | None = None
         self.epochs_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
+        self.last_evaluation_seconds = 0.0
         self._first_masks = model.masks
         self._began = False
         self._added: dict[str, torch.Tensor] = {}
@@ -76,6 +82,11 @@ class MaskAwareTrainer(_Trainer):
     def _added_parameters(self) -> dict[str, Mapping[str, nn.Parameter]]:
         """The parameters that parts bring, by part and name."""
         return {part.name: part.parameters() for part in self.session.parts}
+
+    @cached_property
+    def user_values(self) -> UserValues:
+        """Listens to every evaluation."""
+        return UserValues(self.evaluator)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's optimizer; momentum moves pruned entries, so every step ends with the masks."""
@@ -196,6 +207,7 @@ class MaskAwareTrainer(_Trainer):
         self.session.files.save_checkpoint(buffer.getvalue())
         self.best_epoch = epoch + 1
         self.best_masks = self.model.masks
+        self.best_values = dict(self.user_values.last)
         for part in self.session.parts:
             part.checkpoint_saved(self, buffer.getvalue())
 
@@ -233,31 +245,41 @@ class MaskAwareTrainer(_Trainer):
         if eval_data and load_best_model:
             self.load_best()
         self.model.apply_masks()
+        self.user_values.last.clear()
         if eval_data:
             eval_data = self._block_evaluation.blocks(eval_data) or eval_data
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        start = perf_counter()
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        self.last_evaluation_seconds = perf_counter() - start
+        return result
 
     def evaluate_by_popularity(
-        self, eval_data: Any, popular: torch.Tensor | None, load_best_model: bool = True
-    ) -> tuple[Any, RecallByPopularity | None]:
-        """:meth:`evaluate`, and from the same ranking the recall of popular and of unpopular items.
+        self, eval_data: Any, popularity: Popularity | None, load_best_model: bool = True
+    ) -> tuple[Any, PopularityRecord | None]:
+        """:meth:`evaluate`, and of the same ranking how popular what it lists and what it finds is.
 
         Args:
             eval_data: the dataloader.
-            popular: which items are popular, bool ``[items]``; None does not tell them apart.
+            popularity: of the training data; None does not look at it.
             load_best_model: as there.
 
         Returns:
-            (metrics, recall of either group; None without ``popular``, without data and where nothing is ranked).
+            (metrics, what the journal says; None without ``popularity``, without data and where nothing is ranked).
         """
-        collector = self._block_evaluation.collector if eval_data and popular is not None else None
-        if collector is None or popular is None:
+        collector = self._block_evaluation.collector if eval_data and popularity is not None else None
+        if collector is None or popularity is None:
             return self.evaluate(eval_data, load_best_model), None
-        collector.popular = popular.to(self.device)
+        collector.popularity = popularity.to(self.device)
+        collector.ranks_all = isinstance(eval_data, FullSortEvalDataLoader)
         try:
             return self.evaluate(eval_data, load_best_model), collector.by_popularity
         finally:
-            collector.popular = None
+            collector.popularity = None
+
+    @property
+    def evaluation_way(self) -> str | None:
+        """How the last evaluation ranked, in words."""
+        return self._block_evaluation.way
 
     @cached_property
     def _block_evaluation(self) -> BlockEvaluation:
@@ -292,6 +314,7 @@ class MaskAwareTrainer(_Trainer):
                 part.name: {"state": part.state(), "parameters": dict(self._added_parameters[part.name])}
                 for part in parts
             },
+            "best_values": self.best_values,
             "masks": None if model.masks is self._first_masks else self._masks_now(),
             "weights": states.weights_of(model),
             "attributes": self._watch.changed(),
@@ -336,6 +359,7 @@ class MaskAwareTrainer(_Trainer):
         states.copy_into(states.weights_of(self.model), state["weights"])
         states.set_optimizer_state(self, state["optimizers"])
         states.set_reached_parameters(self, state.get("reached", {}))  # 0.1.0 did not note them
+        self.best_values = state.get("best_values")  # older versions did not keep them
         for name, value in state["trainer"].items():
             setattr(self, name, value)
 
