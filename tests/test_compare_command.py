@@ -173,6 +173,31 @@ def test_commands_for_other_machines(words: list[str], trained: list[Any], capsy
     assert {file: file.read_bytes() for file in Path("pruned").rglob("tickets.jsonl")} == before
 
 
+@pytest.mark.slow
+def test_number_formats_are_exported_from_the_same_runs(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [word for word in words if not word.startswith(("--seeds", "--sparsities", "--to"))]
+    given += ["--seeds=3", "--sparsities=0.5", "--values=fp32,int8", "--to=formats.json"]
+    before = {file: file.read_bytes() for file in Path("pruned").rglob("tickets.jsonl")}
+    assert main(given) == 0
+    assert {file: file.read_bytes() for file in Path("pruned").rglob("tickets.jsonl")} == before
+    records = json.loads(Path("formats.json").read_text())
+    assert [(record["pruner"], record["values"]) for record in records] == list(
+        product(("dense", "static"), ("fp32", "int8"))
+    )
+    for whole, small in zip(records[::2], records[1::2]):
+        folder = Path(whole["folder"])
+        info = json.loads((folder.with_name(f"{folder.name}.int8") / "ticket.json").read_bytes())
+        assert small["valid_score"] == info["stored_valid"]["ndcg@10"] and small["test"] == info["stored_test"]
+        assert small["bytes"] == info["bytes"]["tables"] < whole["bytes"]
+        assert info["values"] == "int8" and info["valid"]["ndcg@10"] == whole["valid_score"]
+    capsys.readouterr()
+    monkeypatch.setattr(process.JobProcess, "_start", lambda self: pytest.fail("it is there already"))
+    assert main(given) == 0
+    assert "int8" in capsys.readouterr().out
+
+
 def test_a_dry_run_trains_nothing(words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--dry_run=True"]) == 0 and not trained
     assert capsys.readouterr().out.count("nothing was trained") == len(PRUNERS) * len(SPARSITIES)

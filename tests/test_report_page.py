@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import METRICS, write_run
+from run_folders import MARGIN, METRICS, write_run
 
 from recbole_prune import cli
 from recbole_prune.report import page
 from recbole_prune.report.folders import find_runs
 from recbole_prune.report.page.entries import Study, study_of
 from recbole_prune.report.page.quality import Quality
+from recbole_prune.report.statistics import average_seeds, verdicts
+from recbole_prune.report.users import read_users
 
 WITHOUT_END = {"meta", "br", "input"}
 
@@ -226,6 +228,28 @@ def test_rare_items_stand_beside_the_dense_models(tmp_path: Path) -> None:
     assert "recall, rare, change (%), rare in lists, items covered, Gini index, average popularity." in text
     bare = {number: {"popularity": ["nonsense"]} for number in range(2)}
     assert "Not measured in any run.</p></section>" in made(write_run(tmp_path / "bare", (0.0, 0.5), lines=bare))
+
+
+def test_seeds_stand_apart_and_averaged(tmp_path: Path) -> None:
+    """Against the statistics themselves; other settings are no other seed."""
+    folders = [write_run(tmp_path, (0.0, 0.5, 0.75), run_hash=f"{seed:010d}", seed=seed) for seed in (1, 2, 3)]
+    write_run(tmp_path, (0.0, 0.5), run_hash="a" * 10, seed=4, settings={"prune_rate": 0.5})
+    text = made(tmp_path)
+    for name in ("dense (seed 1)", "imp (seed 2) 1", "imp (seed 3) 2"):
+        assert name in text
+    users = [read_users(folder) for folder in folders]
+    pairs = {n: [tuple(each.values("test", k, METRICS[0]) for k in (0, n)) for each in users] for n in (1, 2)}
+    averages = {number: average_seeds(found) for number, found in pairs.items()}
+    tests = verdicts(averages[1].dense, {number: each.ticket for number, each in averages.items()}, MARGIN)
+    for number, test in tests.items():
+        low, high = test.interval_percent
+        level = averages[number].dense.mean()
+        each = ", ".join(f"{seed}: {100 * c / level:+.2f}" for seed, c in zip((1, 2, 3), averages[number].changes))
+        wanted = f"<td>3<td>{test.change_percent:+.2f} [{low:+.2f}, {high:+.2f}]<td>{each}"
+        assert f"<tr><th scope=row>imp {number}{wanted}" in text
+        assert averages[number].confirm(test).as_good in text.partition(wanted)[2][:40]
+    assert text.count("<tr><th scope=row>imp 1<") == 1, "one seed is not averaged"
+    assert "over seeds" not in made(folders[0])
 
 
 def test_a_damaged_folder_is_shown_and_spoils_nothing(tmp_path: Path) -> None:

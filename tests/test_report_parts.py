@@ -64,6 +64,13 @@ def test_everything_of_a_view_lies_in_the_chart(plane: list[tuple[float, float]]
     assert len(set(labelled)) == len(labelled) and all(view["front"][index] for index in labelled)
 
 
+def test_one_late_list_does_not_squeeze_the_chart() -> None:
+    points = [Point("a", 1.0, 0.5, None, 2.0), Point("b", 4.0, 0.6, None, 4000.0)]
+    places = pareto.places_of(points)
+    assert places["x"][1] - places["x"][0] > 200 and places["spans"][1] == pareto.RIGHT
+    assert places["x"][0] < places["spans"][0] < places["x"][1]
+
+
 def test_a_front_as_a_staircase() -> None:
     points = [Point("a", 10, 0.1), Point("b", 100, 0.5), Point("c", 1000, 0.3), Point("d", None, 0.9)]
     x, y = [60, 250, 440, None], [200, 100, 150, 20]

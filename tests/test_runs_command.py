@@ -65,7 +65,9 @@ def test_a_row_for_each_run(output: Path, capsys: pytest.CaptureFixture[str]) ->
     size = sum(files(folder_of(output, "omp")).values())
     sparsity = f"{100 * chosen['sparsity']:.2f}"
     assert rows["omp"][1:9] == [DATASET, "BPR", "omp", "2020", "finished", str(summary["chosen"]), sparsity, "%"]
-    assert rows["omp"][-1] == f"{size / 1e6:,.1f}" and rows["none"][-2] == "dense"
+    assert rows["omp"][-1] == f"{size / 1e6:,.1f}" and rows["none"][-3:-1] == ["dense", "-"]
+    [tested] = [ticket["as_good"]["as_good"] for ticket in summary["tickets"] if ticket["ticket"] == summary["chosen"]]
+    assert rows["omp"][-2] == tested
     assert all(len(line) <= 80 for line in lines[:5])
 
 

@@ -31,6 +31,7 @@ from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.foreign_checkpoint import read_checkpoint
 from recbole_prune.run.states import StateRecorder, fractions
 from recbole_prune.run.store import STATES, RunFolder
+from recbole_prune.signals import BUSY
 from recbole_prune.teachers.base import Teacher
 from recbole_prune.teachers.model import ModelTeacher
 from recbole_prune.teachers.recorded_states import require_states
@@ -280,7 +281,7 @@ def test_what_cannot_be_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run.open()
     run.write("config.yaml", b"")
     run.write(f"{STATES}/ticket-000-epoch-00001.pth", b"state")
-    assert main(["clean", f"--run={run.path}"]) == 2
+    assert main(["clean", f"--run={run.path}"]) == BUSY
     assert "another process is working" in capsys.readouterr().err
     run.close()
     assert main(["clean", f"--run={run.path}"]) == 2

@@ -20,10 +20,11 @@ def runs_text(runs: Sequence[RunRecord], every_command: bool = False) -> str:
         every_command: also of finished runs, which print their table.
     """
     rows = [_row(number, run) for number, run in enumerate(runs, 1)]
-    header = ["", "data", "model", "method", "seed", "state", "ticket", "sparsity", "wins", "MB"]
+    header = ["", "data", "model", "method", "seed", "state", "ticket", "sparsity", "wins", "good", "MB"]
     total = sum(sum(run.bytes_on_disk.values()) for run in runs)
     parts = [f"{name} {megabytes(size)}" for name, size in _by_part(runs)]
     lines = [format_rows(header, rows), f"{len(runs)} runs, {megabytes(total)} MB: {', '.join(parts)}"]
+    lines.append("good: whether the chosen ticket is as good as the dense model, by its test (yes, no, open)")
     for number, run in enumerate(runs, 1):
         lines += [f"{number}: {text}" for text in _remarks(run, every_command)]
     return "\n".join(lines)
@@ -45,12 +46,20 @@ def _row(number: int, run: RunRecord) -> list[str]:
     state = f"{run.state}, old" if run.is_set_aside else run.state
     if run.state == UNFINISHED:
         state += f" ({len(run.tickets)})"
-    facts = ["-", "-", "-"]
+    facts = ["-", "-", "-", "-"]
     if chosen is not None:
-        facts = [str(chosen["ticket"]), f"{100 * chosen['sparsity']:.2f} %", verdict(chosen)]
+        facts = [str(chosen["ticket"]), f"{100 * chosen['sparsity']:.2f} %", verdict(chosen), _as_good(run)]
     size = megabytes(sum(run.bytes_on_disk.values()))
     seed = "-" if run.seed is None else str(run.seed)
     return [str(number), run.dataset, run.model, run.method, seed, state, *facts, size]
+
+
+def _as_good(run: RunRecord) -> str:
+    """The tested statement about the chosen ticket; ``-`` of the dense model, and where nothing was tested."""
+    tickets = run.summary["tickets"] if run.summary is not None and run.chosen is not None else []
+    block = next((line.get("as_good") for line in tickets if line["ticket"] == run.chosen["ticket"]), None)
+    found = block.get("as_good") if isinstance(block, dict) else None
+    return found if isinstance(found, str) else "-"
 
 
 def _by_part(runs: Sequence[RunRecord]) -> Iterator[tuple[str, int]]:

@@ -170,7 +170,7 @@ def _entries_of(runs: Sequence[RunRecord]) -> list[Entry]:
     models, seeds = ({str(fact(run)) for run in runs} for fact in (lambda run: run.model, lambda run: run.seed))
 
     def named(run: RunRecord, what: str) -> str:
-        words = [run.model] * (len(models) > 1) + [what] + [f"seed {run.seed}"] * (len(seeds) > 1)
+        words = [run.model] * (len(models) > 1) + [what] + [f"(seed {run.seed})"] * (len(seeds) > 1)
         return " ".join(words)
 
     dense: dict[object, Entry] = {}

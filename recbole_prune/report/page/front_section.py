@@ -12,6 +12,7 @@ from recbole_prune.report.page.markup import Child, Markup, element, json_text
 from recbole_prune.report.page.pareto import Point, cost_scale, front_view, heights_of, places_of
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import NOT_MEASURED, short_milliseconds, size
+from recbole_prune.report.page.seeds import over_seeds
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class FrontSection:
         keys = [element("li", charts.mark(number), name) for number, name in enumerate(self._series)]
         notes: list[Child] = [
             "The line joins what nothing beats in both. Upright: 95 % interval over users of the difference to the "
-            "dense model. Level: from the median to the 95th percentile."
+            "dense model. Level: from the median to the 95th percentile, or to the edge where that is far beyond."
         ]
         return element("div", element("ul", keys, class_="legend"), parts.paragraph(notes, class_="note"))
 
@@ -190,6 +191,7 @@ class FrontSection:
             parts.table("All tickets, the metric as chosen above; * is what a run exports", header, rows, id="tickets"),
             parts.not_measured(missing),
             self._legend_of_table(),
+            over_seeds(study, self._quality),
             self._copy("csv", "Copy as CSV", comparison.csv_text(study, self._quality, _COPIED)),
             self._copy("latex", "Copy as LaTeX", comparison.latex_text(study, self._quality)),
         )  # fmt: skip

@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 54, 448, 14, 256
 _LETTER, _LINE = 7.6, 13  # pixels of a label's letter and of its height
 _MOST_LABELS = 9
+_MOST_LATE = 3  # times the largest cost
 
 Interval = Optional[tuple[float, float]]
 Places = Sequence[Optional[int]]
@@ -75,7 +76,9 @@ def places_of(points: Sequence[Point]) -> dict[str, Any]:
     costs = cost_scale(points)
     return {
         "x": [None if point.cost is None else costs(point.cost) for point in points],
-        "spans": [None if point.cost is None or point.late is None else costs(point.late) for point in points],
+        "spans": [
+            None if point.cost is None or point.late is None else min(RIGHT, costs(point.late)) for point in points
+        ],
     }
 
 
@@ -136,7 +139,10 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 
 def cost_scale(points: Sequence[Point]) -> Scale:
-    """The horizontal axis: logarithmic, since what counts is how many times smaller."""
-    return scale_over(
-        [cost for p in points for cost in (p.cost, p.late) if cost], LEFT + 8, RIGHT - 8, log=True, room=0.05
-    )
+    """The horizontal axis: logarithmic, since what counts is how many times smaller.
+
+    A late cost far beyond all others (a hiccup of a busy machine) does not squeeze the rest; its span ends at the edge.
+    """
+    costs = [point.cost for point in points if point.cost]
+    late = [point.late for point in points if point.cost and point.late and point.late <= _MOST_LATE * max(costs)]
+    return scale_over([*costs, *late], LEFT + 8, RIGHT - 8, log=True, room=0.05)

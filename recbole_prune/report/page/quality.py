@@ -28,9 +28,13 @@ class Quality:
         self._changes: dict[tuple[int, str], Change] = {}
         self.problems: list[str] = []
         runs = {entry.run.path: entry.run for entry in study.entries}
-        self._users = {path: self._users_of(run) for path, run in runs.items()}
+        self._users = {path: self._read_users(run) for path, run in runs.items()}
 
-    def _users_of(self, run: RunRecord) -> UserValues | None:
+    def users_of(self, run: RunRecord) -> UserValues | None:
+        """What users score in the tickets of a run; None where that was not kept."""
+        return self._users[run.path]
+
+    def _read_users(self, run: RunRecord) -> UserValues | None:
         """Values of users, None of an older run, and where they are damaged."""
         try:
             return read_users(run)
@@ -89,6 +93,12 @@ class Quality:
         tickets = (entry.run.summary or {}).get("tickets", [])
         test = next((ticket.get("as_good") for ticket in tickets if ticket["ticket"] == entry.number), None)
         return test if isinstance(test, Mapping) else {}
+
+    def not_tested(self, entry: Entry) -> str:
+        """Why there is no verdict, as its run says it."""
+        tested = (entry.run.summary or {}).get("as_good")
+        reason = tested.get("not_tested") if isinstance(tested, Mapping) else None
+        return reason if isinstance(reason, str) else "its run kept no values of users"
 
     def verdict_of(self, entry: Entry) -> str | None:
         """``yes``, ``no`` or ``open``; None where nothing was tested."""

@@ -25,7 +25,7 @@ def headline(study: Study, quality: Quality) -> str:
     verdict = quality.verdict_of(best)
     if verdict == "yes":
         return f"Take {best.name}: {gains}, and {loss}: as good as the dense model within {margin}."
-    closest = f"{best.name} comes closest to its dense model: {gains}"
+    closest = f"{best.name} does best beside its dense model: {gains}"
     if verdict == "no":
         return f"Keep the dense model if {margin} matters. {closest}, but {loss}."
     if verdict == "open":
@@ -33,7 +33,7 @@ def headline(study: Study, quality: Quality) -> str:
         undecided = quality.test_of(best).get("decidable") is False and users is not None
         size_ = f", and {whole(users)} users cannot decide it at this size" if undecided else ""
         return f"{closest}, but whether it is as good within {margin} is open: {loss}{size_}."
-    return f"{closest}, and {loss}. Whether it is as good was not tested user by user."
+    return f"{closest}, and {loss}. Whether it is as good was not tested: {quality.not_tested(best)}."
 
 
 def _chosen(study: Study) -> list[Entry]:
@@ -69,7 +69,7 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
         ),
         ("Size", size(entry.bytes), f"dense {size(entry.bytes_of_dense)}"),
         (f"{study.part} {metric}", digits(entry.metric(study.part, metric)), f"dense {digits(usual)}"),
-        ("Ranking", "not measured" if faster is None else f"{three(faster)} x", "as fast as dense"),
+        ("Ranking", *(("-", "speed not measured") if faster is None else (f"{three(faster)} x", "as fast as dense"))),
     ]  # fmt: skip
     boxes = (
         element("div", element("dt", name), element("dd", value), element("dd", beside, class_="beside"))
