@@ -69,7 +69,8 @@ def used_keys(method: str) -> set[str]:
 
 def reachable_sparsity(method: str) -> float:
     """A sparsity at the end of a schedule whose points the method reaches."""
-    return max(0.6, 1 - (1 - get_pruner(method).promises.least_sparsity) / 4)
+    least = get_pruner(method).promises.least_sparsity
+    return 1 - (1 - least) / 4 if least else 0.6
 
 
 def settings_of(method: str, model: str, data: Path, **changes: Any) -> dict[str, Any]:
