@@ -510,7 +510,7 @@ def check_above_random(method: str, data: Path, folder: Path, seed: int = 1) -> 
 
 
 # each goes the way of a method that is quick, and only chooses other entries
-_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set", "sp_sad", "lth_sad"}
+_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set", "sp_sad", "lth_sad", "pq"}
 
 
 # on further models a resumed run shows that the same command gives the same
