@@ -69,7 +69,8 @@ def used_keys(method: str) -> set[str]:
 
 def reachable_sparsity(method: str) -> float:
     """A sparsity at the end of a schedule whose points the method reaches."""
-    return max(0.6, 1 - (1 - get_pruner(method).promises.least_sparsity) / 4)
+    least = get_pruner(method).promises.least_sparsity
+    return 1 - (1 - least) / 4 if least else 0.6
 
 
 def settings_of(method: str, model: str, data: Path, **changes: Any) -> dict[str, Any]:
@@ -509,7 +510,7 @@ def check_above_random(method: str, data: Path, folder: Path, seed: int = 1) -> 
 
 
 # each goes the way of a method that is quick, and only chooses other entries
-_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set", "sp_sad", "lth_sad"}
+_ALIKE = {"omp", "random", "magprune", "static", "rigl", "set", "sp_sad", "lth_sad", "pq"}
 
 
 # on further models a resumed run shows that the same command gives the same

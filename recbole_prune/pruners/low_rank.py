@@ -138,6 +138,11 @@ class LowRank(TableForms):
         """The dense ticket's tables with the first ``size`` singular values."""
         weights = self.experiment.weights_of(dense)
         method = {"items_never_trained": self._items_never_trained()}
+        if method["items_never_trained"]:
+            self.experiment.logger.info(
+                f"lowrank: {method['items_never_trained']:.1%} of the items are in no training interaction; their rows "
+                "are noise that takes rank"
+            )
         if self._joint is None:
             forms = {}
             for target in self.tables():

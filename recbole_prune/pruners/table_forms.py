@@ -128,6 +128,11 @@ class TableForms(Pruner):
         for reason in left_out:
             self.experiment.logger.warning(f"no ticket: {reason}")
         for number, (keep, size) in enumerate(found, 1):
+            if number not in self.experiment.tickets:
+                self.experiment.logger.info(
+                    f"ticket {number}: form {self.form} of size {size}, {self.bytes_of(size):,} bytes, where a mask of "
+                    f"{keep:,} entries takes at least {self.budget(keep):,.0f}"
+                )
             yield self.experiment.obtain(number, partial(self.plan, number, keep, size, dense))
 
     # ---- plans -------------------------------------------------------------------------------------------------------

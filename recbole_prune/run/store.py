@@ -2,10 +2,10 @@
 
 What a run continues from is written only here: beside its place, synced and renamed. All of it is checked when it is
 read back. ``scope.json`` holds the sha256 of ``config.yaml``; every line of the journal, the resume point, the search
-and the summary hold that of ``scope.json``; lines, point and search hold those of masks, checkpoints, values of users
-and states. So nothing of another run is taken for this one's. In folders of older versions ``scope.json``, lines and
-point hold no sha256 of another file; they are read, continued and exported without. ``log.txt``, the TensorBoard series
-and the artifact are written by others.
+and the summary hold that of ``scope.json``; lines, point and search hold those of masks, forms, checkpoints, values of
+users and states. So nothing of another run is taken for this one's. In folders of older versions ``scope.json``, lines
+and point hold no sha256 of another file; they are read, continued and exported without. ``log.txt``, the TensorBoard
+series and the artifact are written by others.
 """
 
 from __future__ import annotations
