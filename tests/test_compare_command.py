@@ -203,6 +203,29 @@ def test_a_dry_run_trains_nothing(words: list[str], trained: list[Any], capsys: 
     assert capsys.readouterr().out.count("nothing was trained") == len(PRUNERS) * len(SPARSITIES)
 
 
+@pytest.mark.parametrize(
+    ("options", "cores", "expected"),
+    [
+        ({}, 8, (1, None)),
+        ({"workers": 1}, 8, (1, None)),
+        ({"workers": 3}, 8, (3, 2)),
+        ({"workers": 16}, 8, (16, 1)),
+        ({"workers": 0}, 8, (0, None)),
+        ({"engine": "dask"}, 8, (8, 1)),
+        ({"engine": "ray", "workers": 2}, 8, (2, 4)),
+        ({"engine": "ray", "engine_address": "a:1", "workers": 2}, 8, (2, 1)),
+        ({"engine": "ray", "engine_address": "a:1"}, 8, (1 << 30, 1)),
+    ],
+)
+def test_processors_are_shared_out(
+    options: dict[str, Any], cores: int, expected: tuple[int, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recbole_prune.commands import compare
+
+    monkeypatch.setattr(compare, "_cores", lambda: cores)
+    assert compare._shares({"workers": None, "engine": "local", "engine_address": None, **options}) == expected
+
+
 @pytest.mark.parametrize("budget", [0.9, 0.5, 0.2, 0.1, 0.01])
 def test_a_budget_is_the_sparsity_of_that_bound(budget: float) -> None:
     entries, sparsity = 10**9, sparsity_of_budget(budget)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from recbole_prune.compare.scheduler import Engine, Step
 
 FAILED = 1  # exit status where a cell has no result
+_NO_LIMIT = 1 << 30
 _BAR = "cells {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
 
 
@@ -49,13 +50,12 @@ def main(words: Sequence[str]) -> int:
         return 0
     for warning in planned.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    threads = max(1, _cores() // own["workers"]) if own["workers"] else None
-    threads = None if own["engine"] == "local" and own["workers"] == 1 else threads
+    workers, threads = _shares(own)
     failures: dict[Cell, str | None] = {}
-    if own["workers"] == 0:
+    if workers == 0:
         failures = dict.fromkeys(planned.cells)
     else:
-        with _engine(own, threads) as engine:
+        with _engine(own, workers, threads) as engine:
             failures = _run(planned, engine, lambda cell: job_of(cell, Path.cwd(), threads))
     records = [record for cell in planned.cells for record in records_of(cell, failures.get(cell))]
     from recbole_prune.report.compare import compare_table
@@ -113,21 +113,35 @@ def _show(bar: tqdm[Any], step: Step) -> None:
     bar.refresh()
 
 
-def _engine(own: dict[str, Any], threads: int | None) -> Any:
+def _shares(own: dict[str, Any]) -> tuple[int, int | None]:
+    """How many cells at a time, and how many threads each may have; None leaves that to the environment.
+
+    A cluster elsewhere takes as many cells as it has room for, of one thread each.
+    """
+    workers: int | None = own["workers"]
+    if own["engine_address"]:
+        return _NO_LIMIT if workers is None else workers, 1
+    if own["engine"] == "local" and workers in (None, 0, 1):
+        return 1 if workers is None else workers, None
+    workers = _cores() if workers is None else workers
+    return workers, max(1, _cores() // max(1, workers))
+
+
+def _engine(own: dict[str, Any], workers: int, threads: int | None) -> Any:
     """What runs the cells, as a context that lets go of it at the end."""
     if own["engine"] == "ray":
         from recbole_prune.compare.ray_engine import ray_engine
 
-        return ray_engine(own["engine_address"], own["workers"], threads or 1, own["engine_gpus"])
+        return ray_engine(own["engine_address"], workers, threads or 1, own["engine_gpus"])
     if own["engine"] == "dask":
         from recbole_prune.compare.dask_engine import dask_engine
 
-        return dask_engine(own["engine_address"], own["workers"], own["engine_gpus"])
+        return dask_engine(own["engine_address"], workers, own["engine_gpus"])
     from contextlib import nullcontext
 
     from recbole_prune.compare.local import LocalEngine
 
-    return nullcontext(LocalEngine(own["workers"]))
+    return nullcontext(LocalEngine(workers))
 
 
 def _dry_run(planned: Plan, seed: int) -> int:

@@ -144,7 +144,10 @@ OPTIONS = {
         "number formats; the first is what runs export, the others are exported, and evaluated, from the same runs",
     ),
     "workers": Option(
-        _count, 1, "a whole number from 0", "cells at a time, which share the processors; 0 only shows what is there"
+        _count,
+        None,
+        "a whole number from 0",
+        "cells at a time, which share the processors: 1, or what a cluster has room for; 0 only shows what is there",
     ),
     "engine": Option(_engine_name, "local", f"{', '.join(_ENGINES)}", "who runs them: local, ray or dask"),
     "engine_address": Option(some_text, None, "an address", "of the cluster; without it one is started here"),

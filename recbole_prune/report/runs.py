@@ -56,10 +56,10 @@ def _row(number: int, run: RunRecord) -> list[str]:
 
 def _as_good(run: RunRecord) -> str:
     """The tested statement about the chosen ticket; ``-`` of the dense model, and where nothing was tested."""
-    if run.summary is None or run.chosen is None:
+    chosen = run.chosen
+    if run.summary is None or chosen is None:
         return "-"
-    chosen = run.chosen["ticket"]
-    block = next((line.get("as_good") for line in run.summary["tickets"] if line["ticket"] == chosen), None)
+    block = next((line.get("as_good") for line in run.summary["tickets"] if line["ticket"] == chosen["ticket"]), None)
     found = block.get("as_good") if isinstance(block, dict) else None
     return found if isinstance(found, str) else "-"
 
