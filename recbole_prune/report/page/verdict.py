@@ -60,7 +60,7 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
     if entry is None:
         return None
     metric = quality.picked_by(entry)
-    usual = (entry.run.dense or {study.part: {}})[study.part].get(metric)
+    usual = number_in(entry.run.dense, study.part, metric)
     faster = entry.times_faster
     found = [
         (
