@@ -17,6 +17,7 @@ from run_folders import MARGIN, METRICS, write_run
 from recbole_prune import cli
 from recbole_prune.report import page
 from recbole_prune.report.folders import find_runs
+from recbole_prune.report.page import comparison
 from recbole_prune.report.page.entries import Study, study_of
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.statistics import average_seeds, verdicts
@@ -250,6 +251,29 @@ def test_seeds_stand_apart_and_averaged(tmp_path: Path) -> None:
         assert averages[number].confirm(test).as_good in text.partition(wanted)[2][:40]
     assert text.count("<tr><th scope=row>imp 1<") == 1, "one seed is not averaged"
     assert "over seeds" not in made(folders[0])
+
+
+@pytest.mark.parametrize("number", [0, -1, 1e308, -1e308, 5e-324, 10**19], ids=str)
+@pytest.mark.parametrize("ticket", [0, 1])
+def test_numbers_that_no_run_measures_spoil_nothing(number: float, ticket: int, tmp_path: Path) -> None:
+    """A sealed journal of somebody else's: its numbers are finite, and that is all that is known of them."""
+    count = abs(int(number)) if abs(number) < 1e20 else 0
+    times = dict.fromkeys(("latency_median_s", "latency_p95_s", "seconds", "users"), number)
+    line = {
+        **dict.fromkeys(("kept", "prunable", "parameters", "epochs", "best_epoch"), count),
+        **dict.fromkeys(("sparsity", "valid_score", "train_seconds", "eval_seconds", "relative_epochs"), number),
+        "valid": dict.fromkeys(METRICS, number), "test": dict.fromkeys(METRICS, number), "losses": [number, 1.0],
+        "history": [[number, number], [1, 0.5]], "popularity": {"k": number, "popular": number, "share": number},
+        "measured": {
+            **dict.fromkeys(("latency", "ranking"), times), "peak_memory": {"training": {"host_bytes": number}},
+            "macs": number, "energy": {"train": {"cpu_energy_J": number}},
+        },
+    }  # fmt: skip
+    folder = write_run(tmp_path, (0.0, 0.5), lines={ticket: line}, users=False)
+    assert "imp 1" in made(folder)
+    found = study(folder)
+    assert comparison.csv_text(found, Quality(found)).count("\n") == 3
+    assert comparison.latex_text(found, Quality(found)).count(r"\\") == 3
 
 
 def test_a_damaged_folder_is_shown_and_spoils_nothing(tmp_path: Path) -> None:

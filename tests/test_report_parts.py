@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from recbole_prune.report.page.entries import study_of
 from recbole_prune.report.page.pareto import Point, front_of
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import scale_over, size, three
+from recbole_prune.report.page.verdict import headline
 
 numbers = st.one_of(st.none(), st.integers(1, 6).map(float))
 planes = st.lists(st.tuples(numbers, numbers), max_size=12)
@@ -250,6 +252,45 @@ def test_a_run_without_users_has_changes_and_no_interval(tmp_path: Path) -> None
     before, now = (each.metric("test", METRICS[0]) for each in (dense, entry))
     assert quality.numbers_of(entry, METRICS[0]) == (pytest.approx(100 * (now - before) / before), None, None)
     assert quality.interval_of(entry, METRICS[0]) is None
+
+
+def judged(tmp_path: Path, **block: Any) -> str:
+    """The sentence at the top where the run has tested its chosen ticket so."""
+    run = read_run(write_run(tmp_path, (0.0, 0.5)))
+    assert run.summary is not None
+    tickets = [
+        {**ticket, "as_good": {**(ticket["as_good"] or {}), **block} or None} for ticket in run.summary["tickets"]
+    ]
+    found = study_of([replace(run, summary={**run.summary, "tickets": tickets})])
+    return headline(found, Quality(found))
+
+
+def test_the_sentence_says_what_to_do(tmp_path: Path) -> None:
+    gains = "1.91 times smaller on disk and 2.00 times slower to rank"
+    said = judged(tmp_path / "a", as_good="yes", margin=0.01)
+    assert said.startswith(f"Take imp 1: {gains}, and test recall@10 changes by -")
+    assert said.endswith("as good as the dense model within 1 %.") and "% of dense (95 % interval -" in said
+    assert judged(tmp_path / "b", as_good="no", margin=0.02).startswith("Keep the dense model if 2 % matters. imp 1 ")
+    said = judged(tmp_path / "c", as_good="open", margin=0.05, decidable=False, users=1234)
+    assert "whether it is as good within 5 % is open" in said and said.endswith(
+        "1,234 users cannot decide it at this size."
+    )
+    for number, nonsense in enumerate(("<b>", 1, None, ["yes"])):
+        said = judged(tmp_path / f"d{number}", as_good=nonsense)
+        assert said.endswith("Whether it is as good was not tested: its run kept no values of users.")
+
+
+def test_of_several_the_smallest_is_named_that_is_as_good(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path, (0.0, sparsity), run_hash=f"{number:010d}", settings={"prune_rate": number}))
+            for number, sparsity in enumerate((0.2, 0.5, 0.8))]  # fmt: skip
+    verdicts = ("yes", "yes", "open")
+    found = []
+    for run, verdict in zip(runs, verdicts):
+        assert run.summary is not None
+        tickets = [{**ticket, "as_good": {"as_good": verdict, "margin": 0.01}} for ticket in run.summary["tickets"]]
+        found.append(replace(run, summary={**run.summary, "tickets": tickets}))
+    study = study_of(found)
+    assert headline(study, Quality(study)).startswith("Take imp (prune_rate=1) 1: ")
 
 
 # ---- CSV and LaTeX ---------------------------------------------------------------------------------------------------

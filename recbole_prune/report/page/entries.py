@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.splits import refuse_other_data
 
 _LONGEST_SUFFIX = 40
+_BEYOND_REASON = 1e100
 _TIMED = ("ranking", "latency")
 
 
@@ -78,8 +78,7 @@ class Entry:
 
     def metric(self, part: str, name: str) -> float | None:
         """A metric on ``valid`` or ``test``."""
-        value: float | None = self.line[part].get(name)
-        return value
+        return number_in(self.line[part], name)
 
     def measured(self, *names: str) -> float | None:
         """A number below ``measured`` (DESIGN section 8), None where it was not measured."""
@@ -95,14 +94,21 @@ def _timed(line: Mapping[str, Any], name: str) -> dict[str, object]:
 
 
 def number_in(record: object, *names: str) -> float | None:
-    """A finite number in objects within objects; None where there is none."""
+    """A number in objects within objects; None where there is none."""
     for name in names:
         if not isinstance(record, Mapping):
             return None
         record = record.get(name)
     if isinstance(record, bool) or not isinstance(record, (int, float)):
         return None
-    return float(record) if abs(record) < 1e300 and math.isfinite(record) else None
+    return within_reason(record)
+
+
+def within_reason(number: float) -> float | None:
+    """A number that charts can compute with: None beyond 1e100, 0 below 1e-100; no run measures such."""
+    if not abs(number) < _BEYOND_REASON:
+        return None
+    return float(number) if abs(number) > 1 / _BEYOND_REASON else 0.0
 
 
 @dataclass(frozen=True)

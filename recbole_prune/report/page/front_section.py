@@ -69,6 +69,11 @@ _COPIED = (
 )
 
 
+def _positive(cost: float | None) -> float | None:
+    """A cost that has a place on a logarithmic axis."""
+    return cost if cost is not None and cost > 0 else None
+
+
 def _costs_of(study: Study) -> tuple[_Cost, _Cost]:
     """Bytes, and seconds: of single lists where they were timed, else of the evaluation of all users together."""
     has_latency = any(_LATENCY.of(entry) is not None for entry in study.entries)
@@ -90,7 +95,9 @@ class FrontSection:
     def _points_of(self, cost: _Cost, metric: str) -> list[Point]:
         part, interval_of = self._study.part, self._quality.interval_of
         return [
-            Point(e.name, cost.of(e) or None, e.metric(part, metric), interval_of(e, metric), cost.late(e))
+            Point(
+                e.name, _positive(cost.of(e)), e.metric(part, metric), interval_of(e, metric), _positive(cost.late(e))
+            )
             for e in self._study.entries
         ]
 

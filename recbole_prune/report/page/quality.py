@@ -55,7 +55,7 @@ class Quality:
 
     def _change(self, entry: Entry, metric: str) -> Change:
         dense = entry.run.dense
-        value, usual = entry.metric(self._part, metric), None if dense is None else dense[self._part].get(metric)
+        value, usual = entry.metric(self._part, metric), number_in(dense, self._part, metric)
         if entry.is_dense or value is None or not usual:
             return UNKNOWN
         users = self._users[entry.run.path]
@@ -83,7 +83,7 @@ class Quality:
         """The interval of the change as values of the metric, around the dense model's value."""
         _, low, high = self.numbers_of(entry, metric)
         dense = entry.run.dense
-        usual = None if dense is None else dense[self._part].get(metric)
+        usual = number_in(dense, self._part, metric)
         if low is None or high is None or usual is None:
             return None
         return usual + abs(usual) * low / 100, usual + abs(usual) * high / 100

@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page import charts, parts
-from recbole_prune.report.page.entries import Entry, Study, number_in
+from recbole_prune.report.page.entries import Entry, Study, number_in, within_reason
 from recbole_prune.report.page.markup import Child, Markup, element
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import NOT_MEASURED, seconds, size, three, whole
@@ -54,12 +54,13 @@ def _curves(run: RunRecord, field: str) -> list[Curve]:
     found: list[Curve] = []
     for line in run.tickets:
         recorded = line.get(field) or []
-        if field == "losses":
-            points = [(float(epoch), float(loss)) for epoch, loss in enumerate(recorded, 1) if loss is not None]
-        else:
-            points = [(float(epoch), float(score)) for epoch, score in recorded]
+        pairs = enumerate(recorded, 1) if field == "losses" else recorded
+        known = [(within_reason(epoch), None if value is None else within_reason(value)) for epoch, value in pairs]
+        points = [(epoch, value) for epoch, value in known if epoch is not None and value is not None]
         kind = "dense" if line["ticket"] == 0 else f"k{min(_RAMP - 1, int(_RAMP * min(max(line['sparsity'], 0), 1)))}"
-        found.append((str(line["ticket"]), kind, points, float(line["best_epoch"]) if field == "history" else None))
+        found.append(
+            (str(line["ticket"]), kind, points, within_reason(line["best_epoch"]) if field == "history" else None)
+        )
     return found
 
 

@@ -17,6 +17,14 @@ def headline(study: Study, quality: Quality) -> str:
     test data, else the one that comes closest.
     """
     best = named(study, quality)
+    seeds = {entry.run.seed for entry in study.entries}
+    said = _said(study, quality, best)
+    more = f" That is one of {len(seeds)} seeds; the table over seeds says what holds for all."
+    return f"{said}{more}" if best and len(seeds) > 1 else said
+
+
+def _said(study: Study, quality: Quality, best: Entry | None) -> str:
+    """The sentence about a ticket."""
     if best is None:
         going = any(run.summary is None for run in study.runs if run.reason is None)
         why = "no run that prunes has ended yet" if going else "these are dense models only"
@@ -60,7 +68,7 @@ def tiles(study: Study, quality: Quality) -> Markup | None:
     if entry is None:
         return None
     metric = quality.picked_by(entry)
-    usual = (entry.run.dense or {study.part: {}})[study.part].get(metric)
+    usual = number_in(entry.run.dense, study.part, metric)
     faster = entry.times_faster
     found = [
         (
