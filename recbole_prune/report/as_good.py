@@ -54,8 +54,8 @@ def as_good_legend(tested: AsGood, shown: bool) -> list[str]:
     missing = [f"as good: not tested, {tested.not_tested}"] if tested.not_tested else []
     if not shown:
         return missing
-    worse = f"yes = worse than dense by less than {_percent(tested.margin)}, no = by more, open = undecided"
-    return [f"as good: tested over test users; {worse}", *missing]
+    answers = f"yes = loses less than {_percent(tested.margin)} of dense, no = more, open = undecided"
+    return [f"as good: tested over test users; {answers}", *missing]
 
 
 def verdict_sentence(
