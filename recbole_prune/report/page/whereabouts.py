@@ -32,7 +32,7 @@ def _of_run(entries: Sequence[Entry]) -> list[Child]:
     run, name = entries[0].run, entries[0].series
     masked = [entry for entry in entries if entry.line.get("mask_file")]
     if not masked:
-        return [parts.paragraph(f"{name}: no masks; its tables are smaller, and every entry of them is live.")]
+        return [parts.paragraph(f"{name}: no masks: tables of another form, no single entry is pruned.")]
     try:
         targets = densities.targets_of(run.scope)
         counts = {entry.number: densities.live_per_row(run, entry.line, targets) for entry in masked}
