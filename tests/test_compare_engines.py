@@ -107,7 +107,7 @@ def test_a_worker_that_dies_costs_nothing(engine: str, tiny_data: Path, tmp_path
         assert len(numbers) == len(set(numbers))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("engine", ["ray", "dask"])
 def test_without_an_address_a_cluster_is_started_here(
