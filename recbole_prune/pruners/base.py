@@ -91,6 +91,10 @@ class Pruner(ABC):
             of_initial=getattr(self.settings, "prune_rate_of", "live") == "initial",
         )
 
+    def table_bytes(self) -> list[int]:
+        """Bytes of the targets of each ticket in float32, ticket 0 first, where no mask says them; else empty."""
+        return []
+
     def rounds(self) -> int | None:
         """Number of prunes; None where steps of ``prune_rate`` lead to the target.
 
