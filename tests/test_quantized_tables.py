@@ -28,6 +28,7 @@ from recbole_prune.pruners.k_means import k_means
 from recbole_prune.pruners.low_rank import LowRank
 from recbole_prune.pruners.product_quantization import quantized, rank_codes, singular_vectors
 from recbole_prune.pruners.quotient_remainder import initial_tables, rows_of
+from recbole_prune.report.dry_run import describe_plan
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.serving import Recommender
 
@@ -308,3 +309,16 @@ def test_teachers_teach_forms_that_are_trained(method: str, changes: dict[str, A
     weights = experiment.checkpoint_of(taught[1])["state_dict"]
     for name, form in forms.items():
         assert form.decode().tobytes() == weights[name].numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "model"), [("lowrank", "BPR"), ("lowrank", "DeepFM"), ("pq", "SASRec"), ("qr", "BPR")]
+)
+def test_a_dry_run_says_the_bytes_that_come_out(method: str, model: str, tiny_data: Path) -> None:
+    changes = {"prune_pq_centroids": 4} if method == "pq" else {}
+    result, experiment, _ = run(tiny_data, method, model, **changes)
+    summary = json.loads((Path(result["folder"]) / "summary.json").read_text())
+    lines = describe_plan(experiment.config).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("ticket")) + 2
+    told = [int(line.split()[-1].replace(",", "")) for line in lines[start : start + 2]]
+    assert told == [ticket["bytes"] for ticket in summary["tickets"]]

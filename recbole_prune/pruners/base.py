@@ -101,6 +101,10 @@ class Pruner(ABC):
         """Whether every row keeps equally many entries."""
         return bool(getattr(self.settings, "prune_allocation", "global") == "row")
 
+    def table_bytes(self) -> list[int]:
+        """Bytes of the targets of each ticket in float32, ticket 0 first, where no mask says them; else empty."""
+        return []
+
     def rounds(self) -> int | None:
         """Number of prunes; None where steps of ``prune_rate`` lead to the target.
 

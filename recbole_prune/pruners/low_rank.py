@@ -134,6 +134,12 @@ class LowRank(TableForms):
             return sum(NUMBER_BYTES * size * target.rows for target in self.tables())
         return sum(NUMBER_BYTES * min(min(size, t.width) * (t.rows + t.width), t.rows * t.width) for t in self.tables())
 
+    def stored_bytes(self, size: int) -> int:
+        """With padding rows, which are as narrow as the others in a narrower model."""
+        if self._joint is None:
+            return super().stored_bytes(size)
+        return sum(NUMBER_BYTES * size * target.shape[0] for target in self.tables())
+
     def plan(self, number: int, keep: int, size: int, dense: Ticket) -> Plan:
         """The dense ticket's tables with the first ``size`` singular values."""
         weights = self.experiment.weights_of(dense)
@@ -152,8 +158,7 @@ class LowRank(TableForms):
                     forms[target.name] = factors(*table_factors(counted, rank), target.padding_rows, padding)
             return self._untrained(number, keep, size, weights, forms, **method)
         state = self._narrowed(self._joint, weights, self._vectors(self._joint, weights), size)
-        stored = sum(NUMBER_BYTES * size * target.shape[0] for target in self.tables())
-        fields = {**self._method(keep, size, {}), "bytes": stored, **method}
+        fields = {**self._method(keep, size, {}), "bytes": self.stored_bytes(size), **method}
         tune = self.settings.prune_form_tune
         return Plan(
             number,

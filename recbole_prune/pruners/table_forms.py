@@ -107,6 +107,16 @@ class TableForms(Pruner):
         """Live entries of a mask in the place of each ticket, ticket 0 first."""
         return [self.scope.prunable, *(keep for keep, _ in self.points())]
 
+    def stored_bytes(self, size: int) -> int:
+        """:meth:`bytes_of` with the padding rows."""
+        padding = sum(NUMBER_BYTES * len(target.padding_rows) * target.width for target in self.tables())
+        return self.bytes_of(size) + padding
+
+    def table_bytes(self) -> list[int]:
+        """Bytes of the tables of each ticket."""
+        dense = sum(NUMBER_BYTES * target.shape[0] * target.width for target in self.scope)
+        return [dense, *(self.stored_bytes(size) for _, size in self.points())]
+
     def check(self) -> None:
         """The model needs embedding tables, and the schedule a point that the family reaches."""
         if not self.tables():

@@ -37,9 +37,12 @@ def describe_plan(config: Any) -> str:
         model = experiment.workshop.build_model()
         scope = experiment.scope
         method = method_name(config.settings.pruner, config.settings.distiller)
+        of_tables = pruner.table_bytes()
+        sizes = _bytes_with_tables(model, of_tables) if of_tables else _predicted_bytes(experiment, model, counts)
+        how = "as fp32, in forms of no fewer bytes than masks" if of_tables else "predicted from random masks"
         rows = [
             [str(number), f"{100 * (1 - kept / scope.prunable):.2f} %", str(kept), f"{size:,}"]
-            for number, (kept, size) in enumerate(zip(counts, _predicted_bytes(experiment, model, counts)))
+            for number, (kept, size) in enumerate(zip(counts, sizes))
         ]
         return "\n".join(
             [
@@ -47,7 +50,7 @@ def describe_plan(config: Any) -> str:
                 *_teaching(experiment.workshop),
                 f"targets: {scope.prunable} prunable of {scope.parameters} trainable entries",
                 scope.describe(),
-                "schedule (bytes: the weights in the artifact, predicted from random masks of these sizes):",
+                f"schedule (bytes: the weights in the artifact, {how} of these sizes):",
                 format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
                 *(["first a search for the masks, at most as long as a training"] if pruner.searches else []),
                 *_equal_rows(pruner, counts),
@@ -108,3 +111,10 @@ def _predicted_bytes(experiment: Experiment, model: Any, counts: list[int]) -> I
     for kept in counts:
         masks = select(order, masks, kept, allocation=experiment.settings.prune_allocation)
         yield weight_bytes(model, dict(masks), experiment.settings.export_values)
+
+
+def _bytes_with_tables(model: Any, of_tables: list[int]) -> Iterator[int]:
+    """Bytes of all weights in the artifact, of which the targets take so many; the first of them is dense."""
+    others = weight_bytes(model, {}, "fp32") - of_tables[0]
+    for size in of_tables:
+        yield others + size
