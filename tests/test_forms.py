@@ -103,7 +103,7 @@ def test_one_table_under_two_modules_stays_one() -> None:
     assert model[0].weight is model[1].weight and len(list(model.parameters())) == 2
 
 
-@given(any_form(), st.sampled_from(["fp16", "int8"]))
+@given(any_form(), st.sampled_from(["fp16", "int8", "int4"]))
 @settings(max_examples=80, deadline=None)
 def test_rounded_forms_stay_within_their_bound(pair: tuple[TableForm, np.ndarray], values: str) -> None:
     form, _ = pair
