@@ -55,8 +55,8 @@ def choose(
     worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity, or in the
     bytes of a mask of it, if one was asked for; else the sparsest that wins; if none wins, the sparsest that reaches
     the dense model's score in more epochs; if none does, the pruned ticket with the best validation score. ``taught``
-    says that the dense model had a teacher. ``reach`` is the sparsity that rows of equally many entries come to where the target lies between two
-    of their steps.
+    says that the dense model had a teacher. ``reach`` is the sparsity that rows of equally many entries come to where
+    the target lies between two of their steps.
 
     Raises:
         ConfigError: there is no ticket ``number``.
