@@ -205,8 +205,8 @@ class TableForm:
         for name, table in self.tables.items():
             if table.shape != wanted[name] or table.kept != table.entries:
                 raise self._error(
-                    f"{name} must be a whole table of {list(wanted[name])}, but is {list(table.shape)} and {table.kept} "
-                    "of its entries are live"
+                    f"{name} must be a whole table of {list(wanted[name])}, but is {list(table.shape)}, "
+                    f"and {table.kept} of its entries are live"
                 )
         dtypes = {table.dtype for table in self.tables.values()}
         if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
