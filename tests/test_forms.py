@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -103,7 +104,7 @@ def test_one_table_under_two_modules_stays_one() -> None:
     assert model[0].weight is model[1].weight and len(list(model.parameters())) == 2
 
 
-@given(any_form(), st.sampled_from(["fp16", "int8"]))
+@given(any_form(), st.sampled_from(["fp16", "int8", "int4"]))
 @settings(max_examples=80, deadline=None)
 def test_rounded_forms_stay_within_their_bound(pair: tuple[TableForm, np.ndarray], values: str) -> None:
     form, _ = pair
@@ -186,6 +187,14 @@ def test_an_impossible_division_is_refused(field: dict[str, Any]) -> None:
     described = Fields({**form.describe(), **field}, Path("ticket.json"), "tensors.table")
     with pytest.raises(ArtifactError, match=f"{next(iter(field))} must be"):
         TableForm.from_description(described, form.parts)
+
+
+def test_a_smaller_table_that_is_pruned_is_refused() -> None:
+    small = np.ones((3, 4), np.float32)
+    form = forms.hashed(small, small, 9, 0)
+    pruned = encode(np.tril(small), np.tril(small) > 0)
+    with pytest.raises(ArtifactError, match=r"remainder must be a whole table of \[3, 4\].*6 of its entries are live"):
+        replace(form, tables={**form.tables, "remainder": pruned})._check()
 
 
 def test_infinite_products_are_refused() -> None:

@@ -145,5 +145,7 @@ def test_training_from_there_is_kept_only_where_it_is_better(tiny_data: Path) ->
 def test_a_joint_form_that_does_not_exist_is_refused(tiny_data: Path) -> None:
     with pytest.raises(ConfigError, match="prune_lowrank_form=joint.*NeuMF"):
         run(tiny_data, "NeuMF", prune_lowrank_form="joint")
+    with pytest.raises(ConfigError, match=r"no dot products of the tables in scope \(user_embedding.weight\) alone"):
+        run(tiny_data, prune_lowrank_form="joint", prune_include=["user_embedding.weight"])
     with pytest.raises(ConfigError, match="MultiVAE has no embedding table"):
         run(tiny_data, "MultiVAE")

@@ -132,6 +132,14 @@ def test_the_target_is_chosen_even_if_it_loses() -> None:
     assert choose([DENSE, winner(1, 0.5), almost], bigger=True, target=0.9)[0] is almost
 
 
+def test_a_form_in_the_bytes_of_the_target_is_chosen_though_it_has_more_entries() -> None:
+    form = ticket(2, 0.875, 0.1, method={"form": "narrow", "equal_to_kept": 100})
+    chosen, reason = choose([DENSE, winner(1, 0.5), form], bigger=True, target=0.9)
+    assert chosen is form and reason == "the ticket in the bytes of a mask of the target sparsity 0.9"
+    larger = ticket(2, 0.7, 0.1, method={"form": "narrow", "equal_to_kept": 200})
+    assert choose([DENSE, winner(1, 0.5), larger], bigger=True, target=0.9)[0].ticket == 1
+
+
 def test_a_search_that_stopped_before_its_target_falls_back_to_winners() -> None:
     tickets = [DENSE, winner(1, 0.3), ticket(2, 0.5, 0.1)]
     assert choose(tickets, bigger=True, target=0.9)[0] is tickets[1]

@@ -204,7 +204,10 @@ class TableForm:
             raise self._error(f"{self.encoding} needs {', '.join(wanted)}, found {', '.join(self.tables) or 'nothing'}")
         for name, table in self.tables.items():
             if table.shape != wanted[name] or table.kept != table.entries:
-                raise self._error(f"{name} must be a whole table of {list(wanted[name])}, but is {list(table.shape)}")
+                raise self._error(
+                    f"{name} must be a whole table of {list(wanted[name])}, but is {list(table.shape)}, "
+                    f"and {table.kept} of its entries are live"
+                )
         dtypes = {table.dtype for table in self.tables.values()}
         if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
             raise self._error(f"its tables must all be float32 or all float64, found {', '.join(sorted(dtypes))}")

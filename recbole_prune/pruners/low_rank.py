@@ -50,9 +50,10 @@ class LowRank(TableForms):
         """``prune_lowrank_form=joint`` needs a model whose scores are dot products that a narrower one gives too."""
         super().check()
         if self.settings.prune_lowrank_form == "joint" and self._joint is None:
+            names = ", ".join(target.name for target in self.tables())
             raise ConfigError(
                 f"prune_lowrank_form=joint: no narrower {self.experiment.config['model']} scores like tables of low "
-                "rank, as its scores are no dot products of its tables alone; use auto or table"
+                f"rank, as its scores are no dot products of the tables in scope ({names}) alone; use auto or table"
             )
 
     @cached_property

@@ -7,6 +7,7 @@ another question, which is tested over users (``report/as_good.py``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from recbole_prune.errors import ConfigError
@@ -51,11 +52,11 @@ def choose(
     """The ticket to export and the reason in a sentence.
 
     ``number`` (export_ticket) decides if given; else, with a ``tolerance``, the sparsest whose validation score is
-    worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity if one
-    was asked for; else the sparsest that wins; if none wins, the sparsest that reaches the dense model's score in more
-    epochs; if none does, the pruned ticket with the best validation score. ``taught`` says that the dense model had a
-    teacher. ``reach`` is the sparsity that rows of equally many entries come to where the target lies between two
-    of their steps.
+    worse than the best of the pruned ones by no more than that share; else the ticket at the target sparsity, or in the
+    bytes of a mask of it, if one was asked for; else the sparsest that wins; if none wins, the sparsest that reaches
+    the dense model's score in more epochs; if none does, the pruned ticket with the best validation score. ``taught``
+    says that the dense model had a teacher. ``reach`` is the sparsity that rows of equally many entries come to where
+    the target lies between two of their steps.
 
     Raises:
         ConfigError: there is no ticket ``number``.
@@ -78,6 +79,9 @@ def choose(
     if target is not None and pruned[-1].sparsity >= (target if reach is None else reach) - 1e-3:
         rows = "" if reach is None else ", as near as equal rows come"
         return pruned[-1], f"the ticket at the target sparsity {target:g}{rows}"
+    equal_to_kept = pruned[-1].method.get("equal_to_kept", math.inf)  # of models and forms that are no mask
+    if target is not None and 1 - equal_to_kept / pruned[-1].prunable >= target - 1e-3:
+        return pruned[-1], f"the ticket in the bytes of a mask of the target sparsity {target:g}"
     reaching = _sparsest(ticket for ticket in pruned if ticket.wins_metric)
     winner = _sparsest(ticket for ticket in pruned if ticket.wins)
     if winner is not None and winner is reaching:
