@@ -109,9 +109,26 @@ def test_points_without_a_ticket_say_why() -> None:
         pruner_of("pq", prune_target_sparsity=0.5).check()
     with pytest.raises(ConfigError, match="no form of qr is smaller than the dense tables"):
         pruner_of("qr", prune_target_sparsity=0.2).check()
+    with pytest.raises(ConfigError, match=r"sparsity 0.0100.*; and at 8 more; at sparsity 0.0956.*change") as info:
+        pruner_of("qr", prune_rate=0.01, prune_rounds=10).check()
+    assert str(info.value).count("no form of qr") == 2
     small = pruner_of("pq", Scope((Target("a", "embedding", (900, 64)),)), prune_rate=0.9, prune_rounds=3)
     points, left_out = small._points()
     assert len(points) == 1 and "that of the ticket before" in left_out[-1]
+
+
+def test_a_dry_run_announces_the_forms_and_not_only_masks(tiny_data: Path) -> None:
+    changes = {"prune_pq_centroids": 2, "prune_target_sparsity": 0.9, "prune_rounds": 4}
+    settings = {**config_for("BPR", tiny_data), "pruner": "pq", "output_dir": str(tiny_data / "announced"), **changes}
+    text = run_recbole_prune("BPR", DATASET, config_dict={**settings, "dry_run": True})["plan"]
+    result, experiment, tickets = run(tiny_data, "pq", **changes)
+    assert "the tickets are no masks: these are what they are compared with" in text
+    assert len(tickets) > 1 and len(tickets) < 5
+    pruner = get_pruner("pq")(experiment)
+    for ticket in tickets[1:]:
+        size = pruner.bytes_of(ticket.method["size"])
+        assert f"ticket {ticket.ticket}: form codes of size {ticket.method['size']}, {size:,} bytes" in text
+    assert text.count("no ticket: at sparsity") == 5 - len(tickets)
 
 
 # ---- k-means and codes (B2) ------------------------------------------------------------------------------------------

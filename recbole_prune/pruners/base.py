@@ -96,6 +96,10 @@ class Pruner(ABC):
         )
         return counts_of_equal_rows(self.scope, counts) if self.has_equal_rows else counts
 
+    def announced(self) -> list[str]:
+        """What a plan says of tickets that are no masks, and of points of the schedule without one; lines of text."""
+        return []
+
     @property
     def has_equal_rows(self) -> bool:
         """Whether every row keeps equally many entries."""

@@ -125,6 +125,8 @@ class TableForms(Pruner):
             )
         found, left_out = self._points()
         if not found:
+            if len(left_out) > 3:
+                left_out = [left_out[0], f"and at {len(left_out) - 2} more", left_out[-1]]
             raise ConfigError(
                 f"pruner={self.settings.pruner}: there is no ticket at any of these sparsities: {'; '.join(left_out)}; "
                 "change prune_target_sparsity, prune_rate or prune_rounds"
@@ -139,11 +141,20 @@ class TableForms(Pruner):
             self.experiment.logger.warning(f"no ticket: {reason}")
         for number, (keep, size) in enumerate(found, 1):
             if number not in self.experiment.tickets:
-                self.experiment.logger.info(
-                    f"ticket {number}: form {self.form} of size {size}, {self.bytes_of(size):,} bytes, where a mask of "
-                    f"{keep:,} entries takes at least {self.budget(keep):,.0f}"
-                )
+                self.experiment.logger.info(self._about(number, keep, size))
             yield self.experiment.obtain(number, partial(self.plan, number, keep, size, dense))
+
+    def announced(self) -> list[str]:
+        """The form of every ticket, and why other points of the schedule have none."""
+        found, left_out = self._points()
+        forms = [self._about(number, keep, size) for number, (keep, size) in enumerate(found, 1)]
+        return [*forms, *(f"no ticket: {reason}" for reason in left_out)]
+
+    def _about(self, number: int, keep: int, size: int) -> str:
+        return (
+            f"ticket {number}: form {self.form} of size {size}, {self.bytes_of(size):,} bytes, where a mask of "
+            f"{keep:,} entries takes at least {self.budget(keep):,.0f}"
+        )
 
     # ---- plans -------------------------------------------------------------------------------------------------------
 

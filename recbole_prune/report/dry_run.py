@@ -53,7 +53,9 @@ def describe_plan(config: Any) -> str:
                 f"schedule (bytes: the weights in the artifact, {how} of these sizes):",
                 format_rows(["ticket", "sparsity", "kept", "bytes"], rows),
                 *(["first a search for the masks, at most as long as a training"] if pruner.searches else []),
+                *([] if pruner.promises.masks else ["the tickets are no masks: these are what they are compared with"]),
                 *_equal_rows(pruner, counts),
+                *pruner.announced(),
                 f"scoring: {explain_scoring(model, config, experiment.workshop.dataset)}",
                 "nothing was trained (--dry_run=True)",
             ]
