@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -367,7 +368,7 @@ def test_without_an_output_the_page_is_written_here(tmp_path: Path, capsys: pyte
         (["report"], "report: name a folder"),
         (["report", "nowhere"], "nowhere: there is no such folder"),
         (["report", "pruned", "--tto=x.html"], "report: '--tto=x.html' is no option; did you mean --to?"),
-        (["report", "pruned", "--to=pruned"], "--to=pruned is not allowed: --to= takes a file to write, no folder"),
+        (["report", "pruned", "--to=pruned"], "--to= takes a file to write, no folder or device"),
         (["report", "pruned", "--to=x", "--csv=x"], "is named twice"),
         (["report", "pruned", "--csv=pruned/tiny/BPR/imp-0123456789/tickets.jsonl"], "lies in a run folder"),
     ],
@@ -420,3 +421,36 @@ def test_only_damaged_folders_are_an_error(tmp_path: Path, capsys: pytest.Captur
     (folder / "tickets.jsonl").write_bytes(b"")
     assert cli.main(["report", "pruned"]) == 2
     assert "there is nothing to show" in capsys.readouterr().err
+
+
+def test_metrics_that_only_some_runs_share_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first has one in common with each other run, and none with both."""
+    for number, metrics in enumerate((METRICS, METRICS[:1], METRICS[1:])):
+        write_run(tmp_path / "pruned", run_hash=f"{number:010d}", metrics=metrics)
+    assert cli.main(["report", "pruned"]) == 2
+    error = capsys.readouterr().err
+    assert "the runs have no metric in common" in error and all(f"{name} in " in error for name in METRICS)
+
+
+def test_where_nothing_was_found_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deep" / "/".join("abcdefghijklmnop")).mkdir(parents=True)
+    assert cli.main(["report", "deep"]) == 2
+    assert "what lies deeper was not looked at" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
+def test_no_file_takes_the_place_of_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Renamed over a device such as /dev/null, a file would end it for all."""
+    write_run(tmp_path / "pruned")
+    os.mkfifo("pipe")
+    Path("leads").symlink_to("pipe")
+    for name in ("pipe", "leads"):
+        assert cli.main(["report", "pruned", f"--csv={name}"]) == 2
+        assert (
+            f"--csv={name} is not allowed: --csv= takes a file to write, no folder or device" in capsys.readouterr().err
+        )
+    assert Path("pipe").is_fifo() and Path("leads").is_symlink()
+    Path("far").mkdir()
+    Path("here.csv").symlink_to("far/all.csv")
+    assert cli.main(["report", "pruned", "--csv=here.csv"]) == 0
+    assert Path("here.csv").is_symlink() and Path("far/all.csv").read_text().startswith("model,")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import METRICS, SHAPES, USERS, consumed, masks_of, write_run
+from run_folders import MARGIN, METRICS, SHAPES, USERS, consumed, masks_of, write_run
 
 from recbole_prune.disk.seals import sha256
 from recbole_prune.errors import ArtifactError
@@ -29,6 +29,8 @@ from recbole_prune.report.page.pareto import Point, front_of
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import scale_over, size, three
 from recbole_prune.report.page.verdict import headline
+from recbole_prune.report.statistics import paired_test
+from recbole_prune.report.users import UserValues
 
 numbers = st.one_of(st.none(), st.integers(1, 6).map(float))
 planes = st.lists(st.tuples(numbers, numbers), max_size=12)
@@ -141,8 +143,10 @@ def test_densities_of_a_run(tmp_path: Path) -> None:
     masks = masks_of(1, 0.5)
     for target in targets:
         mask = masks[target.name][1:]
-        assert densities.density_of(found[target.name], target) == pytest.approx(mask.mean())
+        assert densities.density_of(found, [target]) == pytest.approx(mask.mean())
         assert found[target.name][1:].tolist() == mask.sum(1).tolist()
+    together = np.concatenate([masks[target.name][1:] for target in targets])
+    assert densities.density_of(found, targets) == pytest.approx(together.mean())
 
 
 def test_groups_hold_equally_many_interactions() -> None:
@@ -244,6 +248,24 @@ def test_changes_have_the_interval_of_a_paired_t_test(tmp_path: Path) -> None:
         usual = found.entries[0].metric("test", metric)
         assert bounds == pytest.approx((usual * (1 + low / 100), usual * (1 + high / 100)))
     assert quality.numbers_of(found.entries[0], METRICS[0]) == (None, None, None)
+
+
+def test_rows_of_one_user_are_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sequential data, where intervals of rows would be too narrow; as the tests of the run have it."""
+    folder = write_run(tmp_path)
+    found, quality = quality_of(folder)
+    [users] = quality._users.values()
+    assert users is not None
+    ids = np.arange(USERS) // 4
+    doubled = UserValues({**users.arrays, "test/users": ids})
+    monkeypatch.setattr(Quality, "_read_users", lambda self, run: doubled)
+    dense, ticket = (
+        users.values("test", number, METRICS[0]).astype(np.float64).reshape(-1, 4).mean(1) for number in (0, 2)
+    )
+    wanted = paired_test(dense, ticket, MARGIN)
+    change, low, high = Quality(found).numbers_of(found.entries[2], METRICS[0])
+    assert (change, low, high) == pytest.approx((wanted.change_percent, *wanted.interval_percent))
+    assert (low, high) != pytest.approx(quality.numbers_of(found.entries[2], METRICS[0])[1:])
 
 
 def test_a_run_without_users_has_changes_and_no_interval(tmp_path: Path) -> None:

@@ -141,8 +141,10 @@ def test_the_last_copy_of_a_dense_model_stays(output: Path) -> None:
 def test_a_teacher_of_another_run_stays(output: Path, tiny_data: Path) -> None:
     teacher = folder_of(output, "omp") / "checkpoints" / "ticket-001.pth"
     student = run(tiny_data, output, "none", distiller="rrd", distill_teacher=str(teacher))
-    assert main(["runs", "pruned", "--clean", "--yes"]) == 0
-    assert teacher.is_file() and read_run(student).state == "finished"
+    Path("link").symlink_to("pruned")
+    for named in ("pruned", "link"):
+        assert main(["runs", named, "--clean", "--yes"]) == 0
+        assert teacher.is_file() and read_run(student).state == "finished"
 
 
 def test_what_goes_on_or_is_busy_is_left_as_it_is(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

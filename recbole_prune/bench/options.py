@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from recbole_prune.config import schema
-from recbole_prune.config.options import Option, positive, some_text
+from recbole_prune.config.options import Option, file_to_write, positive, some_text
 
 
 def sparsities(text: str) -> list[float]:
@@ -48,7 +48,7 @@ _NUMBER = "a whole number from 1"
 SPARSITIES = Option(sparsities, [0.0, 0.9], "numbers from 0 to below 1, such as 0,0.9", "sparsities to measure")
 REPEATS = Option(positive, 5, _NUMBER, "samples of each candidate, after one round to warm up")
 THREADS = Option(positive, None, _NUMBER, "threads of every library; default: OMP_NUM_THREADS, else all cores")
-TO = Option(path, None, "a file", "write the JSON there")
+TO = Option(file_to_write, None, "a file to write, no folder or device", "write the JSON there")
 BATCHES = Option(positive, None, _NUMBER, "only the first so many batches of an epoch")
 FOLDER = Option(path, None, "a folder", "folder to write the dataset's folder into", required=True)
 

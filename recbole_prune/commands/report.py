@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_prune.config.options import Option, describe, refuse_options, split
+from recbole_prune.config.options import Option, describe, file_to_write, refuse_options, split
 from recbole_prune.disk.files import write_atomic
 from recbole_prune.errors import ConfigError, printable
 from recbole_prune.report.folders import find_runs, is_run_folder
@@ -61,14 +61,17 @@ def usage() -> str:
     return "\n".join([*lines, *describe(_OPTIONS, indent=2)])
 
 
-def _file(text: str) -> Path:
-    if not text or Path(text).is_dir():
-        raise ValueError(text)
-    return Path(text)
-
-
 _OPTIONS = {
-    "to": Option(_file, None, "a file to write, no folder", f"the page; {_PAGE} where nothing else is asked for"),
-    "csv": Option(_file, None, "a file to write, no folder", "every ticket with all metrics, for spreadsheets"),
-    "latex": Option(_file, None, "a file to write, no folder", "the comparison as a tabular, for papers"),
+    "to": Option(
+        file_to_write,
+        None,
+        "a file to write, no folder or device",
+        f"the page; {_PAGE} where nothing else is asked for",
+    ),
+    "csv": Option(
+        file_to_write, None, "a file to write, no folder or device", "every ticket with all metrics, for spreadsheets"
+    ),
+    "latex": Option(
+        file_to_write, None, "a file to write, no folder or device", "the comparison as a tabular, for papers"
+    ),
 }

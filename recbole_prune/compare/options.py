@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from recbole_prune.config.near import did_you_mean, near_names
-from recbole_prune.config.options import Option, describe, some_text
+from recbole_prune.config.options import Option, describe, file_to_write, some_text
 from recbole_prune.config.schema import known_keys, method_names
 from recbole_prune.errors import ConfigError
 
@@ -85,12 +84,6 @@ def _seeds(text: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
-def _file(text: str) -> Path:
-    if not text or Path(text).is_dir():
-        raise ValueError(text)
-    return Path(text)
-
-
 def _count(text: str) -> int:
     number = int(text)
     if number < 0:
@@ -158,7 +151,9 @@ OPTIONS = {
         "True, or the number of a phase",
         "print the commands of all cells, or of a phase, and run nothing",
     ),
-    "to": Option(_file, None, "a file to write, no folder", "write what the table is made of as JSON"),
+    "to": Option(
+        file_to_write, None, "a file to write, no folder or device", "write what the table is made of as JSON"
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recbole_prune.config.near import did_you_mean, near_names
@@ -55,6 +56,17 @@ def some_text(text: str) -> str:
     if not text:
         raise ValueError(text)
     return text
+
+
+def file_to_write(text: str) -> Path:
+    """A file that a command writes, there already or not; a link stands for the file it leads to.
+
+    Folders, devices and pipes are refused: the new file would take their place.
+    """
+    path = Path(text)
+    if not text or (path.exists() and not path.is_file()):
+        raise ValueError(text)
+    return path.resolve() if path.is_symlink() else path
 
 
 def joined(words: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,13 +26,13 @@ def needless_files(folder: RunFolder, chosen: int, taught_from: Iterable[Path]) 
     """
     tickets = [Ticket.from_record(record) for record in folder.tickets()]
     exported = next(ticket for ticket in tickets if ticket.ticket == chosen)
-    needed = {str(path) for path in taught_from}
+    needed = {os.path.realpath(path) for path in taught_from}  # links may lead to one file by several names
     for ticket in tickets:
         origin = folder.path.parent / str(ticket.method.get("adopted_from", "")) / ticket.checkpoint_file
         if "adopted_from" in ticket.method and not origin.is_file():
-            needed.add(str(folder.path / ticket.checkpoint_file))
+            needed.add(os.path.realpath(folder.path / ticket.checkpoint_file))
     names = checkpoints.needless("chosen", folder, tickets, exported)
-    return [name for name in [*names, *folder.names(RESUME)] if str(folder.path / name) not in needed]
+    return [name for name in [*names, *folder.names(RESUME)] if os.path.realpath(folder.path / name) not in needed]
 
 
 def remove(folder: RunFolder, names: Sequence[str]) -> int:

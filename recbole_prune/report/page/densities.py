@@ -34,6 +34,11 @@ class Target:
     width: int
     padding: tuple[int, ...]
 
+    @property
+    def prunable(self) -> int:
+        """Entries that may be pruned: those of all rows but padding."""
+        return (self.rows - len(set(self.padding))) * self.width
+
 
 def targets_of(scope: Mapping[str, Any]) -> list[Target]:
     """The tensors of a run's ``scope.json``.
@@ -98,10 +103,15 @@ def _count(packed: NDArray[np.uint8], target: Target) -> Counts:
     return counts
 
 
-def density_of(counts: Counts, target: Target) -> float:
-    """Live entries of a tensor over those that may be pruned."""
-    prunable = (target.rows - len(set(target.padding))) * target.width
-    return float(counts.sum()) / prunable if prunable else 0.0
+def density_of(counts: Mapping[str, Counts], targets: Sequence[Target]) -> float:
+    """Live entries of tensors together over those that may be pruned.
+
+    Args:
+        counts: live entries of each row, by tensor.
+        targets: the tensors.
+    """
+    prunable = sum(target.prunable for target in targets)
+    return sum(int(counts[target.name].sum()) for target in targets) / prunable if prunable else 0.0
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,8 @@ def study_of(runs: Sequence[RunRecord], problems: Sequence[str] = ()) -> Study:
     """
     whole = [run for run in runs if run.tickets and run.reason is None]
     if not whole:
-        states = "; ".join(f"{run.path}: {run.reason or 'no ticket is finished yet'}" for run in runs)
-        raise ConfigError(f"report: there is nothing to show: {states}")
+        states = [f"{run.path}: {run.reason or 'no ticket is finished yet'}" for run in runs]
+        raise ConfigError(f"report: there is nothing to show: {'; '.join([*states, *problems])}")
     for run in whole[1:]:
         refuse_other_data(whole[0], run)
     part = "test" if all(run.tickets[0]["test"] for run in whole) else "valid"
@@ -164,9 +164,9 @@ def _common_metrics(runs: Sequence[RunRecord], part: str) -> list[str]:
     """Metrics of all runs, in the order of the first, those that tickets are picked by before others."""
     common = [name for name in runs[0].tickets[0][part] if all(name in run.tickets[0][part] for run in runs)]
     if not common:
-        ranked = next(run for run in runs if not set(run.tickets[0][part]) & set(runs[0].tickets[0][part]))
-        found = " and ".join(f"{', '.join(run.tickets[0][part])} in {run.path}" for run in (runs[0], ranked))
-        raise ConfigError(f"report: the runs have no metric in common: {found}")
+        found = {", ".join(run.tickets[0][part]): f" in {run.path}" for run in reversed(runs)}
+        said = " and ".join(f"{names or 'none'}{place}" for names, place in reversed(found.items()))
+        raise ConfigError(f"report: the runs have no metric in common: {said}")
     picked = [picked_by(run) for run in runs]
     return sorted(common, key=lambda name: name not in picked)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
+import numpy as np
+
+from recbole_prune.disk.user_values import Ids
 from recbole_prune.errors import StoreError
 from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.entries import Entry, Study, number_in, picked_by
 from recbole_prune.report.page.scales import NOT_MEASURED, digits
-from recbole_prune.report.statistics import change_of
+from recbole_prune.report.statistics import change_of, mean_of_users
 from recbole_prune.report.users import UserValues, read_users
 
 Change = tuple[Optional[float], Optional[float], Optional[float]]
@@ -29,6 +32,7 @@ class Quality:
         self.problems: list[str] = []
         runs = {entry.run.path: entry.run for entry in study.entries}
         self._users = {path: self._read_users(run) for path, run in runs.items()}
+        self._repeated = {path: self._repeated_users(users) for path, users in self._users.items()}
 
     def users_of(self, run: RunRecord) -> UserValues | None:
         """What users score in the tickets of a run; None where that was not kept."""
@@ -41,6 +45,11 @@ class Quality:
         except StoreError as error:
             self.problems.append(f"no intervals: {error}")
             return None
+
+    def _repeated_users(self, users: UserValues | None) -> Ids | None:
+        """The user of each row, where some have several rows (sequential data); else None."""
+        ids = None if users is None else users.users(self._part)
+        return None if ids is None or len(np.unique(ids)) == len(ids) else ids
 
     def picked_by(self, entry: Entry) -> str:
         """The metric that tickets of its run are picked by, as the journal names it."""
@@ -62,6 +71,9 @@ class Quality:
         of_dense = None if users is None else users.values(self._part, 0, metric)
         of_ticket = None if users is None else users.values(self._part, entry.number, metric)
         if of_dense is not None and of_ticket is not None:
+            ids = self._repeated[entry.run.path]
+            if ids is not None:
+                of_dense, of_ticket = mean_of_users(of_dense, ids), mean_of_users(of_ticket, ids)
             try:
                 change, (low, high) = change_of(of_dense, of_ticket)
                 return change, low, high

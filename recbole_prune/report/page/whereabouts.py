@@ -54,10 +54,9 @@ def _by_layer(entries: Sequence[Entry], targets: Sequence[densities.Target], cou
     rows: list[list[Child]] = []
     for entry in entries:
         found = counts[entry.number]
-        row: list[Child] = [entry.name, *(parts.heat(densities.density_of(found[t.name], t)) for t in shown)]
+        row: list[Child] = [entry.name, *(parts.heat(densities.density_of(found, [target])) for target in shown)]
         if rest:
-            live, all_ = sum(int(found[t.name].sum()) for t in rest), sum(t.rows * t.width for t in rest)
-            row.append(parts.heat(live / all_))
+            row.append(parts.heat(densities.density_of(found, rest)))
         rows.append(row)
     return parts.table("percent live by tensor", header, rows, class_="heat")
 
