@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cell_records import cell_record
 from zoo import DATASET
 
 from recbole_prune.cli import main
@@ -118,7 +119,7 @@ def test_table_is_that_of_the_run_folders(
     expected = []
     for pruner, sparsity in [("dense", 0.0), *[(p, s) for s in SPARSITIES for p in PRUNERS]]:
         of_seeds = [runs[(pruner, sparsity, seed)] for seed in SEEDS]
-        valid, test = [t["valid"]["ndcg@10"] for t in of_seeds], [t["test"]["recall@10"] for t in of_seeds]
+        valid, test = [t["valid"]["ndcg@10"] for t in of_seeds], [t["test"]["ndcg@10"] for t in of_seeds]
         size = sum(t["bytes"] for t in of_seeds) / len(SEEDS)
         share = sum(runs[(pruner, sparsity, s)]["bytes"] / runs[("dense", 0.0, s)]["bytes"] for s in SEEDS) / len(SEEDS)
         shown = [f"{100 * sparsity:g}%", pruner, str(len(SEEDS)), by_hand(valid), by_hand(test)]
@@ -239,39 +240,15 @@ def test_budgets_of_the_method_file() -> None:
     assert sparsity_of_budget(4_036_082 / 18_134_784) == pytest.approx(0.8, abs=2e-6)
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    """A record of a finished cell."""
-    usual = {
-        "model": "BPR",
-        "dataset": "d",
-        "pruner": "omp",
-        "distiller": None,
-        "prune_target_sparsity": 0.9,
-        "budget": None,
-        "seed": 1,
-        "folder": "f",
-        "values": "fp32",
-        "valid_metric": "NDCG@10",
-        "sparsity": 0.9,
-        "valid_score": 0.5,
-        "test": {"ndcg@10": 0.4},
-        "train_seconds": 1.0,
-        "best_epoch": 1,
-        "bytes": 100,
-        "failure": None,
-    }
-    return {**usual, **changes}
-
-
 def test_number_formats_budgets_and_places_have_rows_of_their_own() -> None:
-    dense = record(pruner="dense", prune_target_sparsity=None, bytes=1000)
+    dense = cell_record(pruner="dense", prune_target_sparsity=None, bytes=1000)
     records = [
         dense,
         {**dense, "values": "int8", "bytes": 260},
-        record(budget=0.1),
-        record(budget=0.1, values="int8", bytes=30),
-        record(budget=0.5, distiller="rrd"),
-        record(model="LightGCN", failure="killed by SIGKILL"),
+        cell_record(budget=0.1),
+        cell_record(budget=0.1, values="int8", bytes=30),
+        cell_record(budget=0.5, distiller="rrd"),
+        cell_record(model="LightGCN", failure="killed by SIGKILL"),
     ]
     first, second = compare_table(records).split("\n\n")
     assert first.startswith("BPR on d\n") and second.startswith("LightGCN on d\n")
@@ -289,8 +266,8 @@ def test_number_formats_budgets_and_places_have_rows_of_their_own() -> None:
 
 
 def test_a_table_fits_eighty_columns() -> None:
-    records = [record(seed=seed, budget=0.1, bytes=72_567_120, valid_score=0.1 * seed) for seed in (1, 2, 3)]
-    records += [record(pruner="dense", prune_target_sparsity=None, bytes=672_567_120)]
+    records = [cell_record(seed=seed, budget=0.1, bytes=72_567_120, valid_score=0.1 * seed) for seed in (1, 2, 3)]
+    records += [cell_record(pruner="dense", prune_target_sparsity=None, bytes=672_567_120)]
     assert max(map(len, compare_table(records).splitlines()[:4])) <= 80
 
 

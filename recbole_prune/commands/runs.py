@@ -19,7 +19,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError("runs: --yes goes with --clean")
     found = find_runs(folders or ["pruned"])
     for problem in found.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        print(printable(f"warning: {problem}"), file=sys.stderr)
     if not found.runs:
         return 2
     if own["clean"]:
@@ -45,14 +45,15 @@ def _clean(runs: Sequence[RunRecord], really: bool) -> int:
             continue
         except StoreError as error:
             failed = True
-            print(f"{from_here(run.path)}: left as it is: {error}", file=sys.stderr)
+            print(printable(f"{from_here(run.path)}: left as it is: {error}"), file=sys.stderr)
             continue
         total += size
         if size:
             print(printable(f"{from_here(run.path)}: {megabytes(size)} MB"))
-    print(f"{'freed' if really else 'would free'} {megabytes(total)} MB ({total:,} bytes)")
+    print(printable(f"{'freed' if really else 'would free'} {megabytes(total)} MB ({total:,} bytes)"))
     if not really and total:
-        print("checkpoints of tickets that are not chosen come back by training anew only; --clean --yes removes them")
+        text = "checkpoints of tickets that are not chosen come back by training anew only; --clean --yes removes them"
+        print(text)
     return 2 if failed else 0
 
 

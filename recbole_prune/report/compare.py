@@ -15,7 +15,9 @@ Record = Mapping[str, Any]
 
 
 def compare_table(records: Sequence[Record]) -> str:
-    """Mean and standard deviation over seeds of the validation score and of the first test metric, and mean bytes.
+    """Mean and standard deviation over seeds of the validation score and of the same metric on test data, mean bytes.
+
+    Where that was not tested it is the first metric that was.
 
     Every model and dataset has a table of its own. Below stand, in one line each, cells without a result and why.
 
@@ -36,7 +38,8 @@ def _table(found: Sequence[Record]) -> Iterator[str]:
     """Rows by size, in each the methods in the order in which they were asked for."""
     if not found:
         return
-    metric, score = next((name for record in found for name in record["test"]), ""), found[0]["valid_metric"]
+    score, measured = found[0]["valid_metric"], [name for record in found for name in record["test"]]
+    metric = score.lower() if score.lower() in measured else next(iter(measured), "")
     by_budget = any(record["budget"] is not None for record in found)
     several = len({record["values"] for record in found}) > 1
     groups: dict[tuple[float, str, str], dict[int, Record]] = {}
@@ -49,9 +52,9 @@ def _table(found: Sequence[Record]) -> Iterator[str]:
             dense.setdefault(record["seed"], record["bytes"])
     rows = []
     for (size, method, values), runs in sorted(groups.items(), key=lambda item: item[0][0]):
-        measured = [run["test"] for run in runs.values()]
-        missing = [figure(test, metric) for test in measured if test.get(metric) is None]
-        tested = missing[0] if missing else _spread([test[metric] for test in measured])
+        tests = [run["test"] for run in runs.values()]
+        missing = [figure(test, metric) for test in tests if test.get(metric) is None]
+        tested = missing[0] if missing else _spread([test[metric] for test in tests])
         sizes = [run["bytes"] for run in runs.values() if run["bytes"] is not None]
         shares = [run["bytes"] / dense[seed] for seed, run in runs.items() if run["bytes"] and dense.get(seed)]
         rows.append(
