@@ -199,6 +199,25 @@ def test_number_formats_are_exported_from_the_same_runs(
     assert "int8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_form_has_the_bytes_of_its_weights_in_every_number_format(words: list[str], monkeypatch: Any) -> None:
+    own = ("--seeds", "--sparsities", "--to", "--pruners")
+    given = [word for word in words if not word.startswith(own)]
+    given += ["--pruners=lowrank", "--seeds=3", "--sparsities=0.5", "--values=fp32,int4", "--to=formats.json"]
+    assert main(given) == 0
+    whole, small = json.loads(Path("formats.json").read_text())[2:]
+    folder = Path(small["folder"])
+    info = json.loads((folder.with_name(f"{folder.name}.int4") / "ticket.json").read_bytes())
+    assert small["bytes"] == sum(tensor["bytes"] for tensor in info["tensors"].values())
+    assert 0 < small["bytes"] < whole["bytes"] / 2
+    # another way to find the range is another form
+    assert main([*given, "--export_int4_clip=none"]) == 0
+    other = json.loads((folder.with_name(f"{folder.name}.int4") / "ticket.json").read_bytes())
+    assert (info["source"]["int4_clip"], other["source"]["int4_clip"]) == ("search", "none")
+    monkeypatch.setattr(process.JobProcess, "_start", lambda self: pytest.fail("it is there already"))
+    assert main([*given, "--export_int4_clip=none"]) == 0
+
+
 def test_a_dry_run_trains_nothing(words: list[str], trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--dry_run=True"]) == 0 and not trained
     assert capsys.readouterr().out.count("nothing was trained") == len(PRUNERS) * len(SPARSITIES)

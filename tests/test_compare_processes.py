@@ -80,7 +80,7 @@ def test_a_stopped_job_ends_its_process(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def cell(tmp_path: Path, name: str, phase: int = PRUNED, group: str = "g", seed: int = 1) -> Cell:
-    return Cell("m", "d", seed, name, None, 0.5, None, phase, group, tmp_path / f"{name}-{seed}", (), ())
+    return Cell("m", "d", seed, name, None, 0.5, None, phase, group, tmp_path / f"{name}-{seed}", (), (), "search")
 
 
 class Pretended:
@@ -141,6 +141,12 @@ def test_what_is_done_is_not_run_and_counts_as_trained(tmp_path: Path) -> None:
     engine = Pretended(2)
     assert order(cells, engine, lambda one: one.pruner == "b") == ["b1", "a1", "c1"]
     assert engine.seen == [["a1"], ["a1", "c1"]]
+
+
+def test_a_look_with_nothing_under_way_means_that_others_have_what_is_left(tmp_path: Path) -> None:
+    """What the command then says it waits for is there."""
+    steps = list(run_cells([cell(tmp_path, "a"), cell(tmp_path, "b")], Pretended(1), name_of, lambda _: False))
+    assert [step.ended is not None for step in steps] == [True, True]
 
 
 def test_whoever_stops_listening_stops_the_engine(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Cell:
         sparsity: the target, None for the dense model, and for methods without one.
         budget: the share of the dense bytes that the sparsity stands for, None where sparsities were asked for.
         values: number formats in which the result is exported too, beside the one that the run exports.
+        int4_clip: how int4 among them finds the range of a row.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Cell:
     folder: Path
     words: tuple[str, ...]
     values: tuple[str, ...]
+    int4_clip: str
 
     @property
     def method(self) -> str:
@@ -165,8 +167,15 @@ def _cell(
         folder=folder,
         words=tuple(asked.words),
         values=values,
+        int4_clip=_int4_clip(asked.words, config),
     )
     return cell, config
+
+
+def _int4_clip(words: Sequence[str], config: PruneConfig) -> str:
+    """As the command says it: the settings of a run that exports another format have the default."""
+    said = [word.partition("=")[2] for word in words if word.startswith("--export_int4_clip=")]
+    return said[-1] if said else config.settings.export_int4_clip
 
 
 def _group(config: PruneConfig) -> str:

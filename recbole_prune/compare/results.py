@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_prune.artifact import read_artifact
+from recbole_prune.artifact import Artifact, read_artifact
 from recbole_prune.compare.cells import Cell
 from recbole_prune.compare.process import Job
 from recbole_prune.errors import ArtifactError
@@ -42,7 +42,8 @@ def job_of(cell: Cell, place: Path, threads: int | None = None) -> Job:
     """The commands of a cell: its run, and an export for each further number format."""
     exports = []
     for values in cell.values:
-        form = (f"--export_values={values}", "--export_evaluate=True", f"--to={_folder_of(cell, values)}")
+        clip = [f"--export_int4_clip={cell.int4_clip}"] if values == "int4" else []
+        form = (f"--export_values={values}", *clip, "--export_evaluate=True", f"--to={_folder_of(cell, values)}")
         exports.append(("export", f"--run={cell.folder}", *form))
     return Job((("run", *cell.words), *exports), str(place), threads)
 
@@ -78,9 +79,9 @@ def records_of(cell: Cell, failure: str | None) -> Iterator[dict[str, Any]]:
         if stored is None:
             yield {**base, "values": values, "failure": f"{_folder_of(cell, values)} is not there"}
             continue
-        valid, test = (stored[name] for name in _STORED)
+        valid, test = (stored.info[name] for name in _STORED)
         score = valid[str(run.valid_metric).lower()]
-        changed = {**facts, "valid_score": score, "test": test, "bytes": stored["bytes"]["tables"]}
+        changed = {**facts, "valid_score": score, "test": test, "bytes": _bytes_of(stored)}
         yield {**base, "values": values, "valid_metric": run.valid_metric, **changed, "failure": None}
 
 
@@ -88,21 +89,28 @@ def _folder_of(cell: Cell, values: str) -> Path:
     return cell.folder.with_name(f"{cell.folder.name}.{values}")
 
 
-def _stored(cell: Cell, run: RunRecord, values: str) -> Mapping[str, Any] | None:
-    """``ticket.json`` of a further number format, None where it is not there, is of another result or not evaluated."""
+def _bytes_of(artifact: Artifact) -> int:
+    """Of all weights, pruned or not and in whatever form, as runs count them."""
+    return sum(tensor.nbytes for tensor in artifact.tensors.values())
+
+
+def _stored(cell: Cell, run: RunRecord, values: str) -> Artifact | None:
+    """The artifact of a further number format, None where it is not there, is of another result or not evaluated."""
     folder = _folder_of(cell, values)
     if not folder.is_dir() or run.chosen is None:
         return None
     try:
-        info = read_artifact(folder).info
+        artifact = read_artifact(folder)
     except ArtifactError:
         return None
+    info = artifact.info
     source = info.get("source")
     wanted = {"checkpoint_sha256": run.chosen.get("checkpoint_sha256"), "values": values}
+    wanted.update({"int4_clip": cell.int4_clip} if values == "int4" else {})
     fits = isinstance(source, Mapping) and all(source.get(name) == value for name, value in wanted.items())
     metric = str(run.valid_metric).lower()
     scored = all(isinstance(info.get(name), Mapping) for name in _STORED) and _is_number(info[_STORED[0]].get(metric))
-    return info if fits and scored and _is_number(info["bytes"].get("tables")) else None
+    return artifact if fits and scored else None
 
 
 def _is_number(value: object) -> bool:

@@ -79,13 +79,15 @@ def run_cells(
 
 
 def _wait(schedule: _Schedule, engine: Engine) -> Iterator[Step]:
-    if not schedule.running:
+    if not schedule.running:  # others have what is left
         sleep(_SECONDS_BETWEEN_LOOKS)
-    for number, ended in engine.ended(_SECONDS_BETWEEN_LOOKS) if schedule.running else ():
+    found = engine.ended(_SECONDS_BETWEEN_LOOKS) if schedule.running else []
+    for number, ended in found:
         cell = schedule.running[number]
         schedule.end(cell, ended.failure is None)
         yield Step(cell, ended.failure, True, tuple(schedule.running.values()))
-    yield Step(None, None, False, tuple(schedule.running.values()))
+    if not found:
+        yield Step(None, None, False, tuple(schedule.running.values()))
 
 
 class _Schedule:

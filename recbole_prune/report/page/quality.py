@@ -72,10 +72,11 @@ class Quality:
         of_ticket = None if users is None else users.values(self._part, entry.number, metric)
         if of_dense is not None and of_ticket is not None:
             ids = self._repeated[entry.run.path]
-            if ids is not None:
-                of_dense, of_ticket = mean_of_users(of_dense, ids), mean_of_users(of_ticket, ids)
+            pair = (
+                (of_dense, of_ticket) if ids is None else [mean_of_users(each, ids) for each in (of_dense, of_ticket)]
+            )
             try:
-                change, (low, high) = change_of(of_dense, of_ticket)
+                change, (low, high) = change_of(*pair)
                 return change, low, high
             except ValueError:  # a user has no value
                 pass
