@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import compare_section
+
 from recbole_prune.commands import COMMANDS
 from recbole_prune.config.paths import property_names
 
@@ -33,3 +35,8 @@ def test_both_commands_of_the_set_up_stand_there() -> None:
 
 def test_it_is_short() -> None:
     assert len(README.read_bytes()) <= MOST_BYTES
+
+
+def test_the_comparison_is_that_of_its_file() -> None:
+    text = compare_section.section(compare_section.records())
+    assert compare_section.present_section() == text, "run: python tests/compare_section.py --write"
