@@ -302,17 +302,30 @@ def test_the_sentence_says_what_to_do(tmp_path: Path) -> None:
         assert said.endswith("Whether it is as good was not tested: its run kept no values of users.")
 
 
-def test_of_several_the_smallest_is_named_that_is_as_good(tmp_path: Path) -> None:
+def several(tmp_path: Path, *blocks: dict[str, Any]) -> str:
+    """The sentence about runs, each sparser than the one before, that tested their tickets so."""
     runs = [read_run(write_run(tmp_path, (0.0, sparsity), run_hash=f"{number:010d}", settings={"prune_rate": number}))
             for number, sparsity in enumerate((0.2, 0.5, 0.8))]  # fmt: skip
-    verdicts = ("yes", "yes", "open")
     found = []
-    for run, verdict in zip(runs, verdicts):
+    for run, block in zip(runs, blocks):
         assert run.summary is not None
-        tickets = [{**ticket, "as_good": {"as_good": verdict, "margin": 0.01}} for ticket in run.summary["tickets"]]
+        tickets = [{**ticket, "as_good": {"margin": 0.01, **block}} for ticket in run.summary["tickets"]]
         found.append(replace(run, summary={**run.summary, "tickets": tickets}))
     study = study_of(found)
-    assert headline(study, Quality(study)).startswith("Take imp (prune_rate=1) 1: ")
+    return headline(study, Quality(study))
+
+
+def test_of_several_the_smallest_is_named_that_is_as_good(tmp_path: Path) -> None:
+    good, undecided = {"as_good": "yes"}, {"as_good": "open"}
+    assert several(tmp_path, good, good, undecided).startswith("Take imp (prune_rate=1) 1: ")
+
+
+def test_who_is_picked_from_several_runs_has_to_be_surer(tmp_path: Path) -> None:
+    """0.01 and 0.03 of three runs are 0.03 and 0.09."""
+    sure, barely, undecided = ({"as_good": "yes", "p_adjusted": p} for p in (0.01, 0.03, 0.04))
+    assert several(tmp_path / "a", sure, barely, undecided).startswith("Take imp (prune_rate=0) 1: ")
+    said = several(tmp_path / "b", barely, undecided, {"as_good": "open"})
+    assert said.startswith("imp (prune_rate=1) 1 does best") and "picked from 3 runs that is no longer sure" in said
 
 
 # ---- CSV and LaTeX ---------------------------------------------------------------------------------------------------

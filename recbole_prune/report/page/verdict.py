@@ -8,13 +8,15 @@ from recbole_prune.report.page.entries import Entry, Study, is_smaller_better, n
 from recbole_prune.report.page.markup import Markup, element
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import digits, percent, size, three, whole
+from recbole_prune.report.statistics import LEVEL
 
 
 def headline(study: Study, quality: Quality) -> str:
     """What a person should do, in a sentence or two.
 
     Runs choose their tickets on validation data; of these the smallest is named that is as good as its dense model on
-    test data, else the one that comes closest.
+    test data, else the one that comes closest. Each run corrects for its own tickets only, so picking one of several
+    runs takes Bonferroni's correction on top.
     """
     best = named(study, quality)
     seeds = {entry.run.seed for entry in study.entries}
@@ -31,9 +33,12 @@ def _said(study: Study, quality: Quality, best: Entry | None) -> str:
         return f"There is no ticket to judge: {why}."
     gains, loss, margin = _gains(best), _loss(best, study, quality), f"{100 * quality.margin_of(best):g} %"
     verdict = quality.verdict_of(best)
-    if verdict == "yes":
+    if verdict == "yes" and _holds_among(len(_chosen(study)), best, quality):
         return f"Take {best.name}: {gains}, and {loss}: as good as the dense model within {margin}."
     closest = f"{best.name} does best beside its dense model: {gains}"
+    if verdict == "yes":
+        runs = f"picked from {len(_chosen(study))} runs that is no longer sure"
+        return f"{closest}, and {loss}. Its own run calls it as good within {margin}; {runs}."
     if verdict == "no":
         return f"Keep the dense model if {margin} matters. {closest}, but {loss}."
     if verdict == "open":
@@ -50,10 +55,18 @@ def _chosen(study: Study) -> list[Entry]:
 
 def named(study: Study, quality: Quality) -> Entry | None:
     """The ticket that the headline is about; None where no pruned ticket is chosen."""
-    good = [entry for entry in _chosen(study) if quality.verdict_of(entry) == "yes"]
+    chosen = _chosen(study)
+    good = [entry for entry in chosen if quality.verdict_of(entry) == "yes"]
+    sure = [entry for entry in good if _holds_among(len(chosen), entry, quality)]
     if good:
-        return min(good, key=lambda entry: (entry.bytes or float("inf"), entry.live))
-    return max(_chosen(study), key=lambda entry: _change(entry, quality), default=None)
+        return min(sure or good, key=lambda entry: (entry.bytes or float("inf"), entry.live))
+    return max(chosen, key=lambda entry: _change(entry, quality), default=None)
+
+
+def _holds_among(runs: int, entry: Entry, quality: Quality) -> bool:
+    """Whether the verdict of its run holds for a ticket that was picked from the chosen ones of several runs."""
+    p_value = number_in(quality.test_of(entry), "p_adjusted")
+    return runs == 1 or p_value is None or p_value * runs < LEVEL
 
 
 def verdict_kind(study: Study, quality: Quality) -> str:
