@@ -163,7 +163,9 @@ def test_whoever_stops_listening_stops_the_engine(tmp_path: Path) -> None:
 
 def begin(words: list[str], folder: Path, *more: str) -> subprocess.Popen[str]:
     """The command, in a process of its own."""
-    command = [sys.executable, "-m", "recbole_prune.cli", *words, *more]
+    # a background job may have been started with SIGINT ignored
+    start = "import signal, sys; signal.signal(2, signal.default_int_handler); from recbole_prune.cli import main; "
+    command = [sys.executable, "-c", f"{start}sys.exit(main())", *words, *more]
     return subprocess.Popen(
         command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
