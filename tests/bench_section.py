@@ -78,17 +78,22 @@ def present_section() -> str:
     return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
 
 
+def print_or_write(text: str, begin: str, end: str) -> None:
+    """Print a section or, with ``--write``, put it between its markers in the README."""
+    if "--write" not in sys.argv:
+        print(text)
+        return
+    before, _, rest = README.read_text(encoding="utf-8").partition(begin)
+    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def main() -> int:
     """Print the section, or write it into the README."""
     shown = documents()
     if not shown:
         print(f"none of {', '.join(SHOWN)} is in {FIGURES}", file=sys.stderr)
         return 2
-    if "--write" not in sys.argv:
-        print(section(shown))
-        return 0
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{section(shown)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    print_or_write(section(shown), BEGIN, END)
     return 0
 
 

@@ -10,13 +10,13 @@ The file is what this wrote::
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from bench_section import README, print_or_write
+
 FILE = Path(__file__).resolve().parent / "figures" / "compare" / "families.json"
-README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 METRIC = "ndcg@10"
 _MOST_ABOVE = 1.15  # what takes more bytes than the budget times this is no competitor there
@@ -59,16 +59,5 @@ def present_section() -> str:
     return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
 
 
-def main() -> int:
-    """Print the section, or write it into the README."""
-    text = section(records())
-    if "--write" not in sys.argv:
-        print(text)
-        return 0
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print_or_write(section(records()), BEGIN, END)

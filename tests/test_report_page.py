@@ -358,7 +358,7 @@ def test_contrast_is_measured() -> None:
 def test_without_an_output_the_page_is_written_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "pruned")
     assert cli.main(["report", "pruned"]) == 0
-    assert capsys.readouterr().out.startswith("report.html: 3 tickets of 1 run folders, ")
+    assert capsys.readouterr().out.startswith("report.html: 3 tickets of 1 run folder, ")
     assert Path("report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 

@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     for kind, path in files.items():
         write_atomic(path, texts[kind])
     for kind, path in files.items():
-        what = f"{len(study.entries)} tickets of {len(found.runs)} run folders"
+        what = f"{len(study.entries)} tickets of {len(found.runs)} run folder{'s' * (len(found.runs) != 1)}"
         print(f"{printable(str(path))}: {what}, {len(texts[kind]):,} bytes")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from logging import getLogger
@@ -186,12 +187,12 @@ def _group(config: PruneConfig) -> str:
     return repr((config["model"], config["dataset"], config.base_hash, scope, late))
 
 
-class _quiet:  # noqa: N801 - a context
+@contextmanager
+def _quiet() -> Iterator[None]:
     """The cells' own processes log the warnings of their settings."""
-
-    def __enter__(self) -> None:
-        self._before = getLogger().disabled
-        getLogger().disabled = True
-
-    def __exit__(self, *_: object) -> None:
-        getLogger().disabled = self._before
+    before = getLogger().disabled
+    getLogger().disabled = True
+    try:
+        yield
+    finally:
+        getLogger().disabled = before

@@ -23,7 +23,10 @@ def runs_text(runs: Sequence[RunRecord], every_command: bool = False) -> str:
     header = ["", "data", "model", "method", "seed", "state", "ticket", "sparsity", "wins", "good", "MB"]
     total = sum(sum(run.bytes_on_disk.values()) for run in runs)
     parts = [f"{name} {megabytes(size)}" for name, size in _by_part(runs)]
-    lines = [format_rows(header, rows), f"{len(runs)} runs, {megabytes(total)} MB: {', '.join(parts)}"]
+    lines = [
+        format_rows(header, rows),
+        f"{len(runs)} run{'s' * (len(runs) != 1)}, {megabytes(total)} MB: {', '.join(parts)}",
+    ]
     lines.append("good: whether the chosen ticket is as good as the dense model, by its test (yes, no, open)")
     for number, run in enumerate(runs, 1):
         lines += [f"{number}: {text}" for text in _remarks(run, every_command)]
