@@ -24,7 +24,7 @@ from recbole_prune.run.store import RunFolder
 from recbole_prune.run.workshop import Workshop
 
 
-@pytest.mark.parametrize("word", ["-h", "--help"])
+@pytest.mark.parametrize("word", ["-h", "--help", "--help=imp"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main([command, word]) == 0

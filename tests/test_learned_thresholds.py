@@ -57,10 +57,25 @@ def thresholds_moved(start: float, rate: float, decay: float, gradient: float, r
     return moved
 
 
+def steps_until_it_cuts(start: float, rate: float, decay: float, rows: int, at_most: int) -> int:
+    """Steps after which decay alone has lifted s to -4.6, where sigmoid(s) = 0.01."""
+    moved = thresholds_moved(start, rate, decay, 0.0, rows, at_most)
+    return next(step for step, s in enumerate(moved, 1) if s >= -4.6)
+
+
 @pytest.mark.parametrize("rows", [1, 2048])
 def test_decay_alone_lifts_a_threshold_at_the_published_pace(rows: int) -> None:
-    moved = thresholds_moved(-20.0, 1e-2, 0.1, 0.0, rows, 2100)
-    assert next(step for step, s in enumerate(moved, 1) if s >= -4.6) == pytest.approx(2065, abs=3)
+    assert steps_until_it_cuts(-20.0, 1e-2, 0.1, rows, 2100) == pytest.approx(2065, abs=3)
+
+
+def test_decay_alone_lifts_the_threshold_of_movielens() -> None:
+    assert steps_until_it_cuts(-15.0, 1e-3, 1e-5, 1, 12000) == pytest.approx(11400, rel=0.01)
+
+
+@pytest.mark.slow
+def test_decay_alone_lifts_the_threshold_of_criteo_where_its_sigmoid_is_zero() -> None:
+    assert torch.tensor(-150.0).sigmoid().item() == 0.0
+    assert steps_until_it_cuts(-150.0, 1e-3, 1e-5, 1, 150000) == pytest.approx(148769, rel=0.01)
 
 
 def test_without_decay_a_mean_of_small_gradients_moves_nothing() -> None:

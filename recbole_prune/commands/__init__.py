@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if not words or {"-V", "--version"} & set(words):
+    asked = {word.partition("=")[0] for word in words}  # "--help=imp" asks for help, and must not begin a run
+    if not words or {"-V", "--version"} & asked:
         print(f"recbole-prune {recbole_prune.__version__}" if words else USAGE.rstrip())
         return 0
     name = "run" if words[0].startswith("-") else words.pop(0)
@@ -81,7 +82,7 @@ def _run(words: list[str]) -> int:
         near = did_you_mean(near_names(name, COMMANDS)[:1])
         raise ConfigError(f"unknown command {name!r}{near}; there are {', '.join(COMMANDS)}")
     command = import_module(f"recbole_prune.commands.{name}")
-    if {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & asked:
         print(command.usage())
         return 0
     return int(command.main(joined(words)))
