@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple, Optional
 
-from recbole_prune.compat import hooks, models, needless, numerics, optional_packages, pandas3, torch_load
+from recbole_prune.compat import hooks, late_imports, models, needless, numerics, optional_packages, pandas3, torch_load
 
 Install = Callable[[hooks.Report], Optional[Callable[[], bool]]]
 
@@ -120,6 +120,16 @@ _DEFINITIONS = (
         "needless warnings",
         cause="torch, pandas and numpy warn about what RecBole's own lines call and how, which its user cannot change",
         install=needless.ignore_needless_warnings,
+    ),
+    _Definition(
+        "late scikit-learn",
+        cause="RecBole imports scikit-learn, which takes a second, for three metrics and two models only",
+        install=late_imports.import_sklearn_late,
+    ),
+    _Definition(
+        "late torch._dynamo",
+        cause="optimizers of torch >= 2.1 import what compiles, which takes more than a second, to keep it from them",
+        install=late_imports.import_dynamo_late,
     ),
 )
 

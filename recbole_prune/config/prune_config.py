@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from logging import getLogger
 from typing import Any
 
+from recbole_prune import compat
+
+compat.apply()  # before RecBole: some patches are of what it imports
+
 from recbole.config import Config
 from recbole.evaluator import metric_types
 
-from recbole_prune import compat
 from recbole_prune.config import fingerprint, host, names, schema, values
 from recbole_prune.config.evaluation import check_direction, check_evaluation
 from recbole_prune.config.files import read_settings
@@ -87,8 +90,6 @@ class PruneConfig(Config):
         return config
 
     def _build(self, private: _Private, model: Any, dataset: Any, files: Any) -> None:
-        # no Config can be built unpatched on current libraries; what is imported already is patched too
-        compat.apply()
         join_recbole()
         value_metrics.join_recbole()
         self._private = private
