@@ -16,7 +16,7 @@ from recbole_prune.compat import hooks
 
 _DYNAMO = "torch._dynamo"
 # what modules of RecBole that every run imports take from scikit-learn
-_SKLEARN = {
+_SKLEARN: dict[str, dict[str, tuple[str, ...]]] = {
     "recbole.evaluator.metrics": {"sklearn.metrics": ("auc", "mean_absolute_error", "mean_squared_error")},
     "recbole.model.general_recommender.nceplrec": {"sklearn.utils.extmath": ("randomized_svd",)},
     "recbole.model.general_recommender.slimelastic": {
