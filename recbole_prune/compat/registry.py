@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple, Optional
 
-from recbole_prune.compat import hooks, late_imports, models, needless, numerics, optional_packages, pandas3, torch_load
+from recbole_prune.compat import (
+    hooks,
+    late_imports,
+    models,
+    needless,
+    numerics,
+    optional_packages,
+    pandas3,
+    plain_tables,
+    torch_load,
+)
 
 Install = Callable[[hooks.Report], Optional[Callable[[], bool]]]
 
@@ -120,6 +130,11 @@ _DEFINITIONS = (
         "needless warnings",
         cause="torch, pandas and numpy warn about what RecBole's own lines call and how, which its user cannot change",
         install=needless.ignore_needless_warnings,
+    ),
+    _Definition(
+        "reading in C",
+        cause="datasets are read by pandas' parser in Python, a second for 300,000 interactions",
+        install=plain_tables.read_plain_files_in_c,
     ),
     _Definition(
         "late scikit-learn",
