@@ -9,8 +9,11 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cell_records import cell_record
+from safetensors.numpy import load_file
+from scipy import stats
 from zoo import DATASET
 
 from recbole_prune.cli import main
@@ -353,3 +356,38 @@ def test_bad_input_is_one_message_before_any_training(
     assert message.startswith("recbole-prune: ")
     assert [part for part in named if part not in message] == []
     assert not trained and not Path("records.json").exists()
+
+
+def test_the_best_of_a_size_is_said_with_what_it_loses() -> None:
+    dense = cell_record(pruner="dense", prune_target_sparsity=None, bytes=1000)
+    change = {"change_percent": -2.04, "interval_percent": [-3.0, -1.0], "change_seeds": 1}
+    records = [
+        dense,
+        cell_record(budget=0.1, valid_score=0.3, **change),
+        cell_record(budget=0.1, valid_score=0.4, pruner="lowrank", **change),
+        cell_record(budget=0.1, valid_score=0.5, pruner="qr", bytes=400, **change),
+        cell_record(budget=0.5, valid_score=0.5, bytes=400, **change),
+    ]
+    said = " ".join(compare_table(records).split())
+    lost = "test ndcg@10 changes by -2.0 % of dense (95 % interval over users -3.0 to -1.0 %)"
+    assert said.endswith(f"best on validation at 10 %: lowrank: {lost}"), "qr has more than 10 %, 50 % has one method"
+
+
+def test_changes_are_those_of_users_averaged_over_seeds(words: list[str], trained: list[Any]) -> None:
+    assert main(words) == 0 and not trained
+    records = json.loads(Path("records.json").read_text())
+    for pruner, sparsity in product(PRUNERS, SPARSITIES):
+        cell = [r for r in records if (r["pruner"], r["prune_target_sparsity"]) == (pruner, sparsity)]
+        dense, ticket = (
+            np.mean(
+                [load_file(Path(record["folder"]) / "users.safetensors")[name].astype(np.float64) for record in cell],
+                axis=0,
+            )
+            for name in ("test/000/ndcg@10", "test/001/ndcg@10")
+        )
+        differences = 100 * (ticket - dense) / dense.mean()
+        half = stats.t.ppf(0.975, len(dense) - 1) * differences.std(ddof=1) / sqrt(len(dense))
+        expected = [differences.mean(), differences.mean() - half, differences.mean() + half]
+        for record in cell:
+            assert record["change_seeds"] == len(SEEDS)
+            assert [record["change_percent"], *record["interval_percent"]] == pytest.approx(expected, rel=1e-4)

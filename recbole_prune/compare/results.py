@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recbole_prune.artifact import Artifact, read_artifact
 from recbole_prune.compare.cells import Cell
 from recbole_prune.compare.process import Job
+from recbole_prune.config.evaluation import smaller_is_better
 from recbole_prune.errors import ArtifactError
 from recbole_prune.report.folders import DAMAGED, RunRecord, read_run
+from recbole_prune.report.statistics import change_of
+from recbole_prune.report.users import average_users, read_users
 
 # fields of ticket.json: what the stored values scored on validation and test data (export_evaluate)
 _STORED = ("stored_valid", "stored_test")
@@ -83,6 +87,38 @@ def records_of(cell: Cell, failure: str | None) -> Iterator[dict[str, Any]]:
         score = valid[str(run.valid_metric).lower()]
         changed = {**facts, "valid_score": score, "test": test, "bytes": _bytes_of(stored)}
         yield {**base, "values": values, "valid_metric": run.valid_metric, **changed, "failure": None}
+
+
+def all_records(cells: Sequence[Cell], failures: Mapping[Cell, str | None]) -> list[dict[str, Any]]:
+    """The records of all cells.
+
+    Those of a run's own number format have ``change_percent`` and ``interval_percent``: by how much the test metric
+    that tickets are picked by changes beside the dense model, in percent of it, with its 95 % interval over users,
+    whose values are averaged over ``change_seeds`` seeds. None where users have no values.
+    """
+    records: list[dict[str, Any]] = []
+    groups: dict[Cell, list[tuple[Cell, dict[str, Any]]]] = {}
+    for cell in cells:
+        own, *others = records_of(cell, failures.get(cell))
+        records += [own, *others]
+        if own["failure"] is None and cell.pruner != "none":
+            method = replace(cell, seed=0, folder=Path(), words=(), group="")
+            groups.setdefault(method, []).append((cell, own))
+    for group in groups.values():
+        change = _change_of([cell for cell, _ in group])
+        for _, record in group:
+            record.update(change, change_seeds=len(group))
+    return records
+
+
+def _change_of(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What cells that differ in their seed change beside their dense models."""
+    runs = [run for run in map(read_finished, cells) if run is not None and run.chosen is not None]
+    tickets = [(read_users(run), run.chosen["ticket"]) for run in runs if run.chosen is not None]
+    metric = str(runs[0].valid_metric).lower()
+    average = None if smaller_is_better(metric) else average_users(tickets, "test", metric)
+    change, interval = (None, (None, None)) if average is None else change_of(average.dense, average.ticket)
+    return {"change_percent": change, "interval_percent": list(interval)}
 
 
 def _folder_of(cell: Cell, values: str) -> Path:

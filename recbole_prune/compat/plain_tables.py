@@ -6,7 +6,6 @@ import mmap
 import os
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import pandas as pd
 
@@ -25,7 +24,7 @@ def _wrap(module: ModuleType) -> None:
     vars(module)["pd"] = hooks.Overlay(module.pd, read_csv=partial(read_table, module.pd))
 
 
-def read_table(pandas: Any, path: Any, **options: Any) -> pd.DataFrame:
+def read_table(pandas: ModuleType, path: object, **options: object) -> pd.DataFrame:
     """``pandas.read_csv``, by its parser in C where that reads what its parser in Python does.
 
     The two agree on files without quotes, zero bytes and lone carriage returns whose separator is one character that
@@ -36,20 +35,21 @@ def read_table(pandas: Any, path: Any, **options: Any) -> pd.DataFrame:
         path: of the file.
         options: as for ``read_csv``.
     """
-    asked = options.get("engine") == "python" and options.get("usecols")
-    if asked and len(options.get("delimiter") or "") == 1 and _is_plain(path):
+    columns, delimiter = options.get("usecols"), options.get("delimiter")
+    asked = options.get("engine") == "python" and isinstance(delimiter, str) and len(delimiter) == 1
+    if asked and isinstance(columns, list) and _is_plain(path):
         try:
             quick = {**options, "engine": "c", "float_precision": "round_trip", "low_memory": False}
-            wanted = set(quick.pop("usecols"))  # with them rows may be longer than the head, and nobody says so
+            del quick["usecols"]  # with them rows may be longer than the head, and nobody says so
             frame = pandas.read_csv(path, **quick)
-            if isinstance(frame.index, pd.RangeIndex) and wanted <= set(frame.columns):
-                return frame[[name for name in frame.columns if name in wanted]]
+            if isinstance(frame.index, pd.RangeIndex) and set(columns) <= set(frame.columns):
+                return frame[[name for name in frame.columns if name in columns]]
         except ValueError:  # ParserError and UnicodeDecodeError are such
             pass
     return pandas.read_csv(path, **options)
 
 
-def _is_plain(path: Any) -> bool:
+def _is_plain(path: object) -> bool:
     if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path) or not os.path.getsize(path):
         return False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -75,9 +75,45 @@ def _table(found: Sequence[Record]) -> Iterator[str]:
     smaller = [name for name, shown in columns.items() if smaller_is_better(str(shown))]
     legend = f"validation: {str(score).lower()}; mean ± standard deviation over seeds; bytes: weights in an artifact"
     yield from _wrapped(f"{legend}{'; smaller is better: ' if smaller else ''}{', '.join(smaller)}")
+    for size in sorted({size for size, _, _ in groups if size >= 0}):
+        of_size = {key: list(runs.values()) for key, runs in groups.items() if key[0] == size}
+        yield from _wrapped(_best(of_size, dense, str(score), f"test {metric}", by_budget))
 
 
 _DENSE = -1.0
+# more bytes than the budget times this are not what was asked for
+_MOST_ABOVE = 1.15
+
+
+def _best(
+    groups: Mapping[tuple[float, str, str], Sequence[Record]],
+    dense: Mapping[int, int],
+    score: str,
+    tested: str,
+    by_budget: bool,
+) -> str:
+    """Which method of one size has the best validation score, and what it loses."""
+    fitting = {
+        key: runs
+        for key, runs in groups.items()
+        if not by_budget
+        or all(
+            run["bytes"] and run["budget"] and run["bytes"] <= _MOST_ABOVE * run["budget"] * dense[run["seed"]]
+            for run in runs
+            if run["seed"] in dense
+        )
+    }
+    if len(fitting) < 2:
+        return ""
+    sign = -1 if smaller_is_better(score) else 1
+    (size, method, values), runs = max(
+        fitting.items(), key=lambda item: sign * mean(run["valid_score"] for run in item[1])
+    )
+    change, (low, high) = runs[0].get("change_percent"), runs[0].get("interval_percent") or (None, None)
+    lost = "" if change is None else f": {tested} changes by {change:+.1f} % of dense"
+    interval = "" if low is None or high is None else f" (95 % interval over users {low:+.1f} to {high:+.1f} %)"
+    kind = "" if len({key[2] for key in fitting}) == 1 else f" in {values}"
+    return f"best on validation at {_said(size, by_budget)}: {method}{kind}{lost}{interval}"
 
 
 def _size(record: Record, by_budget: bool) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from recbole_prune.disk import user_values
 from recbole_prune.disk.names import USERS
 from recbole_prune.disk.user_values import Arrays, Floats, Ids, name_of
 from recbole_prune.report.folders import RunRecord, read_run
+from recbole_prune.report.statistics import SeedAverage, average_seeds
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,28 @@ def read_users(folder: Path | RunRecord) -> UserValues:
     digests: Mapping[int, object] = {line["ticket"]: line.get("users_sha256") for line in run.tickets}
     expected = {ticket: digest for ticket, digest in digests.items() if isinstance(digest, str)}
     return UserValues(user_values.read(run.path / USERS, expected))
+
+
+def average_users(tickets: Sequence[tuple[UserValues | None, int]], part: str, metric: str) -> SeedAverage | None:
+    """Tickets of several seeds and their dense models, user by user, averaged over the users that all seeds have.
+
+    Args:
+        tickets: under each seed what its run has, and the ticket.
+        part: ``valid`` or ``test``.
+        metric: such as ``recall@10``.
+
+    Returns:
+        None where a seed lacks the values, or users are rows of data (of sequential data there are several of a user).
+    """
+    pairs, ids = [], []
+    for users, number in tickets:
+        dense, ticket = (None if users is None else users.values(part, each, metric) for each in (0, number))
+        names = None if users is None else users.users(part)
+        if dense is None or ticket is None or names is None:
+            return None
+        pairs.append((dense, ticket))
+        ids.append(names)
+    try:
+        return average_seeds(pairs, ids)
+    except ValueError:  # no user in common, or one several times
+        return None

@@ -10,7 +10,8 @@ from recbole_prune.report.page.entries import Entry, Study, is_smaller_better
 from recbole_prune.report.page.markup import Markup, joined
 from recbole_prune.report.page.quality import Quality
 from recbole_prune.report.page.scales import NOT_MEASURED, percent
-from recbole_prune.report.statistics import PairedTest, SeedAverage, average_seeds, verdicts
+from recbole_prune.report.statistics import PairedTest, SeedAverage, verdicts
+from recbole_prune.report.users import average_users
 
 _HEADER = ("ticket", "seeds", "change (%) [95 %]", "of each seed (%)", "spread (%)", "as good")
 _NOTE = (
@@ -42,7 +43,10 @@ def _rows(study: Study, quality: Quality, runs: Sequence[RunRecord]) -> list[lis
     entries = [entry for entry in study.entries if entry.run is runs[0] and not entry.is_dense]
     if not entries or is_smaller_better(metric := quality.picked_by(entries[0])):
         return []
-    averages = {entry.number: _average(study.part, quality, runs, entry.number, metric) for entry in entries}
+    users = [quality.users_of(run) for run in runs]
+    averages = {
+        entry.number: average_users([(each, entry.number) for each in users], study.part, metric) for entry in entries
+    }
     known = {number: average for number, average in averages.items() if average is not None}
     if not known:
         return []
@@ -52,23 +56,6 @@ def _rows(study: Study, quality: Quality, runs: Sequence[RunRecord]) -> list[lis
     return [
         _row(entry, runs, known[entry.number], tests.get(entry.number)) for entry in entries if entry.number in known
     ]
-
-
-def _average(part: str, quality: Quality, runs: Sequence[RunRecord], number: int, metric: str) -> SeedAverage | None:
-    """The average over the users that all seeds have; None where a seed lacks the ticket, or users are rows of data."""
-    pairs, ids = [], []
-    for run in runs:
-        users = quality.users_of(run)
-        dense, ticket = (None if users is None else users.values(part, each, metric) for each in (0, number))
-        names = None if users is None else users.users(part)
-        if dense is None or ticket is None or names is None:
-            return None
-        pairs.append((dense, ticket))
-        ids.append(names)
-    try:
-        return average_seeds(pairs, ids)
-    except ValueError:  # no user in common, or one several times: of sequential data
-        return None
 
 
 def _row(entry: Entry, runs: Sequence[RunRecord], average: SeedAverage, test: PairedTest | None) -> list[str]:
