@@ -1,57 +1,97 @@
-"""The README's comparison, made from ``figures/compare/families.json``: ``python tests/compare_section.py --write``.
+"""The README's comparison, made from ``figures/compare/*.json``: ``python tests/compare_section.py --write``.
 
-The file is what this wrote::
+``recbole-prune compare --to=FILE`` wrote the files. With ``C`` for ``recbole-prune compare --budgets=0.5,0.2,0.1
+--show_progress=False --valid_metric=NDCG@10``::
 
-    recbole-prune compare --model=BPR --dataset=ml-100k --pruners=imp,omp,small_dense,lowrank,pq,qr \\
-      --budgets=0.5,0.2,0.1 --seeds=2020,2021 --workers=2 --prune_rounds=3 --epochs=100 --eval_step=2 \\
-      --stopping_step=5 "--metrics=['Recall','NDCG']" "--topk=[10]" --valid_metric=NDCG@10 --to=families.json
+    C --model=BPR --dataset=ml-100k --pruners=imp,omp,small_dense,lowrank,pq,qr --seeds=2020,2021 --prune_rounds=3 \\
+      --workers=2 --epochs=100 --eval_step=2 --stopping_step=5 "--metrics=['Recall','NDCG']" "--topk=[10]"
+
+With ``D`` for ``C --data_path=DATA --config_files=DATA/DATASET/dataset.yaml --prune_rounds=2 --epochs=60
+--train_batch_size=8192 "--metrics=['Recall','NDCG']" "--topk=[10,20]"``, after ``python shared/datasets/unpack.py ml-1m
+gowalla --to DATA``, and seeds as the table says::
+
+    D --model=BPR --dataset=ml-1m (or gowalla) --pruners=imp,omp,small_dense,lowrank,pq,qr,dsl,pep \\
+      --learning_rate=0.004 --weight_decay=1e-7 --eval_step=5 --stopping_step=3 --prune_update_interval=80
+    D --model=LightGCN --dataset=ml-1m (or gowalla) --pruners=imp,omp,small_dense,lowrank,pq,qr,dsl --n_layers=2 \\
+      --learning_rate=0.01 --prune_lr_schedule=cosine --prune_lr_floor=0.01 --reg_weight=1e-4 --require_pow=True \\
+      --eval_step=10 --stopping_step=10
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from bench_section import README, print_or_write
 
-FILE = Path(__file__).resolve().parent / "figures" / "compare" / "families.json"
+FOLDER = Path(__file__).resolve().parent / "figures" / "compare"
+# in the README's order, as far as they exist
+FILES = "bpr-ml-100k bpr-ml-1m bpr-gowalla lightgcn-ml-1m lightgcn-gowalla".split()
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 METRIC = "ndcg@10"
 _MOST_ABOVE = 1.15  # what takes more bytes than the budget times this is no competitor there
 
+Record = Mapping[str, Any]
 
-def section(records: list[dict[str, Any]]) -> str:
-    """A row for each method, a column for each budget: the test metric as mean and standard deviation over seeds."""
-    found = [record for record in records if record["failure"] is None]
-    dense = [record for record in found if record["pruner"] == "dense"]
-    budgets = sorted({record["budget"] for record in found if record["budget"] is not None}, reverse=True)
+
+def section(comparisons: Sequence[Sequence[Record]]) -> str:
+    """A row for each comparison and budget, a column for each method.
+
+    A cell is the change of the mean test metric over seeds beside the dense model, in percent of it; bold is the best
+    on validation data, whose interval over users stands in the last column.
+    """
+    methods = list(dict.fromkeys(r["pruner"] for records in comparisons for r in records if r["pruner"] != "dense"))
     lines = [
-        f"| test NDCG@10 | {' | '.join(f'{100 * budget:g} %' for budget in budgets)} |",
-        "|---|" + "---:|" * len(budgets),
+        f"| test NDCG@10, change in % | {' | '.join(f'`{method}`' for method in methods)} | bold, 95 % |",
+        "|---|" + "---:|" * (len(methods) + 1),
     ]
-    lines.append(f"| dense, 100 %: {_spread(dense)} |" + " |" * len(budgets))
-    bytes_of = {record["seed"]: record["bytes"] for record in dense}
-    for pruner in dict.fromkeys(record["pruner"] for record in found if record["pruner"] != "dense"):
-        cells = []
-        for budget in budgets:
-            cell = [record for record in found if (record["pruner"], record["budget"]) == (pruner, budget)]
-            fits = all(record["bytes"] <= _MOST_ABOVE * budget * bytes_of[record["seed"]] for record in cell)
-            cells.append(_spread(cell) if cell and fits else "does not get there")
-        lines.append(f"| `{pruner}` | {' | '.join(cells)} |")
+    for records in comparisons:
+        lines += _rows(records, methods)
     return "\n".join(lines)
 
 
-def _spread(records: list[dict[str, Any]]) -> str:
-    values = [record["test"][METRIC] for record in records]
-    return f"{mean(values):.4f} ± {stdev(values):.4f}"
+def _rows(records: Sequence[Record], methods: Sequence[str]) -> list[str]:
+    found = [record for record in records if record["failure"] is None]
+    dense = {record["seed"]: record for record in found if record["pruner"] == "dense"}
+    lines = []
+    for budget in sorted({record["budget"] for record in found if record["budget"]}, reverse=True):
+        of_budget = [record for record in found if record["budget"] == budget]
+        cells = {method: [record for record in of_budget if record["pruner"] == method] for method in methods}
+        fitting = {method: cell for method, cell in cells.items() if cell and _fits(cell, budget, dense)}
+        best = max(fitting, key=lambda method: mean(record["valid_score"] for record in fitting[method]))
+        shown = {method: f"{_change(cell):+.1f}" for method, cell in fitting.items()}
+        shown[best] = f"**{shown[best]}**"
+        low, high = fitting[best][0]["interval_percent"]
+        lines.append(
+            f"| {_name(dense)}, {100 * budget:g} % | {' | '.join(shown.get(method, '-') for method in methods)} "
+            f"| {low:+.1f} to {high:+.1f} |"
+        )
+    return lines
 
 
-def records() -> list[dict[str, Any]]:
-    """What the file holds."""
-    found: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
-    return found
+def _name(dense: Mapping[int, Record]) -> str:
+    first = next(iter(dense.values()))
+    score = mean(record["test"][METRIC] for record in dense.values())
+    return f"{first['model']} {first['dataset']} ({score:.4f})"
+
+
+def _fits(cell: Sequence[Record], budget: float, dense: Mapping[int, Record]) -> bool:
+    return all(record["bytes"] <= _MOST_ABOVE * budget * dense[record["seed"]]["bytes"] for record in cell)
+
+
+def _change(cell: Sequence[Record]) -> float:
+    """As the records have it: over users and seeds."""
+    change: float = cell[0]["change_percent"]
+    return change
+
+
+def comparisons() -> list[list[Record]]:
+    """What the files hold."""
+    files = [FOLDER / f"{name}.json" for name in FILES]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
 
 
 def present_section() -> str:
@@ -60,4 +100,4 @@ def present_section() -> str:
 
 
 if __name__ == "__main__":
-    print_or_write(section(records()), BEGIN, END)
+    print_or_write(section(comparisons()), BEGIN, END)

@@ -38,5 +38,5 @@ def test_it_is_short() -> None:
 
 
 def test_the_comparison_is_that_of_its_file() -> None:
-    text = compare_section.section(compare_section.records())
+    text = compare_section.section(compare_section.comparisons())
     assert compare_section.present_section() == text, "run: python tests/compare_section.py --write"
