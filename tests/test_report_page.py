@@ -305,6 +305,18 @@ def test_runs_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> No
     assert study(tmp_path).series()[-1].startswith("imp 9999999999")
 
 
+def test_runs_that_differ_in_how_far_they_prune_are_one_series(tmp_path: Path) -> None:
+    for number, target in enumerate((0.6, 0.7)):
+        lines = {0: {"checkpoint_sha256": "a" * 64}, 2: {"sparsity": target}}
+        write_run(tmp_path, run_hash=f"{number:010d}", settings={"prune_target_sparsity": target}, lines=lines)
+    found = study(tmp_path)
+    assert found.series() == ["dense", "imp"]
+    names = [entry.name for entry in found.entries]
+    assert names[0] == "dense" and {"imp 60.0 %", "imp 70.0 %"} < set(names) and len(set(names)) == len(names)
+    same = [name for name in names if name.endswith(" 1")]
+    assert same == ["imp (prune_target_sparsity=0.6) 1", "imp (prune_target_sparsity=0.7) 1"], "of equal sparsity"
+
+
 def test_a_shared_dense_model_is_one_row(tmp_path: Path) -> None:
     same = {0: {"checkpoint_sha256": "a" * 64}}
     write_run(tmp_path, lines=same)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from recbole_prune.config.evaluation import smaller_is_better
@@ -14,6 +13,7 @@ from recbole_prune.report.folders import RunRecord
 from recbole_prune.report.page.splits import refuse_other_data
 
 _LONGEST_SUFFIX = 40
+_HOW_FAR = "prune_target_sparsity"
 _BEYOND_REASON = 1e100
 _TIMED = ("ranking", "latency")
 
@@ -25,14 +25,16 @@ class Entry:
     Attributes:
         run: of the ticket; a dense model that several runs share is a row of the first of them.
         line: of the journal.
-        series: its method, with what tells it from other runs of the report.
-        name: ``series`` with the number of the ticket; ``dense`` for ticket 0.
+        series: its method, with what tells it from other runs of the report but for how far they prune.
+        of_run: ``series`` with what tells the run apart.
+        name: ``of_run`` with the number of the ticket, or ``series`` with its sparsity; ``dense`` for ticket 0.
     """
 
     run: RunRecord
     line: Mapping[str, Any]
     series: str
-    name: str
+    of_run: str = ""
+    name: str = ""
 
     @property
     def number(self) -> int:
@@ -184,7 +186,7 @@ def _entries_of(runs: Sequence[RunRecord]) -> list[Entry]:
     for run in runs:
         for line in run.tickets:
             what = run.method if line["ticket"] else "taught" if run.distiller and line.get("taught", True) else "dense"
-            entry = Entry(run, line, named(run, what), "")
+            entry = Entry(run, line, named(run, what))
             if line["ticket"]:
                 pruned.append(entry)
             else:
@@ -193,27 +195,47 @@ def _entries_of(runs: Sequence[RunRecord]) -> list[Entry]:
 
 
 def _with_names(entries: Sequence[Entry]) -> list[Entry]:
-    """Names in which a series has what tells its run from other runs that would have the same."""
-    runs: dict[str, dict[Path, RunRecord]] = {}
+    """Names in which a run has what tells it from other runs that would have the same.
+
+    Runs that only differ in how far they prune, as those of a comparison, are one series, whose tickets are named by
+    their sparsity, where that tells them apart.
+    """
+    groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        runs.setdefault(entry.series, {})[entry.run.path] = entry.run
+        groups.setdefault(entry.series, []).append(entry)
+    names: dict[int, tuple[str, str, str]] = {}
+    for series, group in groups.items():
+        runs = list({entry.run.path: entry.run for entry in group}.values())
+        of_run = {run.path: f"{series} {_told_apart(run, runs)}".rstrip() for run in runs}
+        by_sparsity = [f"{series} {100 * entry.line['sparsity']:.1f} %" for entry in group]
+        is_one = len(runs) > 1 and _differing(runs) == [_HOW_FAR]
+        for entry, short in zip(group, by_sparsity):
+            own = of_run[entry.run.path]
+            numbered = f"{own} {entry.number}" if entry.number else own
+            name = short if is_one and by_sparsity.count(short) == 1 else numbered
+            names[id(entry)] = (series, own, name) if is_one and entry.number else (own, own, numbered)
     found = []
     for entry in entries:
-        told = _told_apart(entry.run, list(runs[entry.series].values()))
-        series = f"{entry.series} {told}".rstrip()
-        found.append(replace(entry, series=series, name=f"{series} {entry.number}" if entry.number else series))
+        series, of_own_run, name = names[id(entry)]
+        found.append(replace(entry, series=series, of_run=of_own_run, name=name))
     return found
+
+
+def _differing(runs: Sequence[RunRecord]) -> list[str]:
+    """The settings in which runs differ."""
+    names = sorted({str(name) for run in runs for name in run.settings if not _says_nothing(str(name))})
+    return [name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)]
 
 
 def _told_apart(run: RunRecord, others: Sequence[RunRecord]) -> str:
     """The settings by which a run differs from others of its name, if they are few and short; else its hash."""
     if len(others) == 1:
         return ""
-    texts = []
-    for each in (run, *others):
-        names = sorted({str(name) for other in others for name in other.settings if not _says_nothing(str(name))})
-        differing = [n for n in names if any(other.settings.get(n) != others[0].settings.get(n) for other in others)]
-        texts.append(", ".join(f"{name}={each.settings[name]}" for name in differing if name in each.settings))
+    differing = _differing(others)
+    texts = [
+        ", ".join(f"{name}={each.settings[name]}" for name in differing if name in each.settings)
+        for each in (run, *others)
+    ]
     own = texts[0] or "default"
     is_clear = texts.count(texts[0]) == 2 and len(own) <= _LONGEST_SUFFIX
     return f"({own})" if is_clear else run.path.name.rpartition("-")[2][:10]

@@ -23,7 +23,7 @@ def curves_section(study: Study, quality: Quality) -> Markup:
     for run in study.runs:
         entries = [entry for entry in study.entries if entry.run is run]
         if entries:  # the last is a pruned one, where there is one
-            figures += _figures(run, entries[-1].series, quality.picked_by(entries[-1]))
+            figures += _figures(run, entries[-1].of_run, quality.picked_by(entries[-1]))
     if not figures:
         figures = [parts.paragraph("No validation was recorded.", class_="none")]
     return parts.section(

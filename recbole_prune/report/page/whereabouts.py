@@ -29,7 +29,7 @@ def density_section(study: Study) -> Markup:
 
 
 def _of_run(entries: Sequence[Entry]) -> list[Child]:
-    run, name = entries[0].run, entries[0].series
+    run, name = entries[0].run, entries[0].of_run
     masked = [entry for entry in entries if entry.line.get("mask_file")]
     if not masked:
         return [parts.paragraph(f"{name}: no masks: tables of another form, no single entry is pruned.")]
