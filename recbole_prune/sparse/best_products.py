@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.inverted_lists import TopK, in_threads
+from recbole_prune.sparse.inverted_lists import Array, TopK, in_threads
 
 # rows of the table that are scored together: their coordinates and scores stay in the first cache
 _MEMBERS = 256
@@ -28,7 +28,8 @@ _MANY_VECTORS, _VECTORS_TRIED = 1024, 32
 # time of scoring a row, and of each of its coordinates, in that of adding a coordinate to the limits of many rows
 _COST_OF_ROW, _COST_OF_COORDINATE = 800, 6
 
-Array = NDArray[np.float32]
+Single = NDArray[np.float32]
+Double = NDArray[np.float64]
 
 
 class ProductSearch:
@@ -38,7 +39,7 @@ class ProductSearch:
         table: float32, finite ``[columns, width]``.
     """
 
-    def __init__(self, table: Array) -> None:
+    def __init__(self, table: Single) -> None:
         self._table = np.ascontiguousarray(table, np.float32)
         lengths = _lengths(self._table)
         lengths[:1] = 0
@@ -65,7 +66,7 @@ class ProductSearch:
 
     def top_k(
         self,
-        vectors: Array,
+        vectors: Single,
         k: int,
         seen_starts: NDArray[np.int64],
         seen_ends: NDArray[np.int64],
@@ -113,7 +114,9 @@ class ProductSearch:
         in_threads(work_on, range(0, len(vectors), _VECTORS_AT_ONCE), threads)
         return found
 
-    def _prepared(self, vectors: Array, depth: int, scale: float) -> tuple[NDArray[np.floating], ...]:
+    def _prepared(
+        self, vectors: Single, depth: int, scale: float
+    ) -> tuple[Double, Single, Single, Single, Double, Double]:
         """What the loop takes of some vectors."""
         scaled = scale * vectors.astype(np.float64)
         lengths = _lengths(scaled)
@@ -129,18 +132,22 @@ class ProductSearch:
         )  # fmt: skip
 
 
-def are_finite(vectors: Array, table: Array, scale: float = 1.0) -> bool:
-    """Whether no product can be NaN or infinite."""
-    longest = [float(_lengths(side).max(initial=0.0)) for side in (vectors, table)]
-    return abs(scale) * longest[0] * longest[1] < _LARGEST  # not so with NaN
+def longest(vectors: Single) -> float:
+    """The largest length of a vector; NaN where one is NaN."""
+    return float(_lengths(vectors).max(initial=0.0))
 
 
-def _lengths(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    lengths: NDArray[np.float64] = np.sqrt(np.square(vectors, dtype=np.float64).sum(-1))
+def are_finite(vectors: Single, longest_row: float, scale: float = 1.0) -> bool:
+    """Whether no product with the rows of a table can be NaN or infinite."""
+    return abs(scale) * longest(vectors) * longest_row < _LARGEST  # not so with NaN
+
+
+def _lengths(vectors: NDArray[np.floating]) -> Double:
+    lengths: Double = np.sqrt(np.square(vectors, dtype=np.float64).sum(-1))
     return lengths
 
 
-def _padded(array: NDArray[np.generic], count: int, nothing: float) -> NDArray[np.generic]:
+def _padded(array: Array, count: int, nothing: float) -> Array:
     """An array of so many entries, ``nothing`` behind its own."""
     padded = np.full((count, *array.shape[1:]), nothing, array.dtype)
     padded[: len(array)] = array
@@ -148,7 +155,7 @@ def _padded(array: NDArray[np.generic], count: int, nothing: float) -> NDArray[n
 
 
 def ranks_of_products(
-    vectors: Array, rows: NDArray[np.int64], table: Array, ids: NDArray[np.int32], threads: int = 0
+    vectors: Single, rows: NDArray[np.int64], table: Single, ids: NDArray[np.int32], threads: int = 0
 ) -> NDArray[np.int32]:
     """How many ids but 0 have a product above that of each of some ids; needs numba.
 

@@ -7,15 +7,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.best_products import ProductSearch, are_finite
+from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
 from recbole_prune.sparse.compiling import available, pays
 from recbole_prune.sparse.inverted_lists import Array, TopK
 
 _SCORES_AT_ONCE = 1 << 22
-# what the search saves by score against a matrix product and numpy's partition, and how many users its preparation
-# takes as long as; measured at width 64 on gowalla
+# what the search saves by score against a matrix product and numpy's partition
 _SECONDS_SAVED_BY_SCORE = 1.3e-8
-_USERS_TO_SEARCH = 500
+# as many users take as long as the preparation of the search, by coordinate of their vectors
+_USERS_TO_SEARCH = 8
 
 
 def score_users(
@@ -56,6 +56,10 @@ class DenseItems:
         self._users = 0
 
     @cached_property
+    def _longest(self) -> float:
+        return longest(self._table)
+
+    @cached_property
     def _search(self) -> ProductSearch:
         return ProductSearch(self._table)
 
@@ -74,9 +78,8 @@ class DenseItems:
         users = np.asarray(users, np.float32)
         self._users += len(users)
         saved = len(users) * len(self._table) * _SECONDS_SAVED_BY_SCORE
-        if self._users < _USERS_TO_SEARCH or not pays(saved) or not available():
-            return by_matrix_products(users, self._table, k, seen_pointers, seen_items, scale)
-        if not are_finite(users, self._table, scale):
+        many = self._users >= _USERS_TO_SEARCH * self._table.shape[1]
+        if not (many and pays(saved) and available() and are_finite(users, self._longest, scale)):
             return by_matrix_products(users, self._table, k, seen_pointers, seen_items, scale)
         pointers, seen = np.asarray(seen_pointers, np.int64), np.asarray(seen_items, np.int64)
         return self._search.top_k(users, k, pointers[:-1], pointers[1:], seen, scale=scale, threads=threads)
@@ -88,7 +91,7 @@ def by_matrix_products(
     """The k best items of each user; arguments as for :class:`DenseItems`."""
     users, items = np.asarray(users, np.float32), np.asarray(items, np.float32)
     found = TopK.empty(len(users), k)
-    longest = np.abs(items).max(axis=0, initial=0.0).astype(np.float64)
+    largest = np.abs(items).max(axis=0, initial=0.0).astype(np.float64)
     step = max(1, _SCORES_AT_ONCE // max(1, len(items)))
     for first in range(0, len(users), step):
         block = users[first : first + step]
@@ -98,7 +101,7 @@ def by_matrix_products(
         counts = np.diff(seen_pointers[first : first + len(block) + 1])
         here = seen_items[seen_pointers[first] : seen_pointers[first + len(block)]]
         scores[np.repeat(np.arange(len(block)), counts), here] = -np.inf
-        margin = (2 * items.shape[1] + 8) * 6e-8 * (np.abs(scaled) @ longest) + 1e-37
+        margin = (2 * items.shape[1] + 8) * 6e-8 * (np.abs(scaled) @ largest) + 1e-37
         near = _near_the_best(scores, scaled, k, margin)
         _best_of_block(*near, scaled, items, k, TopK(*(a[first : first + len(block)] for a in _parts(found))))
     return found

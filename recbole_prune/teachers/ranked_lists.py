@@ -15,7 +15,7 @@ import torch
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.ranking import scores_at_once, top_k
-from recbole_prune.sparse.best_products import ProductSearch, are_finite
+from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
 from recbole_prune.sparse.compiling import available
 
 # scores of some rows [n, columns], for their ids [n]
@@ -65,7 +65,7 @@ def best_of_products(
     """:func:`best_of_rows` by the products of vectors ``[rows, width]`` with a table ``[columns, width]``."""
     sides = vectors.detach(), table.detach()[: excluded.value_count]
     on_cpu = all(side.device.type == "cpu" and side.dtype == torch.float32 for side in sides)
-    if not (on_cpu and available() and are_finite(sides[0].numpy(), sides[1].numpy())):
+    if not (on_cpu and available() and are_finite(sides[0].numpy(), longest(sides[1].numpy()))):
         return best_of_rows(lambda some: sides[0][some] @ sides[1].t(), excluded, length, what, vectors.device, ids)
     best = ProductSearch(sides[1].numpy()).top_k(
         sides[0].numpy()[ids], length, excluded.offsets[ids], excluded.offsets[ids + 1],
