@@ -26,8 +26,8 @@ CALLS = """
 import json, os, sys
 import numpy as np, torch
 from recbole_prune.distillers.losses import listwise, soft_labels
-from recbole_prune.sparse import best_products, compiling, dense_top_k, pair_kernels, pair_scores, product_kernel
-from recbole_prune.sparse import row_kernels, scan_kernel
+from recbole_prune.sparse import best_products, compiling, inverted_lists, pair_kernels, pair_scores, product_kernel
+from recbole_prune.sparse import row_kernels, scan_kernel, search_kernel
 from recbole_prune.sparse.compact import compact
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows
 
@@ -35,8 +35,8 @@ def call():
     table = np.eye(40, 8, dtype=np.float32)
     nothing = np.zeros(41, np.int64), np.zeros(0, np.int64)
     InvertedLists(Rows.of(table), 8).top_k(Rows.of(table), 3, *nothing)
-    dense_top_k.largest(table, 3)
-    best_products.best_products(table, np.arange(40), table, *nothing, 3)
+    inverted_lists.largest(table, 3)
+    best_products.ProductSearch(table).top_k(table, 3, nothing[0][1:], nothing[0][1:], nothing[1])
     best_products.ranks_of_products(table, np.arange(40), table, np.ones((40, 3), np.int32))
     rows = Rows.of(table)
     parts = [torch.from_numpy(part.copy()) for part in rows]
@@ -53,7 +53,7 @@ def call():
     soft_labels.soft_list_cross_entropy(torch.ones(5, 3), torch.ones(5, 3), 1.0)
 
 def counts():
-    loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest, "best_products": product_kernel.best_products}
+    loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest, "best_products": search_kernel.best_products}
     loops["ranks_of_products"] = product_kernel.ranks_of_products
     loops.update({name: row_kernels._compiled(name) for name in row_kernels._LOOPS})
     names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows")

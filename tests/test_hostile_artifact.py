@@ -45,6 +45,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled here."""
     for module in (recommend, dense_top_k):
         monkeypatch.setattr(module, "pays", lambda seconds: False)
+    monkeypatch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
 
 
 @pytest.fixture(params=[False, True])

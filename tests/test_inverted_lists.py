@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from recbole_prune.sparse import dense_top_k as dense_top_k_module
-from recbole_prune.sparse import inverted_lists
+from recbole_prune.sparse import best_products, dense_top_k, inverted_lists
+from recbole_prune.sparse.best_products import ProductSearch
 from recbole_prune.sparse.compiling import available
-from recbole_prune.sparse.dense_top_k import dense_top_k
+from recbole_prune.sparse.dense_top_k import DenseItems, by_matrix_products
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, TopK
 
 needs_numba = pytest.mark.skipif(not available(), reason="numba is not installed: there is no scan to test")
+SCALES = st.sampled_from([1.0, -2.5, 1e-3])
 
 
 def full_sort(
@@ -70,21 +71,13 @@ def assert_equal(found: TopK, expected: tuple[NDArray, NDArray, NDArray]) -> Non
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_numba)])
 @settings(max_examples=150)
-@given(
-    seed=st.integers(0, 100_000),
-    k=st.integers(1, 30),
-    whole=st.booleans(),
-    scale=st.sampled_from([1.0, -2.5, 1e-3]),
-    spare=st.sampled_from([1, 12]),
-)
-def test_matrix_products_equal_the_full_sort(
-    compiled: bool, seed: int, k: int, whole: bool, scale: float, spare: int
-) -> None:
+@given(seed=st.integers(0, 100_000), k=st.integers(1, 30), whole=st.booleans(), scale=SCALES)
+def test_dense_tables_equal_the_full_sort(compiled: bool, seed: int, k: int, whole: bool, scale: float) -> None:
     users, items, seen = case(seed, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_top_k_module, "pays", lambda seconds: compiled)
-        patch.setattr(dense_top_k_module, "_SPARE", spare)
-        found = dense_top_k(users, items, k, *pointers_of(seen), scale=scale)
+        patch.setattr(dense_top_k, "pays", lambda seconds: compiled)
+        patch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
+        found = DenseItems(items).top_k(users, k, *pointers_of(seen), scale=scale)
     assert_equal(found, full_sort(users, items, k, seen, scale))
 
 
@@ -94,7 +87,7 @@ def test_matrix_products_equal_the_full_sort(
     seed=st.integers(0, 100_000),
     k=st.integers(1, 30),
     whole=st.booleans(),
-    scale=st.sampled_from([1.0, -2.5, 1e-3]),
+    scale=SCALES,
     block=st.sampled_from([64, 128, 1 << 14]),
     threads=st.integers(1, 3),
 )
@@ -121,7 +114,68 @@ def test_near_ties_are_ranked_by_their_exact_scores() -> None:
     rough = np.argsort(-(items @ users[0]), kind="stable")[:50]
     assert not np.array_equal(rough, expected[0][0])
     assert_equal(InvertedLists(Rows.of(items), 64).top_k(Rows.of(users), 50, *pointers_of(nothing)), expected)
-    assert_equal(dense_top_k(users, items, 50, *pointers_of(nothing)), expected)
+    assert_equal(by_matrix_products(users, items, 50, *pointers_of(nothing)), expected)
+    assert_equal(search(users, items, 50, nothing), expected)
+
+
+def search(users: NDArray, items: NDArray, k: int, seen: list[NDArray], scale: float = 1.0, threads: int = 1) -> TopK:
+    pointers, ids = pointers_of(seen)
+    return ProductSearch(items).top_k(users, k, pointers[:-1], pointers[1:], ids, scale=scale, threads=threads)
+
+
+@needs_numba
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 100_000),
+    k=st.integers(1, 700),
+    kind=st.sampled_from(["decaying", "flat", "whole", "equal", "signs", "one length"]),
+    size=st.sampled_from([1e-42, 1e-30, 1e-20, 1.0, 1e15]),
+    scale=SCALES,
+    tried=st.sampled_from([1, 1024]),
+)
+def test_the_search_equals_the_full_sort(seed: int, k: int, kind: str, size: float, scale: float, tried: int) -> None:
+    """Several blocks and depths, many vectors and one: spectra that help bounds and that do not, ties, zeros, sizes."""
+    random = np.random.default_rng(seed)
+    width, count = int(random.integers(1, 41)), int(random.choice([2, 255, 257, 600, 1500]))
+    users, items = (random.standard_normal((n, width)) for n in (int(random.integers(1, 70)), count))
+    if kind == "decaying":
+        users, items = (table * 0.7 ** np.arange(width) for table in (users, items))
+        items *= random.lognormal(0, 1, (count, 1))
+    if kind == "whole":
+        users, items = np.round(users), np.round(items)
+    if kind == "equal":
+        items[:] = items[-1] * random.integers(0, 3, (count, 1))
+    if kind == "signs":
+        users, items = np.sign(users), np.sign(items)
+    if kind == "one length":
+        items /= np.linalg.norm(items, axis=1)[:, None]
+    users[::5] = 0
+    items[random.random(count) < 0.1] = 0
+    users, items = (users * size).astype(np.float32), items.astype(np.float32)
+    seen = [np.flatnonzero(random.random(count) < random.choice([0, 0.1, 0.95])) for _ in users]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_products, "_MANY_VECTORS", tried)
+        patch.setattr(best_products, "_VECTORS_AT_ONCE", 33)
+        found = search(users, items, k, seen, scale, threads=2)
+    assert_equal(found, full_sort(users, items, k, seen, scale))
+    if size == 1.0:
+        assert_equal(
+            by_matrix_products(users, items, k, *pointers_of(seen), scale), full_sort(users, items, k, seen, scale)
+        )
+
+
+@needs_numba
+def test_tables_that_a_search_cannot_bound_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is infinite or no number is ranked as without numba."""
+    monkeypatch.setattr(dense_top_k, "pays", lambda seconds: True)
+    monkeypatch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
+    users, items, seen = case(5, False)
+    for value in (np.nan, np.inf, 3e38):
+        users[0, 0], items[1:, 0] = 3e38, value
+        with np.errstate(all="ignore"):
+            found = DenseItems(items).top_k(users, 3, *pointers_of(seen))
+            expected = by_matrix_products(users, items, 3, *pointers_of(seen))
+        assert_equal(found, (expected.items, expected.scores, expected.tied))
 
 
 @given(seed=st.integers(0, 1000))

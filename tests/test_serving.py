@@ -97,6 +97,7 @@ def test_lists_equal_a_full_sort_with_and_without_numba(
     with pytest.MonkeyPatch.context() as patch:
         for module in (recommend, dense_top_k):
             patch.setattr(module, "pays", lambda seconds: with_numba)
+        patch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
         found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
     assert found == [plain_ranking(recommender, user, k, exclude_seen) for user in users]
 
@@ -112,6 +113,7 @@ VARIANTS = (
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: dict, pays: bool) -> None:
     for module in (recommend, dense_top_k):
         monkeypatch.setattr(module, "pays", lambda seconds: pays)
+    monkeypatch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
     recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact", **variant))
     if "each" in variant:
         assert {tensor.encoding for tensor in recommender._artifact.tensors.values()} == {"fixed"}

@@ -18,7 +18,7 @@ from recbole_prune.artifact.files import TICKET
 from recbole_prune.artifact.forms import StoredTensor
 from recbole_prune.errors import ArtifactError
 from recbole_prune.sparse.compiling import available, pays
-from recbole_prune.sparse.dense_top_k import dense_top_k
+from recbole_prune.sparse.dense_top_k import DenseItems
 from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, InvertedLists, Rows, TopK
 
 Recommendation = tuple[str, float]
@@ -72,14 +72,15 @@ class Recommender:
         count = len(artifact.items)
         self._width = items.columns
         self._rows: tuple[Rows, Rows] | None = None
-        self._tables: tuple[Array, Array] | None = None
+        self._tables: tuple[Array, DenseItems] | None = None
         if items.kept <= DENSEST_SCAN * items.entries:
             # knowledge graph models keep further entities behind the items
             self._rows = _rows_of(users), _rows_of(items).some(np.arange(count))
             self._refuse_overflow(*(rows.values for rows in self._rows))
         else:
-            self._tables = users.decode(), items.decode()[:count]
-            self._refuse_overflow(*self._tables)
+            vectors, table = users.decode(), items.decode()[:count]
+            self._refuse_overflow(vectors, table)
+            self._tables = vectors, DenseItems(table)
 
     def _refuse_overflow(self, users: Array, items: Array) -> None:
         """Refuse values whose products leave the range of float32, where rankings are not defined."""
@@ -122,9 +123,9 @@ class Recommender:
         return InvertedLists(self._rows[1], self._width)
 
     @cached_property
-    def _item_table(self) -> Array:
+    def _item_table(self) -> DenseItems:
         assert self._rows is not None, "other tables are dense"
-        return self._rows[1].dense(self._width)
+        return DenseItems(self._rows[1].dense(self._width))
 
     def _scan_pays(self, users: int) -> bool:
         """Whether scanning sparse tables takes less time, the loading of compiled loops included."""
@@ -165,8 +166,8 @@ class Recommender:
         """The k best items by internal ids, for many users at once.
 
         For many users sparse tables are scanned by inverted lists where numba is installed, and stay compressed in
-        memory; for a few, and in dense tables, vectors are multiplied, which takes numpy alone. The lists are the same
-        (:mod:`recbole_prune.sparse.inverted_lists`).
+        memory; dense ones are searched (:class:`recbole_prune.sparse.dense_top_k.DenseItems`). For a few, vectors are
+        multiplied, which takes numpy alone. The lists are the same (:mod:`recbole_prune.sparse.inverted_lists`).
 
         Args:
             users: internal user ids, shape ``[users]``.
@@ -196,7 +197,7 @@ class Recommender:
                 vars(self).pop("_item_table", None)  # from now on it would only take memory
                 return self._lists.top_k(rows, size, pointers, items, scale=self._scale, threads=threads)
             vectors, table = rows.dense(self._width), self._item_table
-        return dense_top_k(vectors, table, size, pointers, items, scale=self._scale, threads=threads)
+        return table.top_k(vectors, size, pointers, items, scale=self._scale, threads=threads)
 
     def _check_k(self, k: int) -> int:
         items = len(self._artifact.items) - 1

@@ -1,18 +1,21 @@
-"""The best items of users by matrix products, exactly as :mod:`recbole_prune.sparse.inverted_lists` says."""
+"""The best items of users in dense tables, exactly as :mod:`recbole_prune.sparse.inverted_lists` says."""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
 from recbole_prune.sparse.compiling import available, pays
-from recbole_prune.sparse.inverted_lists import Array, TopK, largest
+from recbole_prune.sparse.inverted_lists import Array, TopK
 
 _SCORES_AT_ONCE = 1 << 22
-# so many more than the longest list are looked for at first: hardly ever are more within the rounding error of its end
-_SPARE = 12
-# what the compiled loop that finds the best of the scores saves against numpy's partition
+# what the search saves by score against a matrix product and numpy's partition
 _SECONDS_SAVED_BY_SCORE = 1.3e-8
+# as many users take as long as the preparation of the search, by coordinate of their vectors
+_USERS_TO_SEARCH = 8
 
 
 def score_users(
@@ -20,8 +23,8 @@ def score_users(
 ) -> NDArray[np.float32]:
     """Scores of some users for the items ``start`` to ``stop - 1``.
 
-    Products are added in float64, coordinate by coordinate, and rounded once: the scores that :func:`dense_top_k`
-    ranks by, however it finds the best.
+    Products are added in float64, coordinate by coordinate, and rounded once: the scores that rankings
+    are by, however it finds the best.
 
     Args:
         user_vectors: shape ``[users, width]``.
@@ -38,24 +41,58 @@ def score_users(
     return np.asarray(total.astype(np.float32))
 
 
-def dense_top_k(
-    users: Array, items: Array, k: int, seen_pointers: Array, seen_items: Array, *, scale: float = 1.0, threads: int = 0
-) -> TopK:
-    """The k best items of each user, item 0 (padding) left out.
+class DenseItems:
+    """A table of items that finds the best ones for users; item 0 (padding) never is.
+
+    For many users they are searched for by bounds (:mod:`recbole_prune.sparse.best_products`) where numba is installed;
+    for a few, matrix products find them, which takes numpy alone. The lists are the same.
 
     Args:
-        users: vectors, shape ``[users, width]``.
-        items: vectors, shape ``[items, width]``.
-        k: length of a list.
-        seen_pointers: shape ``[users + 1]``, into ``seen_items``: ids that are left out.
-        scale: constant factor of the scores.
-        threads: for finding the best of many scores, with numba; 0: all usable cores. The products take numpy's.
+        table: vectors, shape ``[items, width]``.
     """
+
+    def __init__(self, table: Array) -> None:
+        self._table = np.asarray(table, np.float32)
+        self._users = 0
+
+    @cached_property
+    def _longest(self) -> float:
+        return longest(self._table)
+
+    @cached_property
+    def _search(self) -> ProductSearch:
+        return ProductSearch(self._table)
+
+    def top_k(
+        self, users: Array, k: int, seen_pointers: Array, seen_items: Array, *, scale: float = 1.0, threads: int = 0
+    ) -> TopK:
+        """The k best items of each user.
+
+        Args:
+            users: vectors, shape ``[users, width]``.
+            k: length of a list.
+            seen_pointers: shape ``[users + 1]``, into ``seen_items``: ids that are left out, ascending for a user.
+            scale: constant factor of the scores.
+            threads: for the search; 0: all usable cores. Matrix products take numpy's.
+        """
+        users = np.asarray(users, np.float32)
+        self._users += len(users)
+        saved = len(users) * len(self._table) * _SECONDS_SAVED_BY_SCORE
+        many = self._users >= _USERS_TO_SEARCH * self._table.shape[1]
+        if not (many and pays(saved) and available() and are_finite(users, self._longest, scale)):
+            return by_matrix_products(users, self._table, k, seen_pointers, seen_items, scale)
+        pointers, seen = np.asarray(seen_pointers, np.int64), np.asarray(seen_items, np.int64)
+        return self._search.top_k(users, k, pointers[:-1], pointers[1:], seen, scale=scale, threads=threads)
+
+
+def by_matrix_products(
+    users: Array, items: Array, k: int, seen_pointers: Array, seen_items: Array, scale: float = 1.0
+) -> TopK:
+    """The k best items of each user; arguments as for :class:`DenseItems`."""
     users, items = np.asarray(users, np.float32), np.asarray(items, np.float32)
     found = TopK.empty(len(users), k)
-    longest = np.abs(items).max(axis=0, initial=0.0).astype(np.float64)
+    largest = np.abs(items).max(axis=0, initial=0.0).astype(np.float64)
     step = max(1, _SCORES_AT_ONCE // max(1, len(items)))
-    compiled = pays(len(users) * len(items) * _SECONDS_SAVED_BY_SCORE) and available()
     for first in range(0, len(users), step):
         block = users[first : first + step]
         scaled = scale * block.astype(np.float64)
@@ -64,8 +101,8 @@ def dense_top_k(
         counts = np.diff(seen_pointers[first : first + len(block) + 1])
         here = seen_items[seen_pointers[first] : seen_pointers[first + len(block)]]
         scores[np.repeat(np.arange(len(block)), counts), here] = -np.inf
-        margin = (2 * items.shape[1] + 8) * 6e-8 * (np.abs(scaled) @ longest) + 1e-37
-        near = _near_the_best(scores, scaled, k, margin, threads if compiled else None)
+        margin = (2 * items.shape[1] + 8) * 6e-8 * (np.abs(scaled) @ largest) + 1e-37
+        near = _near_the_best(scores, scaled, k, margin)
         _best_of_block(*near, scaled, items, k, TopK(*(a[first : first + len(block)] for a in _parts(found))))
     return found
 
@@ -74,39 +111,11 @@ def _parts(found: TopK) -> tuple[Array, Array, Array]:
     return found.items, found.scores, found.tied
 
 
-def _near_the_best(
-    scores: NDArray[np.float32], scaled: Array, k: int, margin: Array, threads: int | None
-) -> tuple[Array, Array]:
-    """Rows and columns of the scores that are within the rounding error of the k + 1 best of their row, or better.
-
-    They are found by numpy, or with so many ``threads`` by a compiled loop.
-    """
+def _near_the_best(scores: NDArray[np.float32], scaled: Array, k: int, margin: Array) -> tuple[Array, Array]:
+    """Rows and columns of the scores that are within the rounding error of the k + 1 best of their row, or better."""
     size = min(k + 1, scores.shape[1])
-    more = size + _SPARE
-    if threads is None or more > scores.shape[1]:
-        least = np.partition(scores, scores.shape[1] - size, axis=1)[:, scores.shape[1] - size]
-        return _at_least(scores, scaled, k, _bound(least, margin))
-    columns, values = largest(scores, more, threads)
-    bound = _bound(values[:, size - 1], margin)
-    near = values >= bound[:, None]
-    row, place = np.nonzero(near)
-    [open_ended] = np.nonzero(near[:, -1])  # there may be further ones
-    if not len(open_ended):
-        return row, columns[row, place]
-    ended = ~near[row, -1]
-    others, their_columns = _at_least(scores[open_ended], scaled[open_ended], k, bound[open_ended])
-    return (
-        np.concatenate([row[ended], open_ended[others]]),
-        np.concatenate([columns[row[ended], place[ended]], their_columns]),
-    )
-
-
-def _bound(least: NDArray[np.float32], margin: Array) -> Array:
-    return np.where(np.isfinite(least), least - margin, np.float32(np.finfo(np.float32).min))
-
-
-def _at_least(scores: NDArray[np.float32], scaled: Array, k: int, bound: Array) -> tuple[Array, Array]:
-    """Rows and columns of the scores that reach the bound of their row."""
+    least = np.partition(scores, scores.shape[1] - size, axis=1)[:, scores.shape[1] - size]
+    bound = np.where(np.isfinite(least), least - margin, np.float32(np.finfo(np.float32).min))
     near = scores >= bound[:, None]
     # of the items that score exactly 0 only those with the smallest ids can be in a list
     empty = ~scaled.any(axis=1)

@@ -15,7 +15,7 @@ import torch
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.ranking import scores_at_once, top_k
-from recbole_prune.sparse.best_products import best_products
+from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
 from recbole_prune.sparse.compiling import available
 
 # scores of some rows [n, columns], for their ids [n]
@@ -28,9 +28,6 @@ Entries = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
 _ENTRIES_AT_ONCE = 1 << 21
 _FEWEST_ROWS = 32
 _SECONDS_BETWEEN_LINES = 20.0
-_LARGEST_PRODUCT = 1e38
-# coordinates up to which the loop is faster than matrix products and a pass over them (as fast at 200)
-_WIDEST = 128
 
 
 def best_of_rows(
@@ -68,16 +65,15 @@ def best_of_products(
     """:func:`best_of_rows` by the products of vectors ``[rows, width]`` with a table ``[columns, width]``."""
     sides = vectors.detach(), table.detach()[: excluded.value_count]
     on_cpu = all(side.device.type == "cpu" and side.dtype == torch.float32 for side in sides)
-    if on_cpu and sides[0].shape[1] <= _WIDEST and available() and _have_finite_products(*sides):
-        arrays = sides[0].numpy(), ids, sides[1].numpy(), excluded.offsets, excluded.codes
-        return best_products(*arrays, length, torch.get_num_threads())
-    return best_of_rows(lambda some: sides[0][some] @ sides[1].t(), excluded, length, what, vectors.device, ids)
-
-
-def _have_finite_products(vectors: torch.Tensor, table: torch.Tensor) -> bool:
-    """Whether none can be NaN or infinite."""
-    longest = [side.double().norm(dim=1).max() if len(side) else side.new_zeros(()) for side in (vectors, table)]
-    return bool(longest[0] * longest[1] < _LARGEST_PRODUCT)  # not so with NaN
+    if not (on_cpu and available() and are_finite(sides[0].numpy(), longest(sides[1].numpy()))):
+        return best_of_rows(lambda some: sides[0][some] @ sides[1].t(), excluded, length, what, vectors.device, ids)
+    best = ProductSearch(sides[1].numpy()).top_k(
+        sides[0].numpy()[ids], length, excluded.offsets[ids], excluded.offsets[ids + 1],
+        excluded.codes % excluded.value_count, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    found = np.full((len(vectors), length), -1, np.int32), np.zeros((len(vectors), length), np.float32)
+    found[0][ids], found[1][ids] = best.items, np.where(best.items < 0, np.float32(0), best.scores)
+    return found
 
 
 def best_of_listed(
