@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     options.check(own, rest)
     asked = launch(rest)
     from recbole_prune.compare.cells import plan
-    from recbole_prune.compare.results import all_records, job_of
+    from recbole_prune.compare.results import job_of, records_of
     from recbole_prune.disk.files import write_atomic
 
     planned = plan(_axes(own, asked.model, asked.dataset), _shared(asked.words, own))
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     else:
         with _engine(own, workers, threads) as engine:
             failures = _run(planned, engine, lambda cell: job_of(cell, Path.cwd(), threads))
-    records = all_records(planned.cells, failures)
+    records = records_of(planned.cells, failures)
     from recbole_prune.report.compare import compare_table
 
     print(printable_lines(f"\n{compare_table(records)}\n"), flush=True)

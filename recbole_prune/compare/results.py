@@ -52,7 +52,7 @@ def job_of(cell: Cell, place: Path, threads: int | None = None) -> Job:
     return Job((("run", *cell.words), *exports), str(place), threads)
 
 
-def records_of(cell: Cell, failure: str | None) -> Iterator[dict[str, Any]]:
+def _records_of(cell: Cell, failure: str | None) -> Iterator[dict[str, Any]]:
     """A record for each number format of a cell's result, or one that says why there is none.
 
     Metrics, bytes and seconds are those of the ticket that the run exported; of the dense model, ticket 0.
@@ -89,7 +89,7 @@ def records_of(cell: Cell, failure: str | None) -> Iterator[dict[str, Any]]:
         yield {**base, "values": values, "valid_metric": run.valid_metric, **changed, "failure": None}
 
 
-def all_records(cells: Sequence[Cell], failures: Mapping[Cell, str | None]) -> list[dict[str, Any]]:
+def records_of(cells: Sequence[Cell], failures: Mapping[Cell, str | None]) -> list[dict[str, Any]]:
     """The records of all cells.
 
     Those of a run's own number format have ``change_percent`` and ``interval_percent``: by how much the test metric
@@ -99,7 +99,7 @@ def all_records(cells: Sequence[Cell], failures: Mapping[Cell, str | None]) -> l
     records: list[dict[str, Any]] = []
     groups: dict[Cell, list[tuple[Cell, dict[str, Any]]]] = {}
     for cell in cells:
-        own, *others = records_of(cell, failures.get(cell))
+        own, *others = _records_of(cell, failures.get(cell))
         records += [own, *others]
         if own["failure"] is None and cell.pruner != "none":
             method = replace(cell, seed=0, folder=Path(), words=(), group="")

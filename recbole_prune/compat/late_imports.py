@@ -62,9 +62,10 @@ def _late(module: str, name: str) -> object:
 class _LateCategory(type):
     """A category of warnings whose members are those of another, which is looked up when a warning is filtered."""
 
+    real: Callable[[], type]
+
     def __subclasscheck__(cls, subclass: type) -> bool:
-        real: type = cls.real()  # type: ignore[attr-defined]
-        return issubclass(subclass, real)
+        return issubclass(subclass, cls.real())
 
 
 def import_dynamo_late(report: hooks.Report) -> None:

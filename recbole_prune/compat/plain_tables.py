@@ -27,8 +27,8 @@ def _wrap(module: ModuleType) -> None:
 def read_table(pandas: ModuleType, path: object, **options: object) -> pd.DataFrame:
     """``pandas.read_csv``, by its parser in C where that reads what its parser in Python does.
 
-    The two agree on files without quotes, zero bytes and lone carriage returns whose separator is one character that
-    is no blank. Numbers are rounded correctly by both. What the one in C refuses, the other one gets to say.
+    The two agree on files without quotes, zero bytes and carriage returns whose separator is one character. Numbers are
+    rounded correctly by both. What the one in C refuses, the other one gets to say.
 
     Args:
         pandas: the module whose function is called.

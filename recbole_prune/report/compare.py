@@ -82,7 +82,7 @@ def _table(found: Sequence[Record]) -> Iterator[str]:
 
 _DENSE = -1.0
 # more bytes than the budget times this are not what was asked for
-_MOST_ABOVE = 1.15
+MOST_ABOVE_BUDGET = 1.15
 
 
 def _best(
@@ -98,7 +98,7 @@ def _best(
         for key, runs in groups.items()
         if not by_budget
         or all(
-            run["bytes"] and run["budget"] and run["bytes"] <= _MOST_ABOVE * run["budget"] * dense[run["seed"]]
+            run["bytes"] and run["budget"] and run["bytes"] <= MOST_ABOVE_BUDGET * run["budget"] * dense[run["seed"]]
             for run in runs
             if run["seed"] in dense
         )
