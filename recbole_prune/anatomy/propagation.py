@@ -46,9 +46,9 @@ def _mean_of_layers(model: Any, graph: object, ego: torch.Tensor | None = None) 
         return None
     sizes, tables = [model.n_users, model.n_items], [model.user_embedding, model.item_embedding]
     if ego is None and _asks_for_rows(model):
-        mean = graph.unfinished_mean(tables, model.n_layers)
+        mean = graph.unfinished_mean(tables, sizes, model.n_layers)
         if mean is not None:
-            return mean.split(sizes)
+            return mean
     ego = torch.cat([table.weight for table in tables]) if ego is None else ego
     return torch.split(graph.mean_of_layers(ego, model.n_layers), sizes) if graph.can_multiply(ego) else None
 

@@ -23,13 +23,18 @@ _LINE = 16  # numbers of a row that a processor reads together
 def multiply(
     csr: torch.Tensor, own: torch.Tensor | None, share: float, table: torch.Tensor, scale: float = 1.0
 ) -> torch.Tensor:
-    """``share * own + scale * (csr @ table)``, shape of ``table``; without ``own`` the product only."""
+    """``share * own + scale * (csr @ table)``, shape of ``table``; without ``own`` the product, unscaled."""
     if _in_loops(csr):
-        rows = torch.arange(len(table), dtype=torch.int32)
-        return _multiply_by_loop(csr, own, share, table, scale, rows)
-    if own is None:
-        return torch.mm(csr, table).mul_(scale)
-    return torch.addmm(own, csr, table, beta=share, alpha=scale)
+        from recbole_prune.sparse.graph_kernels import multiply as by_loop
+
+        found = table.new_empty(table.shape)
+        own = table.new_empty(0, table.shape[1]) if own is None else own
+        _run(by_loop, len(table), _ROWS_AT_ONCE, csr, own, share, table, scale, found)
+        return found
+    product: torch.Tensor = (
+        torch.mm(csr, table) if own is None else torch.addmm(own, csr, table, beta=share, alpha=scale)
+    )
+    return product
 
 
 def multiply_rows(
@@ -37,7 +42,11 @@ def multiply_rows(
 ) -> torch.Tensor:
     """``share * own + scale * (csr[rows] @ table)``: numbers of rows ``[n]``, result and ``own`` ``[n, width]``."""
     if _in_loops(csr):
-        return _multiply_by_loop(csr, own, share, table, scale, rows.int())
+        from recbole_prune.sparse.graph_kernels import multiply_rows as by_loop
+
+        found: torch.Tensor = own.new_empty(own.shape)
+        _run(by_loop, len(rows), _ROWS_AT_ONCE, csr, own, share, table, scale, rows.int(), found)
+        return found
     columns, owner, weights = _entries(csr, rows)
     some = torch.sparse_coo_tensor(torch.stack([owner, columns]), weights, (len(rows), csr.shape[1]))
     return torch.sparse.mm(some, table).mul_(scale).add_(own, alpha=share)
@@ -93,17 +102,6 @@ def _entries(csr: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch
     position = torch.arange(len(owner), device=owner.device)
     position += (starts - counts.cumsum(0) + counts).index_select(0, owner)
     return csr.col_indices().index_select(0, position).long(), owner, csr.values().index_select(0, position)
-
-
-def _multiply_by_loop(
-    csr: torch.Tensor, own: torch.Tensor | None, share: float, table: torch.Tensor, scale: float, rows: torch.Tensor
-) -> torch.Tensor:
-    from recbole_prune.sparse.graph_kernels import multiply as by_loop
-
-    found = table.new_empty(len(rows), table.shape[1])
-    own = table.new_empty(0, table.shape[1]) if own is None else own
-    _run(by_loop, len(rows), _ROWS_AT_ONCE, csr, own, share, table, scale, rows, found)
-    return found
 
 
 def _run(loop: Callable[..., None], count: int, step: int, csr: torch.Tensor, *arguments: torch.Tensor | float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -91,10 +92,10 @@ class _Propagation:
         vectors = vectors * self.share
         total = graph_products.spread(self.csr, rows, vectors)
         for _ in range(self.layers - 2):
-            total = graph_products.multiply(self.transposed(), None, 0, total).index_add_(0, rows, vectors)
+            total = graph_products.multiply(self.transposed(), None, 0.0, total).index_add_(0, rows, vectors)
         if self.live is None:
             if self.layers > 1:
-                total = graph_products.multiply(self.transposed(), None, 0, total).index_add_(0, rows, vectors)
+                total = graph_products.multiply(self.transposed(), None, 0.0, total).index_add_(0, rows, vectors)
             return total
         if self.layers == 1:
             return self.live.gather(total)
@@ -117,46 +118,52 @@ class LayerMean:
         transposed: gives its transpose.
         nodes: ``ego``.
         layers: at least 1.
+        sizes: rows of each of the tables that the mean is split into.
+
+    Attributes:
+        handle: in place of the mean, for autograd: of its shape, filled with what is no number.
     """
 
-    def __init__(self, csr: torch.Tensor, transposed: Callable[[], torch.Tensor], nodes: Nodes, layers: int) -> None:
+    def __init__(
+        self,
+        csr: torch.Tensor,
+        transposed: Callable[[], torch.Tensor],
+        nodes: Nodes,
+        layers: int,
+        sizes: Sequence[int],
+    ) -> None:
         # the graph of the backward pass holds this and not the layers
         self._propagation = _Propagation(csr, transposed, nodes.live, layers)
+        self._sizes = list(sizes)
         values = nodes.values.to(csr.dtype)
         self._values = values.detach()
-        self._inner, self._scale = self._propagation.all_but_last(self._values)
-        self._handle: torch.Tensor = _Mean.apply(values, self._propagation, nodes.shape)
-        self._whole: torch.Tensor | None = None
+        with torch.autocast(csr.device.type, enabled=False):
+            self._inner, self._scale = self._propagation.all_but_last(self._values)
+        self.handle: torch.Tensor = _Mean.apply(values, self._propagation, nodes.shape)
 
-    def split(self, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        """The mean as tables of so many rows each, nothing of which is computed yet."""
-        first = [sum(sizes[:number]) for number in range(len(sizes))]
-        return tuple(Unfinished.of(self, begin, size) for begin, size in zip(first, sizes))
+    def tables(self) -> tuple[Unfinished, ...]:
+        """The mean as tables, none of which is computed yet."""
+        return tuple(Unfinished.of(self, number, size) for number, size in enumerate(self._sizes))
 
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of the mean, numbers int64 ``[n]``."""
-        found: torch.Tensor = _Rows.apply(self._handle, self, ids)
+    def rows(self, ids: torch.Tensor, table: int) -> torch.Tensor:
+        """Rows of one of the tables, numbers int64 ``[n]``."""
+        found: torch.Tensor = _Rows.apply(self.handle, self, ids + sum(self._sizes[:table]))
         return found
 
-    @property
-    def whole(self) -> torch.Tensor:
-        """All of it."""
-        if self._whole is None:
-            self._whole = _Whole.apply(self._handle, self)
-        return self._whole
-
-    @property
-    def handle(self) -> torch.Tensor:
-        """In place of the mean, for autograd: of its shape, filled with what is no number."""
-        return self._handle
+    @cached_property
+    def finished(self) -> tuple[torch.Tensor, ...]:
+        """The tables."""
+        return torch.split(_Whole.apply(self.handle, self), self._sizes)
 
     def compute(self, ids: torch.Tensor | None) -> torch.Tensor:
-        """Some rows, or all of them, without gradient."""
+        """Some rows of the mean, or all, without gradient."""
         csr, share, live = self._propagation.csr, self._propagation.share, self._propagation.live
-        if ids is None:
-            return graph_products.multiply(csr, self._propagation.dense(self._values), share, self._inner, self._scale)
-        own = self._values.index_select(0, ids) if live is None else look_up(self._values, live, ids)
-        return graph_products.multiply_rows(csr, own, share, self._inner, self._scale, ids)
+        with torch.autocast(csr.device.type, enabled=False):
+            if ids is None:
+                ego = self._propagation.dense(self._values)
+                return graph_products.multiply(csr, ego, share, self._inner, self._scale)
+            own = self._values.index_select(0, ids) if live is None else look_up(self._values, live, ids)
+            return graph_products.multiply_rows(csr, own, share, self._inner, self._scale, ids)
 
 
 class _MeanContext(Protocol):
@@ -167,9 +174,7 @@ class _Mean(torch.autograd.Function):
     """Values -> handle of the mean, whose gradient is dense or, where rows were asked for, sparse."""
 
     @staticmethod
-    def forward(
-        ctx: _MeanContext, values: torch.Tensor, propagation: _Propagation, shape: torch.Size
-    ) -> torch.Tensor:
+    def forward(ctx: _MeanContext, values: torch.Tensor, propagation: _Propagation, shape: torch.Size) -> torch.Tensor:
         ctx.propagation = propagation
         return values.new_full((), float("nan")).expand(shape)
 
@@ -224,20 +229,20 @@ _OF_SHAPE = frozenset(
 
 
 class Unfinished(torch.Tensor):
-    """Some rows of a mean of layers: ``table[ids]`` computes those, anything else all of them at its first use.
+    """A table of a mean of layers: ``table[ids]`` computes those rows, anything else the whole mean, once.
 
     Its own memory holds what is no number, so what reads that past torch's functions cannot go unnoticed.
     """
 
     _mean: LayerMean
-    _first: int
+    _number: int
 
     @classmethod
-    def of(cls, mean: LayerMean, first: int, count: int) -> Unfinished:
-        """The rows from ``first`` to ``first + count - 1``."""
+    def of(cls, mean: LayerMean, number: int, rows: int) -> Unfinished:
+        """One of the tables of a mean."""
         handle = mean.handle
-        table: Unfinished = torch.Tensor._make_subclass(cls, handle.detach()[:count], handle.requires_grad)
-        table._mean, table._first = mean, first
+        table: Unfinished = torch.Tensor._make_subclass(cls, handle.detach()[:rows], handle.requires_grad)
+        table._mean, table._number = mean, number
         return table
 
     @classmethod
@@ -253,7 +258,7 @@ class Unfinished(torch.Tensor):
             return _plainly(func, types, args, kwargs or {})
         if func is torch.Tensor.__getitem__ and type(args[0]) is cls and _are_ids(args[1], args[0]):
             table, ids = args
-            rows = table._mean.rows(ids.reshape(-1) + table._first)
+            rows = table._mean.rows(ids.reshape(-1), table._number)
             return rows.view(*ids.shape, rows.shape[1])
         return func(*unwrapped(args, _finish), **unwrapped(kwargs or {}, _finish))
 
@@ -266,7 +271,7 @@ def _are_ids(key: object, table: Unfinished) -> bool:
 
 
 def _finish(value: object) -> object:
-    return value._mean.whole[value._first : value._first + len(value)] if type(value) is Unfinished else value
+    return value._mean.finished[value._number] if type(value) is Unfinished else value
 
 
 def unwrapped(value: Any, plain: Callable[[object], object]) -> Any:

@@ -130,17 +130,20 @@ class FixedMatrix(torch.Tensor):
         """
         return self._apply(_MeanOfLayers, ego, layers)
 
-    def unfinished_mean(self, tables: Sequence[nn.Embedding], layers: int) -> LayerMean | None:
-        """:meth:`mean_of_layers` of tables, one below the other, whose rows are computed when they are asked for.
+    def unfinished_mean(
+        self, tables: Sequence[nn.Embedding], sizes: Sequence[int], layers: int
+    ) -> tuple[torch.Tensor, ...] | None:
+        """:meth:`mean_of_layers` of tables, one below the other, as tables of so many rows each.
 
-        None where that is not possible, or cheaper as a whole: on a GPU, or without layers.
+        Their rows are computed when they are asked for. None where that is not possible, without layers, and on a GPU.
         """
         nodes, matrix = Nodes(tables), self.plain
-        suits = nodes.shape[0] == matrix.shape[0] == matrix.shape[1] and nodes.values.is_floating_point()
-        if not suits or layers < 1 or matrix.requires_grad or not nodes.values.device.type == matrix.device.type == "cpu":
+        square = nodes.shape[0] == sum(sizes) == matrix.shape[0] == matrix.shape[1] and nodes.values.is_floating_point()
+        on_cpu = nodes.values.device.type == matrix.device.type == "cpu"
+        if layers < 1 or matrix.requires_grad or not (square and on_cpu):
             return None
         rows = self._compressed()
-        return LayerMean(rows.csr, lambda: rows.transposed.csr, nodes, layers)
+        return LayerMean(rows.csr, lambda: rows.transposed.csr, nodes, layers, sizes).tables()
 
     def _compressed(self) -> _CompressedRows:
         if self._rows is None or self._rows.version != self.plain._version:
