@@ -49,7 +49,8 @@ def multiply_rows(
         return found
     columns, owner, weights = _entries(csr, rows)
     some = torch.sparse_coo_tensor(torch.stack([owner, columns]), weights, (len(rows), csr.shape[1]))
-    return torch.sparse.mm(some, table).mul_(scale).add_(own, alpha=share)
+    product: torch.Tensor = torch.sparse.mm(some, table)
+    return product.mul_(scale).add_(own, alpha=share)
 
 
 def multiply_compact(csr: torch.Tensor, values: torch.Tensor, live: CompressedRows, scale: float) -> torch.Tensor:
