@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recbole_prune.anatomy.shared_calls import is_sharing
 from recbole_prune.sparse.pair_scores import is_shown_to_torch
 from recbole_prune.sparse.propagation import FixedMatrix
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 _LIGHTGCN, _SGL = "recbole.model.general_recommender.lightgcn", "recbole.model.general_recommender.sgl"
 
@@ -34,7 +37,9 @@ class _FasterSGL:
 _FORWARDS = {_LIGHTGCN: _FasterLightGCN, _SGL: _FasterSGL}
 
 
-def _mean_of_layers(model: Any, graph: object, ego: torch.Tensor | None = None) -> tuple[torch.Tensor, ...] | None:
+def _mean_of_layers(
+    model: AbstractRecommender, graph: object, ego: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...] | None:
     """Vectors of users and items; None where the model has to compute them itself.
 
     Args:
@@ -53,7 +58,7 @@ def _mean_of_layers(model: Any, graph: object, ego: torch.Tensor | None = None) 
     return torch.split(graph.mean_of_layers(ego, model.n_layers), sizes) if graph.can_multiply(ego) else None
 
 
-def _asks_for_rows(model: Any) -> bool:
+def _asks_for_rows(model: AbstractRecommender) -> bool:
     """Whether the loss of a batch is being computed and nothing else: what else there is takes whole tables."""
     trains = model.training and torch.is_grad_enabled()
     return trains and not is_sharing(model) and not is_shown_to_torch()

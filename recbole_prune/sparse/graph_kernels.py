@@ -7,7 +7,7 @@ added at a time, so that the sum is written once for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from recbole_prune.sparse.compiling import compile_loop
 
 if TYPE_CHECKING:
+    from numba.core.base import BaseContext
     from numba.core.typing.templates import Signature
 
 Whole = NDArray[np.unsignedinteger]  # of numbers that are never negative the loops need not ask
@@ -36,7 +37,9 @@ def _make_prefetch() -> Callable[[Real, int], None]:
     from numba.extending import intrinsic
 
     def prefetch(typing: object, table: types.Array, place: types.Integer) -> tuple[Signature, Callable[..., object]]:
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def generate(
+            context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]
+        ) -> object:
             data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
             byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
