@@ -274,7 +274,7 @@ def _finish(value: object) -> object:
     return value._mean.finished[value._number] if type(value) is Unfinished else value
 
 
-def unwrapped(value: object, plain: Callable[[object], object]) -> Any:
+def unwrapped(value: Any, plain: Callable[[object], object]) -> Any:
     """Arguments of a function of torch with each part, in lists, tuples and dicts too, replaced."""
     if type(value) in (list, tuple):
         return type(value)(unwrapped(part, plain) for part in value)
