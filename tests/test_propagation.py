@@ -71,7 +71,15 @@ def count_products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
         shapes.append(dense.shape)
         return apply(self, function, dense, *arguments)
 
+    mean = FixedMatrix.unfinished_mean
+
+    def counted_mean(self: Any, *arguments: Any) -> tuple[torch.Tensor, ...] | None:
+        found = mean(self, *arguments)
+        shapes.extend(() if found is None else (found[0].shape,))
+        return found
+
     monkeypatch.setattr(FixedMatrix, "_apply", counted)
+    monkeypatch.setattr(FixedMatrix, "unfinished_mean", counted_mean)
     return shapes
 
 

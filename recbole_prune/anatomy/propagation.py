@@ -1,39 +1,67 @@
-"""Models whose propagation is a mean of layers, which needs no layer to be kept."""
+"""Models whose propagation is a mean of layers: no layer need be kept, and training asks for few rows of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recbole_prune.anatomy.shared_calls import is_sharing
+from recbole_prune.sparse.pair_scores import is_shown_to_torch
 from recbole_prune.sparse.propagation import FixedMatrix
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-class _LightGCN:
+_LIGHTGCN, _SGL = "recbole.model.general_recommender.lightgcn", "recbole.model.general_recommender.sgl"
+
+
+class _FasterLightGCN:
     """LightGCN whose layers are averaged as they come, not stacked first."""
 
     def forward(self: Any) -> Any:
-        ego = self.get_ego_embeddings()
-        matrix = self.norm_adj_matrix
-        if type(matrix) is not FixedMatrix or not matrix.can_multiply(ego):
-            return super().forward()  # type: ignore[misc]
-        return torch.split(matrix.mean_of_layers(ego, self.n_layers), [self.n_users, self.n_items])
+        own = type(self).get_ego_embeddings
+        ego = None if getattr(own, "__module__", "") == _LIGHTGCN else self.get_ego_embeddings()
+        found = _mean_of_layers(self, self.norm_adj_matrix, ego)
+        return super().forward() if found is None else found  # type: ignore[misc]
 
 
-class _SGL:
+class _FasterSGL:
     """SGL likewise, for graphs that are the same in every layer (all but its random walks in training)."""
 
     def forward(self: Any, graph: Any) -> Any:
-        ego = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
-        if type(graph) is not FixedMatrix or not graph.can_multiply(ego):
-            return super().forward(graph)  # type: ignore[misc]
-        return torch.split(graph.mean_of_layers(ego, self.n_layers), [self.n_users, self.n_items], dim=0)
+        found = _mean_of_layers(self, graph)
+        return super().forward(graph) if found is None else found  # type: ignore[misc]
 
 
-_FORWARDS = {
-    "recbole.model.general_recommender.lightgcn": _LightGCN,
-    "recbole.model.general_recommender.sgl": _SGL,
-}
+_FORWARDS = {_LIGHTGCN: _FasterLightGCN, _SGL: _FasterSGL}
+
+
+def _mean_of_layers(
+    model: AbstractRecommender, graph: object, ego: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...] | None:
+    """Vectors of users and items; None where the model has to compute them itself.
+
+    Args:
+        model: with ``user_embedding``, ``item_embedding`` and ``n_layers``.
+        graph: its matrix.
+        ego: layer 0 of a model whose layer 0 is not its tables.
+    """
+    if type(graph) is not FixedMatrix:
+        return None
+    sizes, tables = [model.n_users, model.n_items], [model.user_embedding, model.item_embedding]
+    if ego is None and _asks_for_rows(model):
+        mean = graph.unfinished_mean(tables, sizes, model.n_layers)
+        if mean is not None:
+            return mean
+    ego = torch.cat([table.weight for table in tables]) if ego is None else ego
+    return torch.split(graph.mean_of_layers(ego, model.n_layers), sizes) if graph.can_multiply(ego) else None
+
+
+def _asks_for_rows(model: AbstractRecommender) -> bool:
+    """Whether the loss of a batch is being computed and nothing else: what else there is takes whole tables."""
+    trains = model.training and torch.is_grad_enabled()
+    return trains and not is_sharing(model) and not is_shown_to_torch()
 
 
 def faster_forward(model_class: type) -> tuple[type, ...]:

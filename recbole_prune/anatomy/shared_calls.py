@@ -111,6 +111,11 @@ def sharing(
         yield
 
 
+def is_sharing(model: nn.Module) -> bool:
+    """Whether :func:`sharing` is open for a model."""
+    return model in _open
+
+
 def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     place, _, name = path.rpartition(".")
     return model.get_submodule(place), name

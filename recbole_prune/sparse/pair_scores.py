@@ -86,6 +86,11 @@ def pair_scores_by_torch(vectors: torch.Tensor, table: torch.Tensor, ids: torch.
 _row_by_row = False
 
 
+def is_shown_to_torch() -> bool:
+    """Whether :func:`shown_to_torch` is open."""
+    return _row_by_row
+
+
 @contextmanager
 def shown_to_torch() -> Iterator[None]:
     """The products of the pairs as operations of torch, no more of them than there are pairs: for counting them."""

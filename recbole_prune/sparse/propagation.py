@@ -9,13 +9,15 @@ multiplies in another way.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from logging import getLogger
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
+
+from recbole_prune.sparse.layer_mean import LayerMean, Nodes, unwrapped
 
 _PRODUCTS = frozenset(
     {
@@ -102,7 +104,7 @@ class FixedMatrix(torch.Tensor):
             left, right = args
             if type(left) is cls and left.can_multiply(right):
                 return left._multiply(right)
-        return func(*map(_unwrap, args), **{name: _unwrap(value) for name, value in (kwargs or {}).items()})
+        return func(*unwrapped(args, plain), **unwrapped(kwargs or {}, plain))
 
     def can_multiply(self, right: object) -> bool:
         """Whether the product with ``right`` can go by way of CSR."""
@@ -128,19 +130,31 @@ class FixedMatrix(torch.Tensor):
         """
         return self._apply(_MeanOfLayers, ego, layers)
 
-    def _apply(self, function: type[torch.autograd.Function], dense: torch.Tensor, *arguments: int) -> torch.Tensor:
+    def unfinished_mean(
+        self, tables: Sequence[nn.Embedding], sizes: Sequence[int], layers: int
+    ) -> tuple[torch.Tensor, ...] | None:
+        """:meth:`mean_of_layers` of tables, one below the other, as tables of so many rows each.
+
+        Their rows are computed when they are asked for. None where that is not possible, without layers, and on a GPU.
+        """
+        nodes, matrix = Nodes(tables), self.plain
+        square = nodes.shape[0] == sum(sizes) == matrix.shape[0] == matrix.shape[1] and nodes.values.is_floating_point()
+        on_cpu = nodes.values.device.type == matrix.device.type == "cpu"
+        if layers < 1 or matrix.requires_grad or not (square and on_cpu):
+            return None
+        rows = self._compressed()
+        return LayerMean(rows.csr, lambda: rows.transposed.csr, nodes, layers, sizes).tables()
+
+    def _compressed(self) -> _CompressedRows:
         if self._rows is None or self._rows.version != self.plain._version:
             self._rows = _CompressedRows(self.plain)
+        return self._rows
+
+    def _apply(self, function: type[torch.autograd.Function], dense: torch.Tensor, *arguments: int) -> torch.Tensor:
         # autocast would cast one side only, which is why RecBole's graph models fail under it
         with torch.autocast(dense.device.type, enabled=False):
-            result: torch.Tensor = function.apply(dense.to(self.plain.dtype), self._rows, *arguments)
+            result: torch.Tensor = function.apply(dense.to(self.plain.dtype), self._compressed(), *arguments)
         return result
-
-
-def _unwrap(value: object) -> object:
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(map(_unwrap, value))
-    return plain(value)
 
 
 class _Context(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Optional, Protocol
@@ -42,6 +42,17 @@ class CompressedRows:
         pointers = counts.cumsum(0)
         live = int(pointers[-1])
         return cls((rows, width), pointers.to(torch.int32 if live < 2**31 else torch.int64), torch.cat(parts))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[CompressedRows]) -> CompressedRows:
+        """Those of tables of one width, one below the other."""
+        before, pointers = 0, [parts[0].pointers[:1].long()]
+        for part in parts:
+            pointers.append(part.pointers[1:].long() + before)
+            before += part.live
+        shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
+        joined = torch.cat(pointers).to(torch.int32 if before < 2**31 else torch.int64)
+        return cls(shape, joined, torch.cat([part.columns for part in parts]))
 
     @property
     def live(self) -> int:
@@ -111,6 +122,15 @@ class CompressedRows:
         for start, stop in self._blocks():
             table.view(-1).scatter_(0, _for_scatter(self.flat(start, stop)), values[self.span(start, stop)])
         return table
+
+    def add_rows(self, values: torch.Tensor, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Add the live entries of ``vectors`` ``[n, columns]`` to those of the rows ``ids`` ``[n]``, in place."""
+        loop = kernel("add_rows", self.pointers, self.columns, values, ids, vectors.contiguous())
+        if loop:
+            loop()
+            return values
+        flat, position = self.entries_of(ids)
+        return values.index_add_(0, position, vectors.reshape(-1).index_select(0, flat))
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Ranges of rows whose positions fit beside a large table."""
@@ -208,9 +228,7 @@ class _LookUp(torch.autograd.Function):
         rows, live = ctx.rows, gradient.new_zeros(ctx.live)
         saved = ctx.saved_tensors  # torch.utils.checkpoint gives them once
         if len(saved) == 1:
-            loop = kernel("add_rows", rows.pointers, rows.columns, live, *saved, gradient)
-            assert loop is not None, "there was one in the forward pass"
-            loop()
+            rows.add_rows(live, *saved, gradient)
         else:
             flat, position = saved
             live.index_add_(0, position, gradient.reshape(-1).index_select(0, flat))

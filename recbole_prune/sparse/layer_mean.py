@@ -1,0 +1,283 @@
+"""The mean of a graph's layers, of which training computes the last one for the rows of its batch only.
+
+LightGCN's vectors are a mean over layers (He et al. 2020, arXiv:2002.02126, eq. 8), and the loss of a batch reads few
+of them. By Horner's rule the mean is ``share * ego + matrix @ (share * ego + matrix @ (...))``: the outermost product,
+and the first one of the backward pass, then go through the edges of the batch's nodes alone. The innermost product, and
+the last one of the backward pass, read and write live entries where tables are compact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from recbole_prune.sparse import graph_products
+from recbole_prune.sparse.compact import CompactEmbedding
+from recbole_prune.sparse.rows import CompressedRows, look_up
+
+
+class Nodes:
+    """The vectors of a graph's nodes: tables, one below the other.
+
+    Args:
+        tables: of equal width.
+
+    Attributes:
+        values: dense ``[nodes, width]``, or the live entries where all tables are compact; differentiable.
+        live: where those stand; None where ``values`` is dense.
+        shape: of the dense form.
+    """
+
+    def __init__(self, tables: Sequence[nn.Embedding]) -> None:
+        # what is recorded is the gradient of the whole table
+        compact = [table for table in tables if isinstance(table, CompactEmbedding) and table.record is None]
+        self.live: CompressedRows | None = None
+        if len(compact) < len(tables):
+            self.values = torch.cat([table.weight for table in tables])
+            self.shape = self.values.shape
+            return
+        for table in compact:
+            table.take_writes()
+        self.values = torch.cat([table.values for table in compact])
+        self.live = CompressedRows.stacked([table.rows for table in compact])
+        self.shape = torch.Size(self.live.shape)
+
+
+@dataclass(frozen=True)
+class _Propagation:
+    """The mean of layers as a linear map.
+
+    Attributes:
+        csr: the matrix in CSR form, square.
+        transposed: gives its transpose.
+        live: the live entries of what it is applied to; None where that is dense.
+        layers: at least 1.
+    """
+
+    csr: torch.Tensor
+    transposed: Callable[[], torch.Tensor]
+    live: CompressedRows | None
+    layers: int
+
+    @property
+    def share(self) -> float:
+        """Of each layer in the mean."""
+        return 1 / (self.layers + 1)
+
+    def all_but_last(self, values: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """What the last product multiplies, and the factor on it."""
+        if self.layers == 1:
+            return self.dense(values), self.share
+        if self.live is None:
+            inner = graph_products.multiply(self.csr, values, self.share, values, self.share)
+        else:
+            inner = graph_products.multiply_compact(self.csr, values, self.live, self.share)
+        ego = self.dense(values) if self.layers > 2 else None
+        for _ in range(self.layers - 2):
+            inner = graph_products.multiply(self.csr, ego, self.share, inner)
+        return inner, 1.0
+
+    def dense(self, values: torch.Tensor) -> torch.Tensor:
+        """The table of the values."""
+        return values if self.live is None else self.live.expand(values)
+
+    def gradient_of_rows(self, rows: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """The gradient of the values where that of the mean is 0 but for ``vectors`` in some rows."""
+        vectors = vectors * self.share
+        total = graph_products.spread(self.csr, rows, vectors)
+        for _ in range(self.layers - 2):
+            total = graph_products.multiply(self.transposed(), None, 0.0, total).index_add_(0, rows, vectors)
+        if self.live is None:
+            if self.layers > 1:
+                total = graph_products.multiply(self.transposed(), None, 0.0, total).index_add_(0, rows, vectors)
+            return total
+        if self.layers == 1:
+            return self.live.gather(total)
+        return self.live.add_rows(graph_products.multiply_live(self.transposed(), total, self.live), rows, vectors)
+
+    def gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of the values from that of the mean."""
+        total = gradient * self.share
+        own = total
+        for _ in range(self.layers):
+            total = graph_products.multiply(self.transposed(), own, 1.0, total)
+        return total if self.live is None else self.live.gather(total)
+
+
+class LayerMean:
+    """Mean of ``ego``, ``A ego``, ..., ``A^layers ego``, differentiable once; its rows are computed when asked for.
+
+    Args:
+        csr: the matrix ``A`` in CSR form with 32-bit indices, square.
+        transposed: gives its transpose.
+        nodes: ``ego``.
+        layers: at least 1.
+        sizes: rows of each of the tables that the mean is split into.
+
+    Attributes:
+        handle: in place of the mean, for autograd: of its shape, filled with what is no number.
+    """
+
+    def __init__(
+        self,
+        csr: torch.Tensor,
+        transposed: Callable[[], torch.Tensor],
+        nodes: Nodes,
+        layers: int,
+        sizes: Sequence[int],
+    ) -> None:
+        # the graph of the backward pass holds this and not the layers
+        self._propagation = _Propagation(csr, transposed, nodes.live, layers)
+        self._sizes = list(sizes)
+        values = nodes.values.to(csr.dtype)
+        self._values = values.detach()
+        with torch.autocast(csr.device.type, enabled=False):
+            self._inner, self._scale = self._propagation.all_but_last(self._values)
+        self.handle: torch.Tensor = _Mean.apply(values, self._propagation, nodes.shape)
+
+    def tables(self) -> tuple[Unfinished, ...]:
+        """The mean as tables, none of which is computed yet."""
+        return tuple(Unfinished.of(self, number, size) for number, size in enumerate(self._sizes))
+
+    def rows(self, ids: torch.Tensor, table: int) -> torch.Tensor:
+        """Rows of one of the tables, numbers int64 ``[n]``."""
+        found: torch.Tensor = _Rows.apply(self.handle, self, ids + sum(self._sizes[:table]))
+        return found
+
+    @cached_property
+    def finished(self) -> tuple[torch.Tensor, ...]:
+        """The tables."""
+        return torch.split(_Whole.apply(self.handle, self), self._sizes)
+
+    def compute(self, ids: torch.Tensor | None) -> torch.Tensor:
+        """Some rows of the mean, or all, without gradient."""
+        csr, share, live = self._propagation.csr, self._propagation.share, self._propagation.live
+        with torch.autocast(csr.device.type, enabled=False):
+            if ids is None:
+                ego = self._propagation.dense(self._values)
+                return graph_products.multiply(csr, ego, share, self._inner, self._scale)
+            own = self._values.index_select(0, ids) if live is None else look_up(self._values, live, ids)
+            return graph_products.multiply_rows(csr, own, share, self._inner, self._scale, ids)
+
+
+class _MeanContext(Protocol):
+    propagation: _Propagation
+
+
+class _Mean(torch.autograd.Function):
+    """Values -> handle of the mean, whose gradient is dense or, where rows were asked for, sparse."""
+
+    @staticmethod
+    def forward(ctx: _MeanContext, values: torch.Tensor, propagation: _Propagation, shape: torch.Size) -> torch.Tensor:
+        ctx.propagation = propagation
+        return values.new_full((), float("nan")).expand(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _MeanContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if not gradient.is_sparse:
+            return ctx.propagation.gradient(gradient), None, None
+        return ctx.propagation.gradient_of_rows(gradient._indices()[0], gradient._values()), None, None
+
+
+class _RowsContext(Protocol):
+    ids: torch.Tensor
+    shape: torch.Size
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _RowsContext, handle: torch.Tensor, mean: LayerMean, ids: torch.Tensor) -> torch.Tensor:
+        ctx.ids, ctx.shape = ids, handle.shape
+        return mean.compute(ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _RowsContext, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        # those of several lookups are joined by autograd, not added up
+        return torch.sparse_coo_tensor(ctx.ids[None], gradient, ctx.shape), None, None
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, handle: torch.Tensor, mean: LayerMean) -> torch.Tensor:
+        return mean.compute(None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+_plainly = torch._C._disabled_torch_function_impl
+# what says nothing of the numbers
+_OF_SHAPE = frozenset(
+    {
+        *(
+            getattr(torch.Tensor, name).__get__
+            for name in "shape dtype device layout ndim is_cuda is_sparse requires_grad".split()
+        ),
+        *(getattr(torch.Tensor, name) for name in "size dim numel __len__ is_floating_point".split()),
+    }
+)
+
+
+class Unfinished(torch.Tensor):
+    """A table of a mean of layers: ``table[ids]`` computes those rows, anything else the whole mean, once.
+
+    Its own memory holds what is no number, so what reads that past torch's functions cannot go unnoticed.
+    """
+
+    _mean: LayerMean
+    _number: int
+
+    @classmethod
+    def of(cls, mean: LayerMean, number: int, rows: int) -> Unfinished:
+        """One of the tables of a mean."""
+        handle = mean.handle
+        table: Unfinished = torch.Tensor._make_subclass(cls, handle.detach()[:rows], handle.requires_grad)
+        table._mean, table._number = mean, number
+        return table
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Rows by their ids; all else with the finished tables."""
+        if func in _OF_SHAPE:
+            return _plainly(func, types, args, kwargs or {})
+        if func is torch.Tensor.__getitem__ and type(args[0]) is cls and _are_ids(args[1], args[0]):
+            table, ids = args
+            rows = table._mean.rows(ids.reshape(-1), table._number)
+            return rows.view(*ids.shape, rows.shape[1])
+        return func(*unwrapped(args, _finish), **unwrapped(kwargs or {}, _finish))
+
+
+def _are_ids(key: object, table: Unfinished) -> bool:
+    if type(key) is not torch.Tensor or key.dtype is not torch.int64 or not key.numel() or key.device != table.device:
+        return False
+    low, high = (int(bound) for bound in torch.aminmax(key))
+    return low >= 0 and high < len(table)  # else torch says what is wrong, or counts from the end
+
+
+def _finish(value: object) -> object:
+    return value._mean.finished[value._number] if type(value) is Unfinished else value
+
+
+def unwrapped(value: Any, plain: Callable[[object], object]) -> Any:
+    """Arguments of a function of torch with each part, in lists, tuples and dicts too, replaced."""
+    if type(value) in (list, tuple):
+        return type(value)(unwrapped(part, plain) for part in value)
+    if type(value) is dict:
+        return {name: unwrapped(part, plain) for name, part in value.items()}
+    return plain(value)
