@@ -50,7 +50,7 @@ def pays(seconds: float) -> bool:
     return bool(_njit.cache_info().currsize) or _forgone_seconds > _LOADING_SECONDS
 
 
-def compile_loop(loop: Loop, *, alone: bool = True, fastmath: Collection[str] = ()) -> Loop:
+def compile_loop(loop: Loop, *, alone: bool = True, fastmath: Collection[str] = (), divides: bool = False) -> Loop:
     """A loop compiled by numba where it is :func:`available`, else as it is, for which it is too slow.
 
     It is compiled when it is first called, once for a machine (:mod:`recbole_prune.sparse.loop_cache`), and releases
@@ -61,11 +61,12 @@ def compile_loop(loop: Loop, *, alone: bool = True, fastmath: Collection[str] = 
             as arguments they are types of their own in every process, and nothing is found on the disk again.
         alone: it is called from Python; otherwise only from other loops, with which it is kept.
         fastmath: what the compiler may take liberties with, as ``numba.njit`` takes it.
+        divides: it divides many numbers, none of them by 0: without Python's error for that they are divided together.
     """
     njit = _njit()
     if njit is None:
         return loop
-    compiled: Loop = njit(loop, nogil=True, fastmath=set(fastmath))
+    compiled: Loop = njit(loop, nogil=True, fastmath=set(fastmath), error_model="numpy" if divides else "python")
     if alone and compiled is not loop:  # NUMBA_DISABLE_JIT gives the loop back
         keep_on_disk(cast("Dispatcher", compiled))
     return compiled

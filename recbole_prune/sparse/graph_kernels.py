@@ -7,63 +7,18 @@ added at a time, so that the sum is written once for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from recbole_prune.sparse.compiling import compile_loop
-
-if TYPE_CHECKING:
-    from numba.core.base import BaseContext
-    from numba.core.typing.templates import Signature
+from recbole_prune.sparse.prefetching import ask_for_row
 
 Whole = NDArray[np.unsignedinteger]  # of numbers that are never negative the loops need not ask
 Real = NDArray[np.floating]
 
 _AHEAD = 24  # entries between asking for a row and reading it
-_LINE = 16  # numbers that come from memory together
-
-
-def _make_prefetch() -> Callable[[Real, int], None]:
-    """A function for loops: ask for the number at a place of a contiguous array; nothing waits for it."""
-    if numba.config.DISABLE_JIT:
-        return lambda table, place: None
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    from numba.extending import intrinsic
-
-    def prefetch(typing: object, table: types.Array, place: types.Integer) -> tuple[Signature, Callable[..., object]]:
-        def generate(
-            context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]
-        ) -> object:
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-            builder.call(function, [address, number(0), number(3), number(1)])  # for reading, into all caches, data
-            return context.get_dummy_value()
-
-        return types.void(table, place), generate
-
-    made: Callable[[Real, int], None] = intrinsic(prefetch)
-    return made
-
-
-_prefetch = _make_prefetch()
-
-
-@partial(compile_loop, alone=False)
-def _ask_for(at: int, columns: Whole, table: Real) -> None:
-    """Ask for the row of an entry."""
-    width = table.shape[1]
-    start = np.int64(columns[at]) * width
-    for f in range(0, width, _LINE):
-        _prefetch(table, start + f)
 
 
 @partial(compile_loop, alone=False, fastmath={"contract"})
@@ -76,7 +31,7 @@ def _add_neighbours(begin: int, end: int, last: int, columns: Whole, weights: Re
     while at + 4 <= end:
         if at + _AHEAD + 4 <= last:
             for entry in range(at + _AHEAD, at + _AHEAD + 4):
-                _ask_for(entry, columns, table)
+                ask_for_row(table, columns[entry])
         one, two = table[columns[at]], table[columns[at + 1]]
         three, four = table[columns[at + 2]], table[columns[at + 3]]
         a, b, c, d = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
@@ -85,7 +40,7 @@ def _add_neighbours(begin: int, end: int, last: int, columns: Whole, weights: Re
         at += 4
     while at < end:
         if at + _AHEAD < last:
-            _ask_for(at + _AHEAD, columns, table)
+            ask_for_row(table, columns[at + _AHEAD])
         one, a = table[columns[at]], weights[at]
         for f in range(total.size):
             total[f] += a * one[f]

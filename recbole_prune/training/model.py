@@ -213,6 +213,11 @@ class MaskAware(_Model):
             parameters[name].register_hook(lambda _, name=name: received.add(name))
         return received
 
+    @property
+    def masked_parameters(self) -> list[nn.Parameter]:
+        """Dense parameters that :meth:`apply_masks` holds at 0 where they are pruned."""
+        return [parameter for parameter, _ in getattr(self, "_masked", {}).values()]
+
     @torch.no_grad()
     def apply_masks(self) -> None:
         """Set pruned entries to exactly 0.0."""

@@ -23,6 +23,7 @@ from recbole_prune.scoring.popularity import Popularity, PopularityRecord
 from recbole_prune.scoring.user_values import UserValues, Values
 from recbole_prune.sparse.compact import take_writes
 from recbole_prune.training import state as states
+from recbole_prune.training.lazy_adam import LazyTable, lazy_tables, rows_wait
 from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
 from recbole_prune.training.parts import State
 from recbole_prune.training.session import Session
@@ -152,7 +153,7 @@ class MaskAwareTrainer(_Trainer):
             self._began = True
         session.watcher.epoch_begins(self)
         start = perf_counter()
-        with session.meter.window("train"):
+        with session.meter.window("train"), rows_wait(self._lazy_tables(), self.optimizer):
             losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         self.train_seconds += perf_counter() - start
         self.epochs_done = epoch_idx + 1
@@ -160,6 +161,13 @@ class MaskAwareTrainer(_Trainer):
             part.end_epoch(self)
         self._log_added_losses(epoch_idx)
         return losses
+
+    def _lazy_tables(self) -> list[LazyTable]:
+        """Those whose rows may wait: nothing but the loss of a batch and the optimizer sees them in an epoch."""
+        seen = self.session.parts or self.clip_grad_norm or self.enable_amp or self.enable_scaler
+        if seen or not self.session.fused or len(set(map(id, states.optimizers_of(self).values()))) > 1:
+            return []
+        return lazy_tables(self.model, self.optimizer, self.config["train_batch_size"], self.model.masked_parameters)
 
     def _log_added_losses(self, epoch: int) -> None:
         """Sums over the epoch, as RecBole logs its own losses."""
