@@ -81,11 +81,6 @@ def _check_processes(config: PruneConfig) -> None:
     if group.count() == 1:
         return
     alone = "train with one process (leave nproc out)"
-    if config.settings.distiller:
-        raise ConfigError(
-            f"distiller={config.settings.distiller} is not allowed with {group.count()} processes: what a teacher adds "
-            f"is drawn and weighed over whole batches, and each process has a part of one; {alone}"
-        )
     for name in ("save_dataset", "save_dataloaders"):
         if config[name]:
             raise ConfigError(f"{name}=True is not allowed with {group.count()} processes, which would all save: {alone}")

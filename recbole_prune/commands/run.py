@@ -100,9 +100,10 @@ def _plan(config: PruneConfig) -> str:
 
 
 def _run(config: PruneConfig) -> tuple[RunResult, str]:
-    """What a run found, and the text of it."""
+    """What a run found, and the text of it, which of several processes the first has."""
     from recbole_prune import quick_start
+    from recbole_prune.ranks import group
     from recbole_prune.report.closing import result_text
 
     result = quick_start.run(config)
-    return result, result_text(result)
+    return result, result_text(result) if group.is_first() else ""

@@ -97,12 +97,15 @@ class Replicas:
             "attributes": trainer.changed_attributes(),
             "random": random_streams.random_state(),
             "loaders": random_streams.loader_states(trainer.session.loaders),
+            "parts": {part.name: part.state() for part in trainer.session.parts},
         }
         state = codec.decode(group.bytes_of_first(codec.encode(state) if group.is_first() else b""))
         if not group.is_first():
             trainer.restore_attributes(state["attributes"])
             random_streams.set_random_state(state["random"])
             random_streams.set_loader_states(trainer.session.loaders, state["loaders"])
+            for part in trainer.session.parts:
+                part.restore(state["parts"][part.name], trainer.device)
         return _mean(losses)
 
     def _require_equal(self) -> None:
