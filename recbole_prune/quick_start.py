@@ -83,11 +83,13 @@ def _check_processes(config: PruneConfig) -> None:
     alone = "train with one process (leave nproc out)"
     for name in ("save_dataset", "save_dataloaders"):
         if config[name]:
-            raise ConfigError(f"{name}=True is not allowed with {group.count()} processes, which would all save: {alone}")
+            raise ConfigError(
+                f"{name}=True is not allowed with {group.count()} processes, which would all save: {alone}"
+            )
     if str(config["learner"]).lower() == "sparse_adam":
         raise ConfigError(
-            "learner=sparse_adam is not allowed with several processes: it steps by the rows of one process's part of a "
-            f"batch; set learner=adam, or {alone}"
+            "learner=sparse_adam is not allowed with several processes: it steps by the rows of one process's part of "
+            f"a batch; set learner=adam, or {alone}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs a list of settings one after the other, in every process that this module is started in, and notes what came out.
+"""Runs a list of settings one after the other, in every process that this module is started in, and notes what came.
 
 Started by ``tests/test_ranks.py`` with the variables of torchrun; or by hand: ``torchrun --nproc_per_node=2``.
 """
@@ -42,12 +42,14 @@ def _watch() -> None:
             if isinstance(value, torch.Tensor) and value.dtype.is_floating_point
         ]
         masks = self.model.masks
-        _epochs.append({
-            "losses": losses,
-            "weights": _digest(list(self.model.parameters())),
-            "moments": _digest([moment + 0.0 for moment in moments]),
-            "masks": None if masks is None else hashlib.sha256(masks.to_bytes()).hexdigest(),
-        })
+        _epochs.append(
+            {
+                "losses": losses,
+                "weights": _digest(list(self.model.parameters())),
+                "moments": _digest([moment + 0.0 for moment in moments]),
+                "masks": None if masks is None else hashlib.sha256(masks.to_bytes()).hexdigest(),
+            }
+        )
         return losses
 
     MaskAwareTrainer._train_epoch = noted

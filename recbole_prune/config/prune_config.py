@@ -218,8 +218,8 @@ class PruneConfig(Config):
             here = torch.cuda.device_count()
             if group.local_rank() >= here:
                 raise ConfigError(
-                    f"gpu_id={self.final_config_dict['gpu_id']} leaves {here} GPUs for the processes of this machine, of "
-                    f"which this is number {group.local_rank() + 1}: name one for each (--gpu_id=0,1), take fewer "
+                    f"gpu_id={self.final_config_dict['gpu_id']} leaves {here} GPUs for the processes of this machine, "
+                    f"of which this is number {group.local_rank() + 1}: name one for each (--gpu_id=0,1), take fewer "
                     "processes, or train on the CPU (--gpu_id=)"
                 )
             self.final_config_dict["device"] = torch.device("cuda", group.local_rank())

@@ -216,8 +216,8 @@ def _check_launcher(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={settings[name]} is not allowed: RecBole takes {allowed}")
     if settings.get("local_rank") is not None:
         raise ConfigError(
-            f"local_rank={settings['local_rank']} is not allowed: which one process of several this is, its environment "
-            "says (LOCAL_RANK, as torchrun and --nproc set it)"
+            f"local_rank={settings['local_rank']} is not allowed: which one process of several this is, its "
+            "environment says (LOCAL_RANK, as torchrun and --nproc set it)"
         )
     if settings.get("saved") is False:
         raise ConfigError(
@@ -243,7 +243,7 @@ def check_processes(settings: Mapping[str, Any], count: int, train_batch_size: i
     """
     for name in ("nproc", "world_size"):
         value = settings.get(name)
-        if count == 1 and is_whole(value) and value > 1:
+        if count == 1 and isinstance(value, int) and value > 1:
             raise ConfigError(
                 f"{name}={value} is not allowed here: this run is one process, and settings start no others; "
                 f"recbole-prune run --{name}={value} does, or torchrun"

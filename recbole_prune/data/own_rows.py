@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
@@ -16,8 +14,7 @@ class OwnRows:
     """What a trainer iterates over instead of a training loader: every batch of it, every ``count``-th row of those.
 
     All processes draw whole batches from equal random streams, so that together they train on just the batches that one
-    process would train on. Python's and numpy's streams, which loaders draw from, are put back where a batch has left
-    them: losses of batches of unequal parts draw unequally often. Else it is the loader.
+    process would train on. Else it is the loader.
 
     Args:
         loader: RecBole's.
@@ -42,15 +39,12 @@ class OwnRows:
 
     def __iter__(self) -> Iterator[Interaction]:
         for batch in self._loader:
-            streams = random.getstate(), np.random.get_state()
             part = Interaction({name: self._part(column) for name, column in batch.interaction.items()})
             if self._is_whole(len(batch)):
                 self.share = 1 / self._count
             else:
                 self.share = 1.0 if self._sums else len(part) / len(batch)
             yield part
-            random.setstate(streams[0])
-            np.random.set_state(streams[1])
 
     def _is_whole(self, rows: int) -> bool:
         """Whether so few rows are not divided: a normalisation over a batch needs two."""

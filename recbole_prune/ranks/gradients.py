@@ -16,7 +16,6 @@ _LEAST_ENTRIES = 1 << 14  # a smaller tensor goes as it is
 _MOST_POSITIONS = 2**31
 _ROOM = 1.25  # beyond what the batch before needed
 _DENSEST = 0.4  # an entry with its position takes two numbers
-_FINITE, _PRESENT = 0, 1
 
 
 class GradientSums:
@@ -35,7 +34,7 @@ class GradientSums:
         for parameter in self._all:
             size = parameter.numel()
             fits = parameter.dtype == torch.float32 and parameter.device.type == "cpu" and parameter.is_contiguous()
-            if id(parameter) in wanted and fits and _LEAST_ENTRIES <= size and positions + size < _MOST_POSITIONS:
+            if id(parameter) in wanted and fits and size >= _LEAST_ENTRIES and positions + size < _MOST_POSITIONS:
                 self._sparse.append(parameter)
                 positions += size
         self._capacity = 1024
@@ -52,25 +51,30 @@ class GradientSums:
             whether all of them said so.
         """
         messages = self._exchange(is_finite)
-        heads = [message[: 1 + len(self._all)].tolist() for message in messages]
-        present = [any(head[_PRESENT + place] for head in heads) for place in range(len(self._all))]
+        size = 1 + len(self._all)
+        heads = [message[:size].tolist() for message in messages]
+        present = [any(there) for there in list(zip(*heads))[1:]]
         sparse = set(map(id, self._sparse))
         dense = [each for each, there in zip(self._all, present) if there and id(each) not in sparse]
-        self._add_sparse([message[1 + len(self._all) :] for message in messages], {
-            id(each) for each, there in zip(self._all, present) if there
-        })
+        self._add_sparse(
+            [message[size:] for message in messages],
+            {id(each) for each, there in zip(self._all, present) if there},
+        )
         self._add_dense(dense)
-        return all(head[_FINITE] for head in heads)
+        return all(head[0] for head in heads)
 
     # ---- entries with their positions --------------------------------------------------------------------------------
 
     def _exchange(self, is_finite: bool) -> list[torch.Tensor]:
-        """Everybody's message, int32: finite, present gradients; how many entries, positions, values; again if too long."""
+        """Everybody's message, int32: finite, present gradients, how many entries, positions, values.
+
+        Where one is too long for the room there is, all send again with more.
+        """
         head = [int(is_finite), *(int(each.grad is not None) for each in self._all)]
         positions, values = self._entries()
         start = len(head) + 1
         while True:
-            own = torch.zeros(start + 2 * self._capacity, dtype=torch.int32)
+            own = torch.empty(start + 2 * self._capacity, dtype=torch.int32)
             own[: len(head)] = torch.tensor(head, dtype=torch.int32)
             own[len(head)] = len(positions)
             if len(positions) <= self._capacity:
@@ -115,6 +119,10 @@ class GradientSums:
                     table.grad = torch.zeros_like(table)
                 flat = table.grad.view(-1)
                 of_table = [_between(part, start, stop) for part in parts]
+                if len(of_table) == 2:  # the sum of two is the same in any order
+                    flat.index_add_(0, *of_table[1 - own])
+                    start = stop
+                    continue
                 flat.index_fill_(0, of_table[own][0], 0.0)
                 for positions, values in of_table:
                     flat.index_add_(0, positions, values)

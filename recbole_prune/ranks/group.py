@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -35,7 +36,8 @@ class RankLostError(PruneError):
     """Another process of the run ended."""
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     rank: int = 0
     count: int = 1
     local_rank: int = 0
@@ -93,8 +95,8 @@ def join() -> None:
     try:
         distributed.init_process_group("gloo", init_method="env://", timeout=_LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
-        where = f"{said['MASTER_ADDR']}:{said['MASTER_PORT']}"
-        raise ConfigError(f"the {place.count} processes cannot meet at {where}: {' '.join(str(error).split())}") from error
+        where, why = f"{said['MASTER_ADDR']}:{said['MASTER_PORT']}", " ".join(str(error).split())
+        raise ConfigError(f"the {place.count} processes cannot meet at {where}: {why}") from error
     _place = place
 
 
@@ -116,8 +118,8 @@ def _others_are_there() -> Iterator[None]:
     except RuntimeError as error:
         time.sleep(_SECONDS_TO_BE_ENDED)
         raise RankLostError(
-            f"another of the {_place.count} processes of this run ended; what is finished is kept, and the same command "
-            f"continues ({' '.join(str(error).split())[:200]})"
+            f"another of the {_place.count} processes of this run ended; what is finished is kept, and the same "
+            f"command continues ({' '.join(str(error).split())[:200]})"
         ) from error
 
 
@@ -166,8 +168,8 @@ def first(work: Callable[[], T]) -> T:
     """Have the first process work for all; its result, or its error, is everybody's.
 
     Args:
-        work: called by the first process only, which is alone meanwhile: whatever it calls, waits for nobody. Its result
-            is as for :func:`of_first`.
+        work: called by the first process only, which is alone meanwhile: whatever it calls, waits for nobody. Its
+            result is as for :func:`of_first`.
     """
     global _alone
     if not are_several():

@@ -95,7 +95,7 @@ class _Process:
     def __init__(self, words: Sequence[str], ranks: Ranks, number: int) -> None:
         self.rank = ranks.group_offset + number
         self._count = ranks.world_size
-        self._said: IO[bytes] | None = None if self.is_first else tempfile.TemporaryFile()
+        self._said: IO[bytes] | None = None if self.is_first else tempfile.TemporaryFile()  # noqa: SIM115
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         place = {
             "RANK": self.rank,

@@ -81,8 +81,8 @@ def _of_all_processes(batch: dict[str, list[Record]]) -> dict[str, list[Record]]
     found: dict[str, list[Record]] = {}
     for data in group.gather(codec.encode(own)):
         for name, record in codec.decode(data).items():
-            parts = (part if part is None else part.to(device) for part in record.values())
-            found.setdefault(name, []).append(Record(*parts))
+            rows = None if record["rows"] is None else record["rows"].to(device)
+            found.setdefault(name, []).append(Record(rows, record["values"].to(device)))
     return found
 
 

@@ -44,7 +44,13 @@ class Replicas:
         self._trainer, self._added = trainer, list(added)
         self._sums: GradientSums | None = None
         self._rows: OwnRows | None = None
-        self._is_finite = self._all_finite = True
+        self._is_finite = True
+
+    @property
+    def _sums_rows(self) -> bool:
+        """Whether the loss of a batch is the sum of those of its parts, not their mean."""
+        config = self._trainer.config
+        return adds_rows_up(config.model_class, config["train_stage"])
 
     def begin(self) -> None:
         """Start from the weights of the first process."""
@@ -63,9 +69,7 @@ class Replicas:
             for parameter in settings["params"]
         ]
         self._sums = GradientSums([*model.parameters(), *stepped, *self._added], tables)
-        config = self._trainer.config
-        sums = adds_rows_up(config.model_class, config["train_stage"])
-        self._rows = OwnRows(loader, group.rank(), group.count(), sums=sums)
+        self._rows = OwnRows(loader, group.rank(), group.count(), sums=self._sums_rows)
         return self._rows
 
     def watch(self, loss: torch.Tensor) -> None:
@@ -76,7 +80,7 @@ class Replicas:
     def _begin_backward(self, gradient: torch.Tensor) -> torch.Tensor:
         assert self._rows is not None, "a batch was drawn"
         # as torch's own DistributedDataParallel: the place where every gradient has arrived, before any is clipped
-        Variable._execution_engine.queue_callback(self._add_up)  # type: ignore[attr-defined]
+        Variable._execution_engine.queue_callback(self._add_up)
         return gradient * self._rows.share
 
     def _add_up(self) -> None:
@@ -95,7 +99,7 @@ class Replicas:
         group.copy_of_first([buffer for _, buffer in model.named_buffers()])
         state = {
             "attributes": trainer.changed_attributes(),
-            "random": random_streams.random_state(),
+            "random": random_streams.random_state(),  # losses of unequal parts may have drawn unequally often
             "loaders": random_streams.loader_states(trainer.session.loaders),
             "parts": {part.name: part.state() for part in trainer.session.parts},
         }
@@ -106,7 +110,15 @@ class Replicas:
             random_streams.set_loader_states(trainer.session.loaders, state["loaders"])
             for part in trainer.session.parts:
                 part.restore(state["parts"][part.name], trainer.device)
-        return _mean(losses)
+        return self._of_whole_batches(losses)
+
+    def _of_whole_batches(self, losses: Any) -> Any:
+        """The losses of an epoch, a number or a tuple, as they would be without other processes."""
+        own = list(losses) if isinstance(losses, tuple) else [losses]
+        every = [codec.decode(found) for found in group.gather(codec.encode([float(loss) for loss in own]))]
+        parts = 1 if self._sums_rows else len(every)
+        found = [sum(each) / parts for each in zip(*every)]
+        return tuple(found) if isinstance(losses, tuple) else found[0]
 
     def _require_equal(self) -> None:
         model = self._trainer.model
@@ -134,11 +146,3 @@ def masks_of_first(masks: MaskSet) -> MaskSet:
 def metrics_of_first(metrics: Any) -> Any:
     """The metrics that the first process found."""
     return group.of_first(metrics) if isinstance(metrics, Mapping) else metrics
-
-
-def _mean(losses: Any) -> Any:
-    """The losses of an epoch, a number or a tuple, as they would be of whole batches."""
-    own = list(losses) if isinstance(losses, tuple) else [losses]
-    every = [codec.decode(found) for found in group.gather(codec.encode([float(loss) for loss in own]))]
-    means = [sum(each) / len(every) for each in zip(*every)]
-    return tuple(means) if isinstance(losses, tuple) else means[0]

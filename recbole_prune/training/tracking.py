@@ -33,7 +33,8 @@ class _Series(SummaryWriter):
 def tracked(trainer: Trainer, folder: Path, group: str) -> Iterator[None]:
     """What the trainer trains meanwhile is a series of its own; afterwards its files and threads are closed.
 
-    Of several processes the first has it. A training that continues replaces what an earlier process wrote of the epochs that it repeats.
+    A training that continues replaces what an earlier process wrote of the epochs that it repeats. Of several processes
+    the first has the series.
 
     Args:
         trainer: one that was built without any series; its ``start_epoch`` is known.

@@ -329,8 +329,8 @@ class MaskAwareTrainer(_Trainer):
             return
         factor = self.session.learning_rate.factor(epoch, self.epochs)
         for optimizer, rates in zip(states.optimizers_of(self).values(), self._base_rates):
-            for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * factor
+            for settings, rate in zip(optimizer.param_groups, rates):
+                settings["lr"] = rate * factor
 
     def resume_state(self) -> State:
         """Everything that the epochs to come depend on."""
