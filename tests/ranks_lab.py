@@ -17,6 +17,7 @@ import torch
 from recbole_prune import run_recbole_prune
 from recbole_prune.errors import PruneError
 from recbole_prune.ranks import group
+from recbole_prune.ranks.gradients import GradientSums
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 _epochs: list[dict[str, Any]] = []
@@ -55,6 +56,34 @@ def _watch() -> None:
     MaskAwareTrainer._train_epoch = noted
 
 
+def sums_are_right() -> bool:
+    """Whether sums of gradients are those of dense ones, the same in every process; five batches of changing sizes."""
+    shapes = [(400, 60), (50_000,), (30, 7), (3,), (700, 40)]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    sums = GradientSums(parameters, [parameters[number] for number in (0, 1, 2, 4)])
+    for batch, density in enumerate((0.01, 0.2, 0.001, 0.9, 0.05)):
+        made: list[list[torch.Tensor | None]] = []
+        for process in range(group.count()):
+            generator = torch.Generator().manual_seed(100 * batch + process)
+            of_process: list[torch.Tensor | None] = [
+                torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < density)
+                for shape in shapes
+            ]
+            of_process[4] = None  # nowhere
+            of_process[batch % 4] = None if process == batch % 2 else of_process[batch % 4]
+            made.append(of_process)
+        for parameter, gradient in zip(parameters, made[group.rank()]):
+            parameter.grad = None if gradient is None else gradient.clone()
+        finite = sums.add_up(is_finite=(batch, group.rank()) != (2, 1))
+        if finite == (batch == 2) or parameters[4].grad is not None:
+            return False
+        for parameter, *gradients in zip(parameters[:4], *made):
+            expected = sum(gradient for gradient in gradients if gradient is not None)
+            if parameter.grad is None or not torch.equal(parameter.grad, expected):
+                return False
+    return True
+
+
 def main(cases: list[dict[str, Any]], out: Path) -> None:
     """Run every case; the notes are a JSON file for each process."""
     torch.set_num_threads(1)
@@ -72,6 +101,8 @@ def main(cases: list[dict[str, Any]], out: Path) -> None:
             notes.append({"tickets": tickets, "folder": found["folder"], "epochs": list(_epochs)})
         except PruneError as error:
             notes.append({"error": str(error), "epochs": list(_epochs)})
+    if group.count() > 1:
+        notes.append({"sums": sums_are_right()})
     out.with_suffix(f".{group.rank()}.json").write_text(json.dumps(notes))
 
 
