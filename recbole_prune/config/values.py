@@ -248,7 +248,7 @@ def check_processes(settings: Mapping[str, Any], count: int, train_batch_size: i
                 f"{name}={value} is not allowed here: this run is one process, and settings start no others; "
                 f"recbole-prune run --{name}={value} does, or torchrun"
             )
-    if train_batch_size < 2 * count:
+    if count > 1 and train_batch_size < 2 * count:
         raise ConfigError(
             f"train_batch_size={train_batch_size} is not allowed with {count} processes, which train on parts of a "
             f"batch: take at least {2 * count}, or fewer processes"
