@@ -41,7 +41,7 @@ def cases(data: Path) -> list[dict[str, Any]]:
     for model in ("LightGCN", *OWN_DRAWS):
         found.append({**settings_of("dsl", model, data), "model": model, "epochs": 1})
     found.append({**settings_of("imp", "BPR", data), "model": "BPR", "prune_rewind": "late", "prune_rewind_epoch": 1})
-    found.append({**settings_of("imp", "BPR", data), "model": "BPR", "clip_grad_norm": {"max_norm": 0.01}, "topk": [3]})
+    found.append({**settings_of("imp", "BPR", data), "model": "BPR", "clip_grad_norm": {"max_norm": 0.01}})
     return [{**case, "dataset": DATASET, "measure_latency_users": 0} for case in found]
 
 
@@ -92,16 +92,11 @@ def test_processes_are_equal_to_each_other_and_to_one(label: str, notes: dict[st
     assert first["epochs"] == second["epochs"] and first["tickets"] == second["tickets"]
     assert first["folder"].replace("of_2", "of_1") != one["folder"]  # another hash
     assert len(one["epochs"]) == len(first["epochs"])
-    if label in OWN_DRAWS:
+    if label in OWN_DRAWS or (label in PRUNERS and get_pruner(label).distiller):  # attention is within a batch
         return
     for alone, shared in zip(one["epochs"], first["epochs"]):
         assert alone["losses"] == pytest.approx(shared["losses"], rel=1e-3)
-    assert [ticket["kept"] for ticket in one["tickets"]] == [ticket["kept"] for ticket in first["tickets"]]
-    for alone, shared in zip(one["tickets"], first["tickets"]):
-        for part in ("valid", "test"):
-            assert alone[part] == pytest.approx(shared[part], abs=0.02)
-    if label in ("imp", "dsl", "LightGCN"):
-        assert one["tickets"] == first["tickets"]  # digits and masks
+    assert one["tickets"] == first["tickets"]  # digits and masks
 
 
 @pytest.mark.multiprocess
