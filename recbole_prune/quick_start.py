@@ -33,6 +33,10 @@ from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import Workshop
 
 
+# distillers whose loss of a part of a batch is one of the batch
+_TAUGHT_IN_PARTS = ("sad",)
+
+
 def run(config: PruneConfig, waits: bool = False) -> RunResult:
     """Run RecBole with a pruner. Nothing is printed; a log and a progress bar go to standard error.
 
@@ -80,7 +84,12 @@ def _check_processes(config: PruneConfig) -> None:
     """
     if group.count() == 1:
         return
-    alone = "train with one process (leave nproc out)"
+    alone, distiller = "train with one process (leave nproc out)", config.settings.distiller
+    if distiller and distiller not in _TAUGHT_IN_PARTS:
+        raise ConfigError(
+            f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of whole "
+            f"batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be taught so); {alone}"
+        )
     for name in ("save_dataset", "save_dataloaders"):
         if config[name]:
             raise ConfigError(
