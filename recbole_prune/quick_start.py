@@ -32,7 +32,6 @@ from recbole_prune.run.summary import AsGood, RunResult, summary_of
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import Workshop
 
-
 # distillers whose loss of a part of a batch is one of the batch
 _TAUGHT_IN_PARTS = ("sad",)
 
@@ -87,8 +86,8 @@ def _check_processes(config: PruneConfig) -> None:
     alone, distiller = "train with one process (leave nproc out)", config.settings.distiller
     if distiller and distiller not in _TAUGHT_IN_PARTS:
         raise ConfigError(
-            f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of whole "
-            f"batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be taught so); {alone}"
+            f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of "
+            f"whole batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be taught so); {alone}"
         )
     for name in ("save_dataset", "save_dataloaders"):
         if config[name]:

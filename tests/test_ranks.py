@@ -142,7 +142,7 @@ def children(parent: int) -> list[int]:
 
 def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[str]) -> None:
     """Until there is a resume point of so many epochs of ticket 0."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until and process.poll() is None:
         points = folder.glob("pruned/*/*/*/resume/ticket-000-*.safetensors")
         if any(int(point.stem[-5:]) >= epoch for point in points):
