@@ -87,7 +87,7 @@ def _check_processes(config: PruneConfig) -> None:
     if distiller and distiller not in _TAUGHT_IN_PARTS:
         raise ConfigError(
             f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of "
-            f"whole batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be taught so); {alone}"
+            f"whole batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be so); {alone}"
         )
     for name in ("save_dataset", "save_dataloaders"):
         if config[name]:
