@@ -22,7 +22,10 @@ def main(words: Sequence[str]) -> int:
     """Parse what RecBole's own launcher parses, leave ``--key=value`` to the config, run and print what was found."""
     asked = launch(words)
     if asked.ranks is not None and os.environ.get("WORLD_SIZE", "1") == "1":
-        return launcher.run(["run", *words], asked.ranks)
+        status, why = launcher.run(["run", *words], asked.ranks)
+        if why:
+            print(f"recbole-prune: {why}", file=sys.stderr)
+        return status
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.ranks import group
 

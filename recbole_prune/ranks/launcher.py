@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
     port: int = 0
 
 
-def run(words: Sequence[str], ranks: Ranks) -> int:
+def run(words: Sequence[str], ranks: Ranks) -> tuple[int, str]:
     """Start the processes of this machine, and wait for their end.
 
     Standard output and standard error are those of the first; of another one there is a line where it failed alone.
@@ -50,7 +50,8 @@ def run(words: Sequence[str], ranks: Ranks) -> int:
         ranks: how many.
 
     Returns:
-        exit status: 0 where all succeeded, else that of the one that failed first, 128 + number after a signal.
+        exit status: 0 where all succeeded, else that of the one that failed first, 128 + number after a signal; and why
+            it failed, in a line, "" where the first process has said so.
     """
     if not ranks.port:
         ranks = ranks._replace(port=_free_port())
@@ -62,16 +63,14 @@ def run(words: Sequence[str], ranks: Ranks) -> int:
             if failed is not None:
                 break
             if all(status == 0 for status in statuses):
-                return 0
+                return 0, ""
             sleep(_SECONDS_BETWEEN_LOOKS)
         until = monotonic() + _SECONDS_TO_FOLLOW
         while monotonic() < until and any(process.poll() is None for process in processes):
             sleep(_SECONDS_BETWEEN_LOOKS)
         told = any(process.is_first and process.poll() for process in processes) and not failed.was_killed
         _end(processes)
-    if not told or not any(process.is_first for process in processes):
-        print(f"recbole-prune: {printable(failed.explanation())}", file=sys.stderr)
-    return failed.status
+    return failed.status, "" if told else printable(failed.explanation())
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -27,9 +27,30 @@ from recbole_prune.training import codec
 from recbole_prune.training import state as states
 
 if TYPE_CHECKING:
+    from recbole.config import Config
     from recbole.data.dataloader import AbstractDataLoader
 
-    from recbole_prune.training.trainer import MaskAwareTrainer
+    from recbole_prune.training.model import MaskAware
+    from recbole_prune.training.session import Session
+
+
+class Replicated(Protocol):
+    """What is asked of a trainer; :class:`~recbole_prune.training.trainer.MaskAwareTrainer` is one."""
+
+    config: Config
+    model: MaskAware
+    session: Session
+    device: torch.device
+    epoch: int
+
+    def nan_error(self) -> TrainingError:
+        """What is said where a loss is no number."""
+
+    def changed_attributes(self) -> dict[str, Any]:
+        """Plain attributes of the model that changed since it was built, by path."""
+
+    def restore_attributes(self, attributes: dict[str, Any]) -> None:
+        """Set them."""
 
 
 class Replicas:
@@ -40,7 +61,7 @@ class Replicas:
         added: parameters that parts bring.
     """
 
-    def __init__(self, trainer: MaskAwareTrainer, added: Iterable[nn.Parameter]) -> None:
+    def __init__(self, trainer: Replicated, added: Iterable[nn.Parameter]) -> None:
         self._trainer, self._added = trainer, list(added)
         self._sums: GradientSums | None = None
         self._rows: OwnRows | None = None
