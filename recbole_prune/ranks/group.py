@@ -202,7 +202,7 @@ def on_first(function: Function) -> Function:
     """Decorator: :func:`first` does the function's work."""
 
     @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         return first(lambda: function(*args, **kwargs))
 
     return cast(Function, call)
@@ -212,17 +212,17 @@ def only_first(function: Function) -> Function:
     """Decorator of what nobody else has to know of: the first process does it, the others go on at once."""
 
     @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         return function(*args, **kwargs) if is_first() else None
 
     return cast(Function, call)
 
 
-def _pack(value: Any) -> bytes:
+def _pack(value: object) -> bytes:
     """JSON, and behind it the bytes that it mentions."""
     blobs: list[bytes] = []
 
-    def other(found: Any) -> Any:
+    def other(found: object) -> object:
         if isinstance(found, bytes):
             blobs.append(found)
             return {"bytes": len(found)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from recbole_prune.training.model import MaskAware
     from recbole_prune.training.session import Session
+
+Losses = Union[float, tuple[float, ...]]
+Metrics = TypeVar("Metrics")
 
 
 class Replicated(Protocol):
@@ -109,7 +112,7 @@ class Replicas:
         if not self._sums.add_up(self._is_finite):
             raise self._trainer.nan_error()
 
-    def end_epoch(self, losses: Any) -> Any:
+    def end_epoch(self, losses: Losses) -> Losses:
         """Go on from what the first process has where parts of batches left more than gradients; losses of all parts.
 
         Raises:
@@ -133,7 +136,7 @@ class Replicas:
                 part.restore(state["parts"][part.name], trainer.device)
         return self._of_whole_batches(losses)
 
-    def _of_whole_batches(self, losses: Any) -> Any:
+    def _of_whole_batches(self, losses: Losses) -> Losses:
         """The losses of an epoch, a number or a tuple, as they would be without other processes."""
         own = list(losses) if isinstance(losses, tuple) else [losses]
         every = [codec.decode(found) for found in group.gather(codec.encode([float(loss) for loss in own]))]
@@ -164,6 +167,6 @@ def masks_of_first(masks: MaskSet) -> MaskSet:
     return masks if group.is_first() else MaskSet.from_bytes(found, masks.scope)
 
 
-def metrics_of_first(metrics: Any) -> Any:
+def metrics_of_first(metrics: Metrics) -> Metrics:
     """The metrics that the first process found."""
     return group.of_first(metrics) if isinstance(metrics, Mapping) else metrics
