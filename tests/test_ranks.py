@@ -91,9 +91,9 @@ def test_processes_are_equal_to_each_other_and_to_one(label: str, notes: dict[st
     assert "error" not in first, first
     assert first["epochs"] == second["epochs"] and first["tickets"] == second["tickets"]
     assert first["folder"].replace("of_2", "of_1") != one["folder"]  # another hash
-    assert len(one["epochs"]) == len(first["epochs"])
     if label in OWN_DRAWS or (label in PRUNERS and get_pruner(label).distiller):  # attention is within a batch
-        return
+        return  # so that the best epoch may be another
+    assert len(one["epochs"]) == len(first["epochs"])
     for alone, shared in zip(one["epochs"], first["epochs"]):
         assert alone["losses"] == pytest.approx(shared["losses"], rel=1e-3)
     assert one["tickets"] == first["tickets"]  # digits and masks
