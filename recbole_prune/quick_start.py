@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
+from typing import NamedTuple
 
 from recbole_prune import tuition
 from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.disk.names import method_name
 from recbole_prune.distillers.teaching import Teaching
-from recbole_prune.errors import PruneError
+from recbole_prune.errors import ConfigError, PruneError
 from recbole_prune.pruners import get_pruner
+from recbole_prune.ranks import group
 from recbole_prune.report.as_good import as_good_of
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run import checkpoints, provenance, siblings, user_values
@@ -26,8 +28,12 @@ from recbole_prune.run.measuring import meter_of
 from recbole_prune.run.opening import open_folder, run_path
 from recbole_prune.run.progress import Progress
 from recbole_prune.run.store import ARTIFACT, RunFolder
-from recbole_prune.run.summary import RunResult, summary_of
+from recbole_prune.run.summary import AsGood, RunResult, summary_of
+from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import Workshop
+
+# distillers whose loss of a part of a batch is one of the batch
+_TAUGHT_IN_PARTS = ("sad",)
 
 
 def run(config: PruneConfig, waits: bool = False) -> RunResult:
@@ -47,6 +53,7 @@ def run(config: PruneConfig, waits: bool = False) -> RunResult:
             says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
+    _check_processes(config)
     trained = tuition.train_teachers(config, run)
     folder = RunFolder(run_path(config))
     open_folder(folder, waits)
@@ -68,6 +75,32 @@ def notice_of(config: PruneConfig) -> str | None:
     return notice
 
 
+def _check_processes(config: PruneConfig) -> None:
+    """Refuse what several processes cannot do.
+
+    Raises:
+        ConfigError: the message says why.
+    """
+    if group.count() == 1:
+        return
+    alone, distiller = "train with one process (leave nproc out)", config.settings.distiller
+    if distiller and distiller not in _TAUGHT_IN_PARTS:
+        raise ConfigError(
+            f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of "
+            f"whole batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be so); {alone}"
+        )
+    for name in ("save_dataset", "save_dataloaders"):
+        if config[name]:
+            raise ConfigError(
+                f"{name}=True is not allowed with {group.count()} processes, which would all save: {alone}"
+            )
+    if str(config["learner"]).lower() == "sparse_adam":
+        raise ConfigError(
+            "learner=sparse_adam is not allowed with several processes: it steps by the rows of one process's part of "
+            f"a batch; set learner=adam, or {alone}"
+        )
+
+
 def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence[Path]) -> Workshop:
     """Move an older run aside, once data, model, settings and teacher of the new one are checked."""
     workshop = Workshop(config)
@@ -86,18 +119,18 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     if notice:
         getLogger().warning(notice)
     workshop = _start_over(config, folder, log, trained) if config.settings.fresh else None
-    provenance.require_same_run(config, folder)
-    data = provenance.require_same_data(config, folder)
+    data = group.first(lambda: _require_same(config, folder))
     # reads and checks the data, before what is written binds the folder to it
     workshop = workshop or Workshop(config)
-    provenance.record(config, folder, data)
-    experiment = Experiment(workshop, folder, meter=meter_of(config))
-    user_values.read(folder)  # refused here where it is damaged, not after hours
+    group.first(lambda: provenance.record(config, folder, data))
+    experiment = Experiment(workshop, folder, meter=meter_of(config) if group.is_first() else None)
     getLogger().info(f"{config.settings.pruner} on {config['model']}, scope:\n{experiment.scope.describe()}")
     pruner = get_pruner(config.settings.pruner)(experiment)
     pruner.check()
     alone = tuition.teach(experiment, trained, log, run)
-    siblings.adopt_dense(experiment, pruner.dense_is_taught)
+    group.first(lambda: siblings.adopt_dense(experiment, pruner.dense_is_taught))
+    if group.are_several():
+        experiment.load_journal()
     count = len(pruner.counts())
     before = f", {len(experiment.tickets)} of them finished before" if experiment.tickets else ""
     experiment.logger.info(
@@ -110,29 +143,64 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
         tickets = list(pruner.tickets())
     finally:
         experiment.progress.close()
-    tickets = with_older_macs(folder, tickets)
+    found = _Found(experiment, tickets, notice, alone)
+    results: list[RunResult] = []
+    group.first(lambda: results.append(_conclude(found)))
+    return results[0] if results else found.result()
+
+
+def _require_same(config: PruneConfig, folder: RunFolder) -> str:
+    """The digest of the data; a folder of another run or of other data, or with damaged values of users, is refused."""
+    provenance.require_same_run(config, folder)
+    data = provenance.require_same_data(config, folder)
+    user_values.read(folder)  # refused here where it is damaged, not after hours
+    return data
+
+
+class _Found(NamedTuple):
+    """What is known of a run when its tickets are finished."""
+
+    experiment: Experiment
+    tickets: list[Ticket]
+    notice: str | None
+    alone: Ticket | None
+
+    def result(self) -> RunResult:
+        """As it stands before anything is counted, tested and written."""
+        chosen, reason = choose_ticket(self.experiment, self.tickets)
+        config = self.experiment.config
+        return RunResult(
+            self.experiment,
+            self.tickets,
+            chosen,
+            reason,
+            self.notice,
+            artifact=str(self.experiment.folder.path / ARTIFACT),
+            bytes_of={},
+            as_good=AsGood(config["valid_metric"], config.settings.report_margin),
+            alone=self.alone,
+            teacher=next((ticket.method["teacher"] for ticket in self.tickets if "teacher" in ticket.method), None),
+        )
+
+
+def _conclude(found: _Found) -> RunResult:
+    """Count, test, export and write the summary."""
+    experiment, folder, config = found.experiment, found.experiment.folder, found.experiment.config
+    tickets = with_older_macs(folder, found.tickets)
     folder.drop_resume()  # a process may have been killed between the last line of the journal and this
-    chosen, reason = choose_ticket(experiment, tickets)
-    artifact = folder.path / ARTIFACT
-    result = RunResult(
-        experiment,
-        tickets,
-        chosen,
-        reason,
-        notice,
-        artifact=str(artifact),
+    result = replace(
+        found._replace(tickets=tickets).result(),
         bytes_of=count_bytes(experiment, tickets),
         as_good=as_good_of(tickets, user_values.read(folder), config["valid_metric"], config.settings.report_margin),
         siblings=siblings.rows_of_others(folder),
-        alone=alone,
-        teacher=next((ticket.method["teacher"] for ticket in tickets if "teacher" in ticket.method), None),
     )
     try:
-        result = replace(result, recommends=can_recommend(export_chosen(experiment, tickets, artifact)))
+        artifact = export_chosen(experiment, tickets, folder.path / ARTIFACT)
+        result = replace(result, recommends=can_recommend(artifact))
         if config.settings.export_evaluate:
             result = replace(result, stored=stored_metrics(artifact))
         folder.write_summary(summary_of(result))
-        checkpoints.keep(config.settings.prune_keep_checkpoints, folder, experiment.tickets.values(), chosen)
+        checkpoints.keep(config.settings.prune_keep_checkpoints, folder, experiment.tickets.values(), result.chosen)
     except PruneError as error:  # what was trained and found is not lost by that
         return replace(result, failure=error)
     return result

@@ -21,6 +21,8 @@ from types import FrameType
 BUSY = 75
 # in the environment of a process that is to end when the one that started it does: the number of that process
 PARENT = "RECBOLE_PRUNE_PARENT"
+# in the environment of a process whose parent says for it that it was interrupted
+QUIET = "RECBOLE_PRUNE_QUIET"
 _SECONDS_BETWEEN_LOOKS, _SECONDS_TO_END = 0.2, 30.0
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _actions: list[Callable[[], object]] = []
@@ -54,13 +56,14 @@ def end_on_signals() -> None:
     """
     numbers = [number for number in (getattr(signal, name, None) for name in _NAMES) if number is not None]
     numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    process, unsaid = os.getpid(), [True]
+    process, unsaid, quiet = os.getpid(), [True], os.environ.pop(QUIET, "") != ""
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process or not unsaid:  # a forked worker, or a second signal
             os._exit(128 + number)
         unsaid.pop()
-        _say(signal.Signals(number).name)
+        if not quiet:
+            _say(signal.Signals(number).name)
         for action in reversed(_actions):
             with suppress(BaseException):
                 action()

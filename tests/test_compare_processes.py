@@ -48,7 +48,7 @@ def job(place: Path, *steps: str) -> Job:
     ],
 )
 def test_why_a_process_failed(code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_CODE", code)
+    monkeypatch.setattr("recbole_prune.processes._CODE", code)
     ended = run_job(job(tmp_path, "run", "never"))
     assert ended.failure is not None and ended.failure.startswith(said)
 
@@ -62,7 +62,7 @@ import os, sys
 open("log", "a").write(f"{sys.argv[1]} {os.environ['OMP_NUM_THREADS']}\\n")
 sys.exit(75 if open("log").read().count("first") < 3 else 0)
 """
-    monkeypatch.setattr(process, "_CODE", code)
+    monkeypatch.setattr("recbole_prune.processes._CODE", code)
     monkeypatch.setattr(process, "_SECONDS_UNTIL_RETRY", 0.05)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run_job(job(tmp_path, "first", "second")).failure is None
@@ -71,7 +71,7 @@ sys.exit(75 if open("log").read().count("first") < 3 else 0)
 
 @pytest.mark.multiprocess
 def test_a_stopped_job_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_CODE", "import time; open('begun', 'w').close(); time.sleep(60)")
+    monkeypatch.setattr("recbole_prune.processes._CODE", "import time; open('begun', 'w').close(); time.sleep(60)")
     ended = run_job(job(tmp_path, "run"), (tmp_path / "begun").exists)
     assert ended.failure is not None and "stopped" in ended.failure
 

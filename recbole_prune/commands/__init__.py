@@ -33,7 +33,8 @@ USAGE = """usage: recbole-prune [run] --model=BPR --dataset=ml-100k --pruner=imp
        recbole-prune doctor
 
 Every RecBole setting works as with run_recbole.py: --model (-m), --dataset (-d), --config_files="a.yaml b.yaml",
-and any --key=value. Every option can also be written --key value.
+and any --key=value. Every option can also be written --key value. --nproc=2 trains a run with two processes of this
+machine, which divide every batch (several machines: --world_size, --group_offset, --ip, --port; torchrun works too).
 """
 
 # imported when called, so that recommend loads neither torch nor RecBole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
 from recbole_prune.errors import in_one_line, printable_lines
+from recbole_prune.ranks import launcher
 
 if TYPE_CHECKING:
     from recbole_prune.config.prune_config import PruneConfig
@@ -19,16 +21,32 @@ if TYPE_CHECKING:
 def main(words: Sequence[str]) -> int:
     """Parse what RecBole's own launcher parses, leave ``--key=value`` to the config, run and print what was found."""
     asked = launch(words)
+    if asked.ranks is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+        status, why = launcher.run(["run", *words], asked.ranks)
+        if why:
+            print(f"recbole-prune: {why}", file=sys.stderr)
+        return status
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.ranks import group
 
+    group.join()
     config = PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words)
     if config.settings.dry_run:
-        print(printable_lines(_plan(config)))
+        _print(printable_lines(_plan(config)))
         return 0
     result, text = _run(config)
-    print(text, flush=True)
+    _print(text)
     result.raise_failure()
+    group.leave()
     return 0
+
+
+def _print(text: str) -> None:
+    """Of several processes only the first prints."""
+    from recbole_prune.ranks import group
+
+    if group.is_first():
+        print(text, flush=True)
 
 
 def usage() -> str:
@@ -62,12 +80,14 @@ def run_recbole_prune(
             or a class of your own failed, the message says so and ``__cause__`` is what it raised.
     """
     from recbole_prune.config.prune_config import PruneConfig
+    from recbole_prune.ranks import group
 
     if not saved:
         config_dict = {**(config_dict or {}), "saved": False}
     program, *words = sys.argv or [""]
     notebook = "ipykernel_launcher" in program
     with in_one_line():
+        group.join()
         config = PruneConfig(model, dataset, config_file_list, config_dict, () if notebook else words)
         if config.settings.dry_run:
             return {"plan": _plan(config)}
@@ -83,9 +103,10 @@ def _plan(config: PruneConfig) -> str:
 
 
 def _run(config: PruneConfig) -> tuple[RunResult, str]:
-    """What a run found, and the text of it."""
+    """What a run found, and the text of it, which of several processes the first has."""
     from recbole_prune import quick_start
+    from recbole_prune.ranks import group
     from recbole_prune.report.closing import result_text
 
     result = quick_start.run(config)
-    return result, result_text(result)
+    return result, result_text(result) if group.is_first() else ""

@@ -6,22 +6,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from time import monotonic, sleep
 from typing import IO, NamedTuple
 
-from recbole_prune.signals import BUSY, PARENT
+from recbole_prune.processes import command, environment
+from recbole_prune.signals import BUSY
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_UNTIL_RETRY = 0.5
 _SECONDS_TO_END = 20.0
 _LONGEST_TAIL = 1 << 16
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-# without the working directory among the places of modules: nothing that lies there is imported by accident
-_CODE = "import sys; del sys.path[0]; from recbole_prune.cli import main; sys.exit(main())"
 
 
 class Job(NamedTuple):
@@ -102,12 +98,12 @@ class JobProcess:
     def _start(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been read
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, *self._steps[0]],
+            command(self._steps[0]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             cwd=self._job.place,
-            env=_environment(self._job.threads),
+            env=environment(self._job.threads),
             start_new_session=True,  # Ctrl-C is for the one who started the jobs, who then stops them
         )
 
@@ -158,11 +154,3 @@ def _why(status: int, said: str) -> str:
         hint = ", as the system does where memory runs out (fewer --workers take less)" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
     return said or f"it ended with status {status} and said nothing"
-
-
-def _environment(threads: int | None) -> dict[str, str]:
-    """The same package, no more threads than its share, and an end when this process ends."""
-    ours = str(Path(__file__).resolve().parents[2])
-    places = [ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    counts = {} if threads is None else {name: str(threads) for name in _THREADS if name not in os.environ}
-    return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), PARENT: str(os.getpid())}

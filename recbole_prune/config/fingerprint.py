@@ -20,6 +20,7 @@ from recbole_prune.config.settings import Settings, defaults
 from recbole_prune.config.teachers import content_digest
 from recbole_prune.config.usage import is_used
 from recbole_prune.errors import ConfigError
+from recbole_prune.ranks import group
 
 # settings of RecBole that say where a process runs; they do not belong to what is trained
 OF_THE_PROCESS = frozenset({
@@ -61,6 +62,8 @@ def differences(config: Any, settings: Settings, missing: str | None = None) -> 
     source = own_model(config.model_class)
     if source is not None:
         found["model_class"] = source
+    if group.count() > 1:  # parts of a batch have their own negatives within a batch, and sums have another order
+        found["processes"] = group.count()
     base = defaults(settings.pruner, settings.distiller)
     for name, key in schema.known_keys().items():
         if key.changes != "nothing" and is_used(name, settings) and settings[name] != base[name]:

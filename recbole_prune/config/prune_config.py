@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from logging import getLogger
 from typing import Any
 
+import torch
+
 from recbole_prune import compat
 
 compat.apply()  # before RecBole: some patches are of what it imports
@@ -24,6 +26,7 @@ from recbole_prune.config.settings import HostFacts, Settings, defaults, settle
 from recbole_prune.config.words import settings_in
 from recbole_prune.errors import ConfigError, printable
 from recbole_prune.models import join_recbole
+from recbole_prune.ranks import group
 from recbole_prune.scoring import value_metrics
 
 __all__ = ["PruneConfig", "Settings"]
@@ -196,6 +199,7 @@ class PruneConfig(Config):
         merged: dict[str, Any] = super()._get_final_config_dict()
         if not self._private.replayed:  # checked when the run began
             values.check_values(merged, self.external_config_dict, self.model)
+            values.check_processes(self.external_config_dict, group.count(), merged["train_batch_size"])
             check_evaluation(merged, metric_types)
             check_direction(merged["valid_metric"], self.external_config_dict.get("valid_metric_bigger"))
         user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}
@@ -208,6 +212,22 @@ class PruneConfig(Config):
         self.external_config_dict.update({name: merged[name] for name in sorted({*user, *recipe})})
         names.check_dataset(self.dataset, merged, download=self._private.download)
         return merged
+
+    def _init_device(self) -> None:
+        """RecBole's choice; of several processes of a machine each has a GPU of its own."""
+        super()._init_device()
+        if group.count() > 1 and self.final_config_dict["device"].type == "cuda":
+            here = torch.cuda.device_count()
+            if group.local_rank() >= here:
+                raise ConfigError(
+                    f"gpu_id={self.final_config_dict['gpu_id']} leaves {here} GPUs for the processes of this machine, "
+                    f"of which this is number {group.local_rank() + 1}: name one for each (--gpu_id=0,1), take fewer "
+                    "processes, or train on the CPU (--gpu_id=)"
+                )
+            self.final_config_dict["device"] = torch.device("cuda", group.local_rank())
+            torch.cuda.set_device(group.local_rank())
+        if not group.is_first():
+            self.final_config_dict["show_progress"] = False
 
     # ---- what others read --------------------------------------------------------------------------------------------
 

@@ -68,6 +68,16 @@ _KINDS = {
     "list": _Kind("a list such as ['a', 'b']", lambda value: isinstance(value, (list, tuple))),
     "dict": _Kind("a dict such as {'key': value}", lambda value: isinstance(value, dict)),
 }
+# settings of RecBole's launcher: what is allowed, and whether a value is
+_OF_PROCESSES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "nproc": ("a whole number of processes, at least 1", lambda value: is_whole(value) and value >= 1),
+    "world_size": (
+        "a whole number of processes of all machines, -1 for those of this one",
+        lambda value: is_whole(value) and (value >= 1 or value == -1),
+    ),
+    "group_offset": ("a whole number, at least 0", lambda value: is_whole(value) and value >= 0),
+    "port": ("the number of a port, 1 to 65535", lambda value: is_whole(value) and 1 <= value <= 65535),
+}
 # settings that are needed, so that None is no value for them
 _NEVER_NONE = ("data_path", "checkpoint_dir", "learner", "field_separator", "seq_separator")
 
@@ -201,13 +211,14 @@ def _check_devices(value: object) -> None:
 
 def _check_launcher(settings: Mapping[str, Any]) -> None:
     """What RecBole's launchers and its logger are asked for."""
-    for name in ("nproc", "world_size", "local_rank"):
-        value = settings.get(name)
-        if value is not None and not (is_whole(value) and value <= 1 and name != "local_rank"):
-            raise ConfigError(
-                f"{name}={value} is not allowed: a run is one process on one device, several are not supported yet; "
-                f"leave {name} out"
-            )
+    for name, (allowed, fits) in _OF_PROCESSES.items():
+        if settings.get(name) is not None and not fits(settings[name]):
+            raise ConfigError(f"{name}={settings[name]} is not allowed: RecBole takes {allowed}")
+    if settings.get("local_rank") is not None:
+        raise ConfigError(
+            f"local_rank={settings['local_rank']} is not allowed: which one process of several this is, its "
+            "environment says (LOCAL_RANK, as torchrun and --nproc set it)"
+        )
     if settings.get("saved") is False:
         raise ConfigError(
             "saved=False is not allowed: a run keeps its tickets in its folder, where resuming and export need them"
@@ -216,4 +227,29 @@ def _check_launcher(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"log_wandb={settings['log_wandb']} needs the package wandb, which is not installed: pip install wandb, "
             "or leave log_wandb out"
+        )
+
+
+def check_processes(settings: Mapping[str, Any], count: int, train_batch_size: int) -> None:
+    """Refuse more processes than there are, and more than there is work for.
+
+    Args:
+        settings: those that the user gave.
+        count: how many processes train the run.
+        train_batch_size: rows of a batch.
+
+    Raises:
+        ConfigError: the message says how to start several.
+    """
+    for name in ("nproc", "world_size"):
+        value = settings.get(name)
+        if count == 1 and isinstance(value, int) and value > 1:
+            raise ConfigError(
+                f"{name}={value} is not allowed here: this run is one process, and settings start no others; "
+                f"recbole-prune run --{name}={value} does, or torchrun"
+            )
+    if count > 1 and train_batch_size < 2 * count:
+        raise ConfigError(
+            f"train_batch_size={train_batch_size} is not allowed with {count} processes, which train on parts of a "
+            f"batch: take at least {2 * count}, or fewer processes"
         )

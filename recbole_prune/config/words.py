@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, NoReturn
 from recbole_prune.config import evaluation, host, names, schema, values
 from recbole_prune.config.files import read_settings
 from recbole_prune.errors import ConfigError
+from recbole_prune.ranks.launcher import Ranks
 
 _FILES = ("config_files", "config_file_list")
 _PROCESSES = ("nproc", "world_size", "ip", "port", "group_offset")
+_PORT = 5678  # that of RecBole's launcher
 _DEFAULTS = {"model": "BPR", "dataset": "ml-100k"}  # those of RecBole's launcher
 
 
@@ -25,12 +27,14 @@ class Launch(NamedTuple):
         model, dataset: names.
         files: config files, None if there are none.
         words: ``--key=value`` for :class:`~recbole_prune.config.prune_config.PruneConfig`.
+        ranks: the processes that are asked for; None where it is this one.
     """
 
     model: str
     dataset: str
     files: list[str] | None
     words: list[str]
+    ranks: Ranks | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,7 +73,29 @@ def launch(words: Sequence[str]) -> Launch:
     _check({**launcher, **said}, in_files)
     # RecBole's Config knows only --key=value
     named = [f"--{name}={value}" for name, value in launcher.items()]
-    return Launch(launcher["model"], launcher["dataset"], files or None, [*named, *rest])
+    return Launch(launcher["model"], launcher["dataset"], files or None, [*named, *rest], _ranks(launcher))
+
+
+def _ranks(launcher: Mapping[str, str]) -> Ranks | None:
+    """The processes that the words ask for, by RecBole's rules.
+
+    Raises:
+        ConfigError: there cannot be so many, or not with these numbers.
+    """
+    given = {name: values.read_word(launcher[name]) for name in _PROCESSES if name in launcher}
+    nproc, world_size, offset = given.get("nproc", 1), given.get("world_size", -1), given.get("group_offset", 0)
+    if world_size <= 0:
+        world_size = nproc
+    if world_size == 1:
+        return None
+    if offset + nproc > world_size:
+        raise ConfigError(
+            f"world_size={world_size} is not allowed: of all processes this machine has nproc={nproc} from "
+            f"group_offset={offset} on, so there are at least {offset + nproc}"
+        )
+    elsewhere = nproc < world_size  # the others have to know where
+    ip, port = str(launcher.get("ip", "localhost")), given.get("port", _PORT if elsewhere else 0)
+    return Ranks(nproc, world_size, offset, ip, port)
 
 
 def _files(launcher: dict[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.training import state as states
 from recbole_prune.training.gradient_record import GradientRecorder
 from recbole_prune.training.parts import Part, State, Training
+from recbole_prune.training.replicas import masks_of_first
 
 if TYPE_CHECKING:
     from recbole_prune.config.settings import Settings
@@ -120,7 +121,7 @@ class PruneAndGrow(Part):
         for number, target in enumerate(old.scope):
             seed = int(np.random.SeedSequence([self.seed, self.step, number]).generate_state(1)[0])
             new[target.name] = self._moved(target, old[target.name], model, optimizers, ratio, seed)
-        moved = MaskSet(old.scope, new)
+        moved = masks_of_first(MaskSet(old.scope, new))
         if not self.official:
             for target in old.scope:
                 if int(moved.per_row(target.name).sum()) != int(old.per_row(target.name).sum()):

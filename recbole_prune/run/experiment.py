@@ -100,7 +100,7 @@ class Experiment:
         Raises:
             StoreError: ``scope.json`` is damaged, or ``config.yaml`` beside it.
         """
-        if (self.folder.path / SCOPE).exists():
+        if self.folder.has(SCOPE):
             try:
                 return Scope.from_json(self.folder.read_scope())
             except ValueError as error:

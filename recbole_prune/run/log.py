@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from recbole_prune.errors import UnforeseenError, in_one_line
+from recbole_prune.ranks import group
 from recbole_prune.run.log_file import LogFile, PlainFormatter
 
 if TYPE_CHECKING:
@@ -36,11 +38,14 @@ def log_of_run(config: PruneConfig, folder: Path) -> Iterator[LogFile]:
     """
     root, level = logging.getLogger(), _level(config["state"])
     with ExitStack() as undo:
-        file = LogFile(folder / "log.txt", held=config.settings.fresh)
+        # of several processes the first has the log
+        file = LogFile(folder / "log.txt" if group.is_first() else Path(os.devnull), held=config.settings.fresh)
         undo.callback(file.close)
         for warning in config.warnings:  # given before this log was open
             file.handle(root.makeRecord("root", logging.WARNING, "config", 0, warning, (), None))
-        handlers: list[logging.Handler] = [file] if root.handlers else [file, _terminal(level)]
+        handlers: list[logging.Handler] = [file]
+        if not root.handlers and group.is_first():
+            handlers.append(_terminal(level))
         for handler in handlers:
             root.addHandler(handler)
             undo.callback(root.removeHandler, handler)

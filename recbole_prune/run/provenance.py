@@ -16,6 +16,7 @@ import yaml
 from recbole_prune.artifact import read_artifact
 from recbole_prune.disk.files import WAY_OUT, read_file
 from recbole_prune.errors import ArtifactError, StoreError
+from recbole_prune.ranks import group
 from recbole_prune.run.store import CONFIG, SCOPE, RunFolder
 from recbole_prune.run.ticket import Ticket
 
@@ -96,8 +97,11 @@ def record(config: Any, folder: RunFolder, data: str) -> None:
     if folder.is_trained():
         return
     folder.remove(SCOPE)  # a process that trained nothing may have found it in other data
+    words = list(config.words)
+    if group.count() > 1 and not any(word.startswith(("--nproc=", "--world_size=")) for word in words):
+        words.append(f"--nproc={group.count()}")  # torchrun has started them
     document = {
-        "command": shlex.join(["recbole-prune", *config.words]),
+        "command": shlex.join(["recbole-prune", *words]),
         "versions": versions(),
         "data_sha256": data,
         "run_hash": config.run_hash,

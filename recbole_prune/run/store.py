@@ -42,19 +42,21 @@ from recbole_prune.disk.names import (
 )
 from recbole_prune.disk.seals import digest_of, seal, sha256, unseal
 from recbole_prune.errors import StoreError
+from recbole_prune.ranks.group import on_first, only_first
 
 _FILES = (LOCK, CONFIG, SCOPE, JOURNAL, SUMMARY, SEARCH, REWIND, USERS, LOG)
 _FOLDERS = (MASKS, FORMS, CHECKPOINTS, RESUME, DISTILLATION, STATES)  # of files only
 
 
 class RunFolder:
-    """One run on disk (DESIGN section 5)."""
+    """One run on disk (DESIGN section 5); of several processes of the run only the first opens files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FolderLock(path, marker=JOURNAL)
         self._identity: str | None = None
 
+    @on_first
     def open(self) -> None:
         """Create and lock the folder.
 
@@ -68,10 +70,12 @@ class RunFolder:
         self._lock.acquire()
         self._sweep()
 
+    @on_first
     def is_empty(self) -> bool:
         """Whether nothing but the lock is in it."""
         return all(is_of_lock(child.name) for child in self.path.iterdir())
 
+    @on_first
     def start_over(self) -> None:
         """Move what is there aside, to ``<name>.old-N``, and lock a new folder in its place.
 
@@ -89,6 +93,7 @@ class RunFolder:
         self._identity = None
         self._lock.acquire()
 
+    @only_first
     def check_present(self) -> None:
         """Refuse to go on in a folder that is no longer the one that was opened.
 
@@ -97,6 +102,7 @@ class RunFolder:
         """
         self._lock.check_present()
 
+    @only_first
     def close(self) -> None:
         """Release the lock."""
         self._lock.release()
@@ -127,6 +133,7 @@ class RunFolder:
         with suppress(OSError):
             remove_leftovers(self.path / ARTIFACT)
 
+    @on_first
     def write(self, name: str, data: bytes) -> str:
         """Write a file of the folder; returns its sha256.
 
@@ -137,6 +144,7 @@ class RunFolder:
         write_atomic(self.path / name, data)
         return sha256(data)
 
+    @on_first
     def has(self, name: str) -> bool:
         """Whether a file of the folder is there.
 
@@ -146,6 +154,7 @@ class RunFolder:
         self.check_present()
         return (self.path / name).exists()
 
+    @on_first
     def remove(self, name: str) -> None:
         """Remove a file of the folder, if it is there."""
         path = self.path / name
@@ -155,10 +164,12 @@ class RunFolder:
             with explained(path):
                 path.unlink()
 
+    @on_first
     def names(self, folder: str) -> list[str]:
         """The files in one of its folders, as :meth:`remove` takes them."""
         return sorted(f"{folder}/{file.name}" for file in (self.path / folder).glob("*"))
 
+    @on_first
     def subfolder(self, name: str) -> Path:
         """A folder in it for files that others write.
 
@@ -173,6 +184,7 @@ class RunFolder:
 
     # ---- what ties the files of a run to each other ------------------------------------------------------------------
 
+    @on_first
     def identity(self) -> str | None:
         """What lines, resume point and summary of this run hold: the sha256 of ``scope.json``, and so of its config.
 
@@ -187,6 +199,7 @@ class RunFolder:
                 self._identity = digest_of(record)
         return self._identity
 
+    @on_first
     def write_scope(self, record: dict[str, Any]) -> None:
         """Write ``scope.json`` with the seal of ``config.yaml``, but for a run that was begun without seals."""
         if (self.path / CONFIG).exists() and not self.is_trained():
@@ -195,6 +208,7 @@ class RunFolder:
         self._identity = None
         self.identity()  # kept from now on: who edits a file meanwhile does not cost a trained ticket its line
 
+    @on_first
     def read_scope(self) -> dict[str, Any]:
         """What :meth:`write_scope` wrote.
 
@@ -225,6 +239,7 @@ class RunFolder:
             raise StoreError(f"{place} is of another run than {self.path / SCOPE}, or that is missing; {WAY_OUT}")
         return record
 
+    @on_first
     def write_summary(self, record: dict[str, Any]) -> None:
         """Write ``summary.json``, unless the file holds just that.
 
@@ -237,6 +252,7 @@ class RunFolder:
         if not path.is_file() or path.read_bytes() != data:
             self.write(SUMMARY, data)
 
+    @on_first
     def read_summary(self) -> dict[str, Any]:
         """What :meth:`write_summary` wrote.
 
@@ -252,10 +268,12 @@ class RunFolder:
             raise StoreError(f"{path} is damaged: its sha256 does not fit its content; {WAY_OUT}")
         return self._own(record, str(path))
 
+    @on_first
     def write_search(self, record: dict[str, Any]) -> None:
         """Write ``search.json``: what a training before the tickets found."""
         self.write(SEARCH, seal(self._bound(record), indent=2) + b"\n")
 
+    @on_first
     def read_search(self) -> dict[str, Any] | None:
         """What :meth:`write_search` wrote; None where it is not there.
 
@@ -264,6 +282,7 @@ class RunFolder:
         """
         return self._read_sealed(SEARCH) if self.has(SEARCH) else None
 
+    @on_first
     def is_finished(self) -> bool:
         """Whether the journal has every ticket of ``summary.json``; not where one of them is missing or damaged."""
         try:
@@ -273,6 +292,7 @@ class RunFolder:
 
     # ---- files with a known sha256, the journal, resume points -------------------------------------------------------
 
+    @on_first
     def read(self, name: str, digest: str) -> bytes:
         """Read a file and check its hash.
 
@@ -286,6 +306,7 @@ class RunFolder:
             raise StoreError(f"{path} is corrupt: its sha256 is not {digest}; {WAY_OUT}")
         return data
 
+    @on_first
     def tickets(self) -> list[dict[str, Any]]:
         """The journal, every line checked.
 
@@ -305,6 +326,7 @@ class RunFolder:
             records.append(self._own(record, f"{path} line {number}"))
         return records
 
+    @on_first
     def append_ticket(self, record: dict[str, Any]) -> None:
         """Add a line to the journal, sealed with its own sha256."""
         self.check_present()
@@ -314,6 +336,7 @@ class RunFolder:
             before += b"\n"
         write_atomic(path, before + seal(self._bound(record)) + b"\n")
 
+    @on_first
     def is_trained(self) -> bool:
         """Whether a ticket is finished or can be continued, which ties the folder to its data.
 
@@ -322,6 +345,7 @@ class RunFolder:
         """
         return bool(self.tickets()) or (self.path / RESUME / "point.json").exists()
 
+    @on_first
     def save_resume(self, ticket: int, epoch: int, data: bytes, extra: dict[str, Any]) -> None:
         """Store the resume point of a ticket; the older one goes once the new one is complete."""
         name = f"{RESUME}/ticket-{ticket:03d}-epoch-{epoch:05d}.safetensors"
@@ -332,6 +356,7 @@ class RunFolder:
             if other != self.path / name:
                 other.unlink()
 
+    @on_first
     def load_resume(self, ticket: int) -> tuple[dict[str, Any], bytes] | None:
         """The resume point of a ticket: (its description, its data), or None.
 
@@ -351,6 +376,7 @@ class RunFolder:
             return None
         return pointer, self.read(pointer["file"], pointer["digest"])
 
+    @on_first
     def drop_resume(self) -> None:
         """Remove the resume point of a finished ticket, and the states that no line of the journal names."""
         folder = self.path / RESUME

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from logging import getLogger
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from recbole_prune.disk.user_values import Arrays
 from recbole_prune.errors import ConfigError
 from recbole_prune.masking.scope import Scope
 from recbole_prune.metering.windows import Meter
+from recbole_prune.ranks import group
 from recbole_prune.run import measuring, user_values
 from recbole_prune.run.journal_line import finish
 from recbole_prune.run.progress import Progress
@@ -26,6 +28,7 @@ from recbole_prune.training import state as states
 from recbole_prune.training.learning_rate import LearningRate
 from recbole_prune.training.model import MaskAware
 from recbole_prune.training.parts import Part, State, Training
+from recbole_prune.training.replicas import masks_of_first
 from recbole_prune.training.session import Files, Session
 from recbole_prune.training.tracking import tracked
 from recbole_prune.training.trainer import MaskAwareTrainer
@@ -68,7 +71,7 @@ class TicketTraining(Files):
     ) -> None:
         self.workshop = workshop
         self.folder = folder
-        self.plan = plan
+        self.plan = plan if plan.masks is None else replace(plan, masks=masks_of_first(plan.masks))
         self.legacy = legacy or {}
         self.scope = scope
         self.dense = dense
@@ -129,14 +132,20 @@ class TicketTraining(Files):
             self.progress.evaluation_begins("test")
             test, popularity = trainer.evaluate_by_popularity(workshop.test_data, workshop.popularity)
             memory.note("ranking")
+        self.measured["peak_memory"] = memory.peaks
+        if popularity is not None:
+            self.method["popularity"] = popularity
+        return Ticket.from_record(group.first(lambda: self._finish(valid, test or {}).to_record()))
+
+    def _finish(self, valid: Mapping[str, float], test: Mapping[str, float]) -> Ticket:
+        """Measure, and write what stays."""
+        trainer, workshop = self.trainer, self.workshop
         self._keep_values()
         ranking = measuring.ranking(trainer, workshop.test_data)
         lists = workshop.test_data or workshop.select_data
         latency = measuring.recommend(trainer, lists, self.meter, self.settings.measure_latency_users)
-        self.measured.update(peak_memory=memory.peaks, ranking=ranking, latency=latency, energy=self.meter.record())
-        if popularity is not None:
-            self.method["popularity"] = popularity
-        return finish(self, valid, test or {})
+        self.measured.update(ranking=ranking, latency=latency, energy=self.meter.record())
+        return finish(self, valid, test)
 
     def _keep_values(self) -> None:
         """Keep what each user scored in the validation at the best epoch, and in the test that was just made."""

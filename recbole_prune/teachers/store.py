@@ -16,6 +16,7 @@ from recbole_prune.config.schema import check
 from recbole_prune.disk.files import WAY_OUT, read_file
 from recbole_prune.disk.seals import seal, unseal
 from recbole_prune.errors import ConfigError, StoreError
+from recbole_prune.ranks import group
 from recbole_prune.run.provenance import read_record
 from recbole_prune.run.store import DISTILLATION, RunFolder
 
@@ -27,6 +28,7 @@ Arrays = dict[str, np.ndarray]
 TEACHER = "teacher"
 
 
+@group.on_first
 def require_unchanged(config: PruneConfig, folder: RunFolder) -> None:
     """Refuse to begin anew what the same command has begun with other content in the same place.
 
@@ -111,11 +113,8 @@ class ListStore:
         self._record: dict[str, Any] = {**own, "files": {}, "notes": {}}
         if folder is None:
             return
-        path = folder.path / self._place
-        if path.exists():
-            found = unseal(read_file(path).rstrip(b"\n"))
-            if found is None:
-                raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {WAY_OUT}")
+        found = group.first(lambda: self._read(folder))  # another process may be about to write
+        if found is not None:
             if {key: found.get(key) for key in own} == own:
                 self._record.update(found)
                 return
@@ -128,6 +127,15 @@ class ListStore:
                     "(this folder is kept aside)"
                 )
         self._write()
+
+    def _read(self, folder: RunFolder) -> dict[str, Any] | None:
+        path = folder.path / self._place
+        if not path.exists():
+            return None
+        found = unseal(read_file(path).rstrip(b"\n"))
+        if found is None:
+            raise StoreError(f"{path} is corrupt: its sha256 does not fit its content; {WAY_OUT}")
+        return found
 
     @property
     def _place(self) -> str:

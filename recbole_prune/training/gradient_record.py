@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from recbole_prune.ranks import group
+from recbole_prune.training import codec
+
 
 class Record(NamedTuple):
     """Gradients of some rows of a tensor.
@@ -42,7 +45,7 @@ class GradientRecorder:
 
     def end_batch(self) -> None:
         """Take the batch in: gradients of an entry are summed, then their absolute value is added to what there is."""
-        for name, records in self._batch.items():
+        for name, records in _of_all_processes(self._batch).items():
             batch = _sum(records)
             if bool(torch.isfinite(batch.values).all()):
                 batch = Record(batch.rows, batch.values.abs())
@@ -67,6 +70,20 @@ class GradientRecorder:
             name: Record(*(part if part is None else part.to(device) for part in record.values()))  # type: ignore[arg-type]
             for name, record in state.items()
         }
+
+
+def _of_all_processes(batch: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """The records of the parts of a batch that the processes of a run have, in the order of the processes."""
+    if not group.are_several():
+        return batch
+    own = {name: _sum(records)._asdict() for name, records in batch.items()}
+    device = next((records[0].values.device for records in batch.values()), torch.device("cpu"))
+    found: dict[str, list[Record]] = {}
+    for data in group.gather(codec.encode(own)):
+        for name, record in codec.decode(data).items():
+            rows = None if record["rows"] is None else record["rows"].to(device)
+            found.setdefault(name, []).append(Record(rows, record["values"].to(device)))
+    return found
 
 
 def _sum(records: list[Record]) -> Record:

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recbole_prune.compat.places import Nowhere
 from recbole_prune.config.fingerprint import to_json
 from recbole_prune.data.random_streams import preserved_random_streams
+from recbole_prune.ranks.group import is_first
 
 if TYPE_CHECKING:
     from recbole.config import Config
@@ -32,13 +33,17 @@ class _Series(SummaryWriter):
 def tracked(trainer: Trainer, folder: Path, group: str) -> Iterator[None]:
     """What the trainer trains meanwhile is a series of its own; afterwards its files and threads are closed.
 
-    A training that continues replaces what an earlier process wrote of the epochs that it repeats.
+    A training that continues replaces what an earlier process wrote of the epochs that it repeats. Of several processes
+    the first has the series.
 
     Args:
         trainer: one that was built without any series; its ``start_epoch`` is known.
         folder: for TensorBoard; its name is the name of the series.
         group: what W&B shows the series together with.
     """
+    if not is_first():
+        yield
+        return
     with ExitStack() as open_series:
         series = _Series(str(folder), purge_step=trainer.start_epoch)
         open_series.callback(series.close)

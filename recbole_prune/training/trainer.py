@@ -18,6 +18,7 @@ from recbole_prune.compat.places import trainers_write_to
 from recbole_prune.data import random_streams
 from recbole_prune.errors import ConfigError, TrainingError
 from recbole_prune.masking.masks import MaskSet
+from recbole_prune.ranks import group
 from recbole_prune.scoring.evaluation import BlockEvaluation, UserBlock
 from recbole_prune.scoring.popularity import Popularity, PopularityRecord
 from recbole_prune.scoring.user_values import UserValues, Values
@@ -26,6 +27,7 @@ from recbole_prune.training import state as states
 from recbole_prune.training.lazy_adam import LazyTable, lazy_tables, rows_wait
 from recbole_prune.training.optimizers import add_group, fused, left_out, saved_as_dense
 from recbole_prune.training.parts import State
+from recbole_prune.training.replicas import Replicas, metrics_of_first
 from recbole_prune.training.session import Session
 
 if TYPE_CHECKING:  # any trainer class of RecBole, see mask_aware_trainer
@@ -76,6 +78,7 @@ class MaskAwareTrainer(_Trainer):
             model.own_loss = lambda: prod(part.own_loss for part in session.parts)
         with trainers_write_to(None):
             super().__init__(config, model)
+        self._replicas = Replicas(self, self._every_added_parameter()) if group.are_several() else None
         self._base_rates = [
             [group["lr"] for group in optimizer.param_groups] for optimizer in states.optimizers_of(self).values()
         ]
@@ -148,13 +151,19 @@ class MaskAwareTrainer(_Trainer):
         self.model.apply_masks()
         self.epoch = epoch_idx
         if not self._began:
+            if self._replicas is not None:
+                self._replicas.begin()
             for part in session.parts:
                 part.begin(self)
             self._began = True
         session.watcher.epoch_begins(self)
+        if self._replicas is not None:
+            train_data = self._replicas.begin_epoch(train_data)
         start = perf_counter()
         with session.meter.window("train"), rows_wait(self._lazy_tables(), self.optimizer):
             losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+            if self._replicas is not None:
+                losses = self._replicas.end_epoch(losses)
         self.train_seconds += perf_counter() - start
         self.epochs_done = epoch_idx + 1
         for part in session.parts:
@@ -201,11 +210,17 @@ class MaskAwareTrainer(_Trainer):
         self._save_checkpoint(-1)
 
     def _check_nan(self, loss: torch.Tensor) -> None:
-        if torch.isnan(loss):
-            raise TrainingError(
-                f"the training loss of {self.session.name} became NaN in epoch {self.epoch}: "
-                f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm{self._empty_rows()}"
-            )
+        if self._replicas is not None:
+            self._replicas.watch(loss)
+        elif torch.isnan(loss):
+            raise self.nan_error()
+
+    def nan_error(self) -> TrainingError:
+        """What is said where a loss is no number."""
+        return TrainingError(
+            f"the training loss of {self.session.name} became NaN in epoch {self.epoch}: "
+            f"lower learning_rate={self.config['learning_rate']} or set clip_grad_norm{self._empty_rows()}"
+        )
 
     def _empty_rows(self) -> str:
         """That tables have rows without a live entry, by whose length a model may divide; "" if none has."""
@@ -270,7 +285,7 @@ class MaskAwareTrainer(_Trainer):
         if eval_data:
             eval_data = self._block_evaluation.blocks(eval_data) or eval_data
         start = perf_counter()
-        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        result = metrics_of_first(super().evaluate(eval_data, load_best_model=False, show_progress=show_progress))
         self.last_evaluation_seconds = perf_counter() - start
         return result
 
@@ -322,8 +337,8 @@ class MaskAwareTrainer(_Trainer):
             return
         factor = self.session.learning_rate.factor(epoch, self.epochs)
         for optimizer, rates in zip(states.optimizers_of(self).values(), self._base_rates):
-            for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * factor
+            for settings, rate in zip(optimizer.param_groups, rates):
+                settings["lr"] = rate * factor
 
     def resume_state(self) -> State:
         """Everything that the epochs to come depend on."""
@@ -338,13 +353,21 @@ class MaskAwareTrainer(_Trainer):
             "best_values": self.best_values,
             "masks": None if model.masks is self._first_masks else self._masks_now(),
             "weights": states.weights_of(model),
-            "attributes": self._watch.changed(),
+            "attributes": self.changed_attributes(),
             "optimizers": states.optimizer_state(self),
             "reached": states.reached_parameters(self),
             "random": random_streams.random_state(),
             "loaders": random_streams.loader_states(self.session.loaders),
             "trainer": {name: _plain(getattr(self, name)) for name in (*_COUNTERS, *_OWN)},
         }
+
+    def changed_attributes(self) -> dict[str, Any]:
+        """Plain attributes of the model that changed since it was built, by path."""
+        return self._watch.changed()
+
+    def restore_attributes(self, attributes: dict[str, Any]) -> None:
+        """Set attributes as :meth:`changed_attributes` gave them."""
+        self._watch.restore(attributes)
 
     def _masks_now(self) -> list[np.ndarray | None]:
         """The masks in force and those of the best epoch, packed; None before the first checkpoint."""
@@ -363,7 +386,7 @@ class MaskAwareTrainer(_Trainer):
         attributes = state["attributes"]
         if self.model.shrunk is not None and "trainer" not in state:  # tables of a rewind state are as wide as dense
             attributes = {name: value for name, value in attributes.items() if not isinstance(value, torch.Tensor)}
-        self._watch.restore(attributes)
+        self.restore_attributes(attributes)
         random_streams.set_loader_states(self.session.loaders, state["loaders"])
         random_streams.set_random_state(state["random"])
 
