@@ -173,7 +173,7 @@ class MaskAwareTrainer(_Trainer):
 
     def _lazy_tables(self) -> list[LazyTable]:
         """Those whose rows may wait: nothing but the loss of a batch and the optimizer sees them in an epoch."""
-        seen = self.session.parts or self.clip_grad_norm or self.enable_amp or self.enable_scaler
+        seen = self._replicas or self.session.parts or self.clip_grad_norm or self.enable_amp or self.enable_scaler
         if seen or not self.session.fused or len(set(map(id, states.optimizers_of(self).values()))) > 1:
             return []
         return lazy_tables(self.model, self.optimizer, self.config["train_batch_size"], self.model.masked_parameters)
