@@ -136,10 +136,12 @@ class _ReadByRows(nn.Embedding):
         lazy.close()
         return lazy.parameter
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of an embedding."""
         self._lazy.close()
-        return self.named_parameters(*args, **kwargs)
+        return self.named_parameters(prefix, recurse, remove_duplicate)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows, with every step made."""
