@@ -26,7 +26,7 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.scoring import evaluation, ranking
 from recbole_prune.scoring.collector import find_hits
 from recbole_prune.scoring.evaluation import UserBlocks
-from recbole_prune.scoring.ranking import DenseRanker, ScanRanker, top_k
+from recbole_prune.scoring.ranking import DenseRanker, ScanRanker, SearchRanker, top_k
 from recbole_prune.sparse import compiling, inverted_lists
 from recbole_prune.training.trainer import Session, mask_aware_trainer
 
@@ -36,7 +36,7 @@ OF_TOP_ITEMS = [name for name in RANKING if name != "gauc"]
 TOPK = [1, 5, 10, 20]
 USERS, ITEMS = 60, 40  # without padding
 
-WAYS = ["scan", "dense", "groups", "torch"]
+WAYS = ["scan", "search", "dense", "groups", "torch"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
     """Make evaluations rank in one of the ``WAYS``, in several blocks; the class that ranks then."""
 
     def choose(way: str) -> type:
-        if way in ("scan", "dense") and not compiling.available():
+        if way in ("scan", "search", "dense") and not compiling.available():
             pytest.skip("numba is not installed: there are no compiled loops to test")
         monkeypatch.setattr(evaluation, "DENSEST_SCAN", 1.0 if way == "scan" else -1.0)
         if way in ("groups", "torch"):
@@ -74,7 +74,11 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type]:
         for module, name in ((ranking, "_LEAST_USERS"), (ranking, "_SCANNED_USERS")):
             monkeypatch.setattr(module, name, 7)
         monkeypatch.setattr(inverted_lists, "_USERS_AT_ONCE", 3)
-        return ScanRanker if way == "scan" else DenseRanker
+        if way == "search":
+            for name in ("_LEAST_PRODUCTS", "_LEAST_ROWS"):
+                monkeypatch.setattr(ranking, name, 0)
+            monkeypatch.setattr(ranking, "_SEARCHED_SHARE", np.inf)
+        return {"scan": ScanRanker, "search": SearchRanker}.get(way, DenseRanker)
 
     return choose
 
@@ -181,7 +185,7 @@ def assert_same(base: Bench, model: Any, ranker: type | None) -> None:
             assert torch.equal(same, value) if isinstance(value, torch.Tensor) else same == value, name
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("weights", ["dense", "pruned", "whole", "twins"])
 @pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN", "NGCF"]))
 def test_every_metric_of_the_best_items(
@@ -192,7 +196,7 @@ def test_every_metric_of_the_best_items(
     assert_same(base, weighted(base, weights), ranker)
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("weights", ["pruned", "near"])
 @pytest.mark.parametrize("users", slow_but([13], [1, 2, 13]))
 @pytest.mark.parametrize("width", [5, 64])
@@ -207,7 +211,7 @@ def test_whatever_the_size_of_recboles_batches(
 
 
 @pytest.mark.parametrize("metrics", [OF_TOP_ITEMS, ["recall", "mrr", "ndcg", "map"]], ids=["lists", "hits"])
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("users", slow_but([7], [1, 2, 7, 60]))
 def test_rounding_that_differs_from_batch_to_batch(
     users: int,
@@ -240,7 +244,7 @@ def test_metrics_that_need_all_scores(weights: str, dense_data: Path) -> None:
     assert_same(base, weighted(base, weights), None)
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("topk", [[1], [3, 40], [7, 41]])
 def test_as_many_as_there_are_items(topk: list[int], way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     """Some users have one item left; RecBole then ranks what they have had, in the order of its own sort."""
@@ -251,7 +255,7 @@ def test_as_many_as_there_are_items(topk: list[int], way: str, dense_data: Path,
     assert_same(base, weighted(base, "pruned"), ranker)
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("model", slow_but(["BPR"], ["BPR", "LightGCN"]))
 def test_compact_tables(model: str, way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     ranker = take(way)
@@ -261,7 +265,7 @@ def test_compact_tables(model: str, way: str, dense_data: Path, take: Callable[[
     assert_same(base, compact_model, ranker)
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 def test_an_entity_table_whose_first_rows_are_the_items(way: str, tiny_data: Path, take: Callable[[str], type]) -> None:
     ranker = take(way)
     # RecBole cannot count the items of a training loader with a knowledge graph
@@ -270,7 +274,7 @@ def test_an_entity_table_whose_first_rows_are_the_items(way: str, tiny_data: Pat
     assert_same(base, weighted(base, "dense"), ranker)
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("factor", [2.5, -0.125])
 def test_scores_with_a_constant_factor(
     factor: float, way: str, dense_data: Path, take: Callable[[str], type], monkeypatch: pytest.MonkeyPatch
@@ -282,7 +286,7 @@ def test_scores_with_a_constant_factor(
     assert_same(base, weighted(base, "pruned"), ranker)
 
 
-@pytest.mark.parametrize("way", ["scan", "torch"])
+@pytest.mark.parametrize("way", ["scan", "search", "torch"])
 def test_leave_one_out(way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     ranker = take(way)
     split = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
@@ -407,7 +411,7 @@ def test_a_collector_of_ones_own(dense_data: Path, said: Callable[[], list[str]]
 # ---- what an evaluation leaves behind --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", slow_but(["scan", "torch"], WAYS))
+@pytest.mark.parametrize("way", slow_but(["scan", "search", "torch"], WAYS))
 @pytest.mark.parametrize("model", ["BPR", "LightGCN"])
 def test_random_streams_and_weights_stay(model: str, way: str, dense_data: Path, take: Callable[[str], type]) -> None:
     take(way)

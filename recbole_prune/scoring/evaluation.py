@@ -24,7 +24,7 @@ from recbole_prune.data.random_streams import have_moved, random_state, set_rand
 from recbole_prune.scoring.collector import Ranked, RankingCollector, find_hits
 from recbole_prune.scoring.dot_product import match_tables
 from recbole_prune.scoring.probe import attributes_of, disagreement, set_attributes
-from recbole_prune.scoring.ranking import DenseRanker, EvaluationRows, Ranker, ScanRanker
+from recbole_prune.scoring.ranking import DenseRanker, EvaluationRows, Ranker, ScanRanker, SearchRanker
 from recbole_prune.sparse.compact import compact_modules
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.inverted_lists import DENSEST_SCAN, Rows
@@ -225,15 +225,16 @@ class BlockEvaluation:
         return ranker, None
 
     def _ranker(self, rows: EvaluationRows, names: tuple[str, str], tables: dict[str, Any], scale: float) -> Ranker:
-        """A scan of inverted lists where the tables are sparse enough for it to be faster, else matrix products."""
+        """A scan of inverted lists or a search by bounds where that is faster, else matrix products."""
         users, items = (tables[name].detach() for name in names)
 
-        def dense() -> Ranker:
+        def dense() -> DenseRanker:
             return DenseRanker(rows, users, items, scale)
 
         live = int(torch.count_nonzero(items))
         if not available() or items.device.type != "cpu" or live > DENSEST_SCAN * items.numel():
-            return dense()
+            products = dense()
+            return SearchRanker.of(rows, users, items, products, scale) or products
         user_rows, item_rows = (self._rows(name, tables) for name in names)
         return ScanRanker(rows, user_rows, item_rows, items.shape[1], dense, scale)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, largest
 
@@ -27,6 +28,11 @@ _BLOCK_SCORES = {"cpu": 1 << 22, "cuda": 1 << 26}
 _LEAST_USERS = 32
 # users that are scanned between two steps of a progress bar
 _SCANNED_USERS = 4096
+# a search by bounds is prepared, and tried, for so many multiplications and users
+_LEAST_PRODUCTS, _LEAST_ROWS = 1 << 33, 1 << 11
+# what it may cost beside adding up every coordinate of every product: as long as a matrix product takes (measured)
+_SEARCHED_SHARE = 1.5
+_TRIED_LENGTH = 21
 
 
 def scores_at_once(device: torch.device) -> int:
@@ -225,6 +231,70 @@ class ScanRanker(Ranker):
             users, k, pointers - pointers[0], history, scale=self._scale, threads=torch.get_num_threads()
         )
         return torch.from_numpy(found.items).clamp_(min=0), torch.from_numpy(found.scores)
+
+    def scores(self, rows: torch.Tensor) -> torch.Tensor:
+        """Those of the dense ranker."""
+        return self._dense.scores(rows)
+
+
+class SearchRanker(Ranker):
+    """Bounds on the products of dense vectors; exact, so that ties are all that stays open.
+
+    Args:
+        rows: the users to rank.
+        user_vectors: finite float32 ``[users, width]``, by internal id, on the CPU.
+        item_vectors: likewise ``[at least item_count, width]``.
+        dense: ranks the few rows that have to be ranked in RecBole's way.
+        scale: constant factor of the scores.
+    """
+
+    way = "a search by bounds"
+
+    def __init__(
+        self,
+        rows: EvaluationRows,
+        user_vectors: torch.Tensor,
+        item_vectors: torch.Tensor,
+        dense: DenseRanker,
+        scale: float,
+    ) -> None:
+        self.rows, self._dense, self._scale = rows, dense, scale
+        self._users = user_vectors[rows.users].numpy()
+        self._search = ProductSearch(item_vectors[: rows.item_count].numpy())
+        self.rounding = dense.rounding
+        self.block_users = _SCANNED_USERS
+
+    @classmethod
+    def of(
+        cls,
+        rows: EvaluationRows,
+        user_vectors: torch.Tensor,
+        item_vectors: torch.Tensor,
+        dense: DenseRanker,
+        scale: float,
+    ) -> SearchRanker | None:
+        """A ranker that is faster than ``dense``, arguments as for the class; None where that one is."""
+        width = user_vectors.shape[1]
+        products = len(rows) * rows.item_count * width
+        kind = {(each.device.type, each.dtype) for each in (user_vectors, item_vectors)}
+        if kind != {("cpu", torch.float32)} or products < _LEAST_PRODUCTS or not available():
+            return None
+        users, items = user_vectors.numpy(), item_vectors.numpy()
+        if len(rows) < _LEAST_ROWS or not are_finite(users, longest(items), scale):
+            return None
+        made = cls(rows, user_vectors, item_vectors, dense, scale)
+        pointers, history = rows.history_pointers.numpy(), rows.history_items.numpy()
+        cost = made._search.cost(made._users, _TRIED_LENGTH, pointers[:-1], pointers[1:], history, scale)
+        return made if cost < _SEARCHED_SHARE else None
+
+    def rank(self, start: int, stop: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best that a search finds; where fewer than k items are left, the further ones are item 0."""
+        pointers = self.rows.history_pointers[start : stop + 1].numpy()
+        found = self._search.top_k(
+            self._users[start:stop], k, pointers[:-1], pointers[1:], self.rows.history_items.numpy(),
+            scale=self._scale, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return torch.from_numpy(found.items).long().clamp_(min=0), torch.from_numpy(found.scores)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """Those of the dense ranker."""

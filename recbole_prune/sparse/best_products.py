@@ -85,34 +85,70 @@ class ProductSearch:
             scale: constant factor of the scores.
             threads: 0: all usable cores.
         """
-        from recbole_prune.sparse.search_kernel import best_products
-
         found = TopK.empty(len(vectors), k)
-
-        def work(some: slice | NDArray[np.int64], level: int, into: TopK) -> NDArray[np.int64]:
-            parts = self._prepared(vectors[some], self._depths[level], scale)
-            done = np.zeros(2, np.int64)
-            best_products(
-                *parts, self._table, self._rows, self._blocks, self._others[level], self._ids, self._starts,
-                seen_starts[some], seen_ends[some], seen, into.items, into.scores, into.tied, done,
-            )  # fmt: skip
-            return done
-
         level = min(1, len(self._depths) - 1)
         if len(vectors) >= _MANY_VECTORS:
-            tried = np.linspace(0, len(vectors) - 1, _VECTORS_TRIED).astype(np.int64)
-            cost_of_row, costs = _COST_OF_ROW + _COST_OF_COORDINATE * self._table.shape[1], []
-            for number, depth in enumerate(self._depths):
-                blocks, rows = work(tried, number, TopK.empty(_VECTORS_TRIED, k))
-                costs.append(blocks * _MEMBERS * depth + rows * cost_of_row)
-            level = int(np.argmin(costs))
+            level = int(np.argmin(self._costs(vectors, k, seen_starts, seen_ends, seen, scale)))
 
         def work_on(first: int) -> None:
             some = slice(first, first + _VECTORS_AT_ONCE)
-            work(some, level, TopK(found.items[some], found.scores[some], found.tied[some]))
+            into = TopK(found.items[some], found.scores[some], found.tied[some])
+            self._search(vectors[some], level, seen_starts[some], seen_ends[some], seen, scale, into)
 
         in_threads(work_on, range(0, len(vectors), _VECTORS_AT_ONCE), threads)
         return found
+
+    def cost(
+        self,
+        vectors: Single,
+        k: int,
+        seen_starts: NDArray[np.int64],
+        seen_ends: NDArray[np.int64],
+        seen: NDArray[np.int64],
+        scale: float = 1.0,
+    ) -> float:
+        """How long :meth:`top_k` takes, tried on some of the vectors: as a share of adding up every coordinate."""
+        least = min(self._costs(vectors, k, seen_starts, seen_ends, seen, scale))
+        return least / (_VECTORS_TRIED * max(1, self._table.size))
+
+    def _costs(
+        self,
+        vectors: Single,
+        k: int,
+        seen_starts: NDArray[np.int64],
+        seen_ends: NDArray[np.int64],
+        seen: NDArray[np.int64],
+        scale: float,
+    ) -> list[int]:
+        """Of some of the vectors with each of the depths, in additions of a coordinate."""
+        tried = np.linspace(0, len(vectors) - 1, _VECTORS_TRIED).astype(np.int64)
+        some, starts, ends = vectors[tried], seen_starts[tried], seen_ends[tried]
+        of_row, costs = _COST_OF_ROW + _COST_OF_COORDINATE * self._table.shape[1], []
+        for number, depth in enumerate(self._depths):
+            blocks, rows = self._search(some, number, starts, ends, seen, scale, TopK.empty(len(tried), k))
+            costs.append(int(blocks) * _MEMBERS * depth + int(rows) * of_row)
+        return costs
+
+    def _search(
+        self,
+        vectors: Single,
+        level: int,
+        seen_starts: NDArray[np.int64],
+        seen_ends: NDArray[np.int64],
+        seen: NDArray[np.int64],
+        scale: float,
+        into: TopK,
+    ) -> NDArray[np.int64]:
+        """Find the best rows of some vectors; how many blocks were compared, and how many rows scored."""
+        from recbole_prune.sparse.search_kernel import best_products
+
+        done = np.zeros(2, np.int64)
+        best_products(
+            *self._prepared(vectors, self._depths[level], scale), self._table, self._rows, self._blocks,
+            self._others[level], self._ids, self._starts, seen_starts, seen_ends, seen, into.items, into.scores,
+            into.tied, done,
+        )  # fmt: skip
+        return done
 
     def _prepared(
         self, vectors: Single, depth: int, scale: float
