@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
-from recbole_prune.errors import in_one_line, printable_lines
+from recbole_prune.errors import in_one_line, printable, printable_lines
 from recbole_prune.ranks import launcher
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def main(words: Sequence[str]) -> int:
     if asked.ranks is not None and os.environ.get("WORLD_SIZE", "1") == "1":
         status, why = launcher.run(["run", *words], asked.ranks)
         if why:
-            print(f"recbole-prune: {why}", file=sys.stderr)
+            print(printable(f"recbole-prune: {why}"), file=sys.stderr)
         return status
     from recbole_prune.config.prune_config import PruneConfig
     from recbole_prune.ranks import group

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import IO, NamedTuple
 
-from recbole_prune.errors import printable
 from recbole_prune.processes import command, environment
 from recbole_prune.signals import QUIET, on_abort
 
@@ -70,7 +69,7 @@ def run(words: Sequence[str], ranks: Ranks) -> tuple[int, str]:
             sleep(_SECONDS_BETWEEN_LOOKS)
         told = any(process.is_first and process.poll() for process in processes) and not failed.was_killed
         _end(processes)
-    return failed.status, "" if told else printable(failed.explanation())
+    return failed.status, "" if told else failed.explanation()
 
 
 def _free_port() -> int:

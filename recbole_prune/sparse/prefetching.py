@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,8 @@ _LINE = 16  # numbers that come from memory together
 
 def _make_prefetch() -> Callable[[Real, int], None]:
     """A function for loops: ask for the number at a place of a contiguous array; nothing waits for it."""
+    import numba
+
     if numba.config.DISABLE_JIT:
         return lambda table, place: None
     from llvmlite import ir
