@@ -103,7 +103,9 @@ class LazyTable:
         gradient = self.parameter.grad
         if gradient is None:
             return
-        if not gradient.is_sparse:  # whoever made it has read the whole table
+        # whoever made it has read the whole table; past `weight` (a regulariser over `parameters()`) that is seen here,
+        # in the first batch of an epoch, before any row waits
+        if not gradient.is_sparse:
             self.close()
         if not self.is_open:
             self.parameter.grad = gradient.to_dense()
