@@ -69,7 +69,8 @@ def _columns(header: Sequence[str], document: Document) -> list[int]:
 def _where(found: Sequence[Document]) -> str:
     """Every machine, version and day that occurs."""
     machines = dict.fromkeys(place(document) for document in found)
-    libraries = dict.fromkeys(library for document in found for library in versions(document))
+    named = dict.fromkeys(library for document in found for library in versions(document))
+    libraries = [library for library in named if not library.endswith("(none)")]
     days = sorted({document["date"][:10] for document in found})
     return f"{' / '.join(machines)}; {', '.join(libraries)}; {' to '.join(dict.fromkeys((days[0], days[-1])))}"
 
