@@ -1,14 +1,22 @@
-"""How this package starts processes of itself. Standard library only: workers of a cluster load nothing else."""
+"""How this package starts processes of itself, and what it learns from their end.
+
+Standard library only: workers of a cluster load nothing else.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
+from typing import IO
 
 from recbole_prune.signals import PARENT
 
+_LONGEST_TAIL = 1 << 16
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 # without the working directory among the places of modules: nothing that lies there is imported by accident
 _CODE = "import sys; del sys.path[0]; from recbole_prune.cli import main; sys.exit(main())"
@@ -29,3 +37,31 @@ def environment(threads: int | None) -> dict[str, str]:
     places = [ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     counts = {} if threads is None else {name: str(threads) for name in _THREADS if name not in os.environ}
     return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), PARENT: str(os.getpid())}
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], until: float) -> None:
+    """Wait for the end of a process that was asked to end, and kill it after ``until`` (monotonic)."""
+    try:
+        process.wait(max(0.0, until - monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def last_words(said: IO[bytes]) -> str:
+    """The last line of this package on a standard error that was kept, else the last of anybody; "" for none."""
+    size = said.seek(0, os.SEEK_END)
+    said.seek(max(0, size - _LONGEST_TAIL))
+    lines = said.read().decode(errors="replace").splitlines()
+    ours = [line for line in lines if line.startswith("recbole-prune: ")]
+    return (ours or [line for line in lines if line.strip()] or [""])[-1].replace("recbole-prune: ", "", 1)
+
+
+def name_of_signal(status: int) -> str | None:
+    """The signal that ended a process with this ``returncode``; None where none did."""
+    if status >= 0:
+        return None
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

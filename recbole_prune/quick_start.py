@@ -13,7 +13,7 @@ from recbole_prune.config.evaluation import check_selection
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.disk.names import method_name
 from recbole_prune.distillers.teaching import Teaching
-from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.errors import PruneError
 from recbole_prune.pruners import get_pruner
 from recbole_prune.ranks import group
 from recbole_prune.report.as_good import as_good_of
@@ -31,9 +31,6 @@ from recbole_prune.run.store import ARTIFACT, RunFolder
 from recbole_prune.run.summary import AsGood, RunResult, summary_of
 from recbole_prune.run.ticket import Ticket
 from recbole_prune.run.workshop import Workshop
-
-# distillers whose loss of a part of a batch is one of the batch
-_TAUGHT_IN_PARTS = ("sad",)
 
 
 def run(config: PruneConfig, waits: bool = False) -> RunResult:
@@ -53,7 +50,6 @@ def run(config: PruneConfig, waits: bool = False) -> RunResult:
             says so, and the log has the traceback.
     """
     check_selection(config, config.external_config_dict)
-    _check_processes(config)
     trained = tuition.train_teachers(config, run)
     folder = RunFolder(run_path(config))
     open_folder(folder, waits)
@@ -73,32 +69,6 @@ def notice_of(config: PruneConfig) -> str | None:
         return "prune_select=test picks epochs and tickets on the test set: the test figures below are optimistic"
     notice: str | None = config.settings.recipe_notice
     return notice
-
-
-def _check_processes(config: PruneConfig) -> None:
-    """Refuse what several processes cannot do.
-
-    Raises:
-        ConfigError: the message says why.
-    """
-    if group.count() == 1:
-        return
-    alone, distiller = "train with one process (leave nproc out)", config.settings.distiller
-    if distiller and distiller not in _TAUGHT_IN_PARTS:
-        raise ConfigError(
-            f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of "
-            f"whole batches, and each process has a part of one ({', '.join(_TAUGHT_IN_PARTS)} can be so); {alone}"
-        )
-    for name in ("save_dataset", "save_dataloaders"):
-        if config[name]:
-            raise ConfigError(
-                f"{name}=True is not allowed with {group.count()} processes, which would all save: {alone}"
-            )
-    if str(config["learner"]).lower() == "sparse_adam":
-        raise ConfigError(
-            "learner=sparse_adam is not allowed with several processes: it steps by the rows of one process's part of "
-            f"a batch; set learner=adam, or {alone}"
-        )
 
 
 def _start_over(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence[Path]) -> Workshop:
@@ -144,9 +114,7 @@ def _run(config: PruneConfig, folder: RunFolder, log: LogFile, trained: Sequence
     finally:
         experiment.progress.close()
     found = _Found(experiment, tickets, notice, alone)
-    results: list[RunResult] = []
-    group.first(lambda: results.append(_conclude(found)))
-    return results[0] if results else found.result()
+    return group.kept_by_first(lambda: _conclude(found)) or found.result()
 
 
 def _require_same(config: PruneConfig, folder: RunFolder) -> str:

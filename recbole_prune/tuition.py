@@ -12,8 +12,11 @@ from pathlib import Path
 
 from recbole_prune.anatomy.losses import adds_rows_up
 from recbole_prune.config.prune_config import PruneConfig
+from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import said_of_loss
 from recbole_prune.distillers.teaching import Teaching, teacher_configs, untaught
+from recbole_prune.errors import ConfigError
+from recbole_prune.ranks import group
 from recbole_prune.report.dry_run import planned
 from recbole_prune.run.experiment import Experiment
 from recbole_prune.run.log_file import LogFile
@@ -33,8 +36,14 @@ def train_teachers(config: PruneConfig, run: Run) -> tuple[Path, ...]:
     Raises:
         PruneError: whatever would stop the student's run after hours that went into its teachers.
     """
-    if not config.settings.distiller:
+    distiller = config.settings.distiller
+    if not distiller:
         return ()
+    if group.count() > 1 and not get_distiller(distiller).promises.batch_in_parts:
+        raise ConfigError(
+            f"distiller={distiller} is not allowed with {group.count()} processes: what it draws and weighs is of "
+            f"whole batches, and each process has a part of one; train with one process (leave nproc out)"
+        )
     teachers = teacher_configs(config)
     folders = [RunFolder(run_path(teacher)) for teacher in teachers]
     if config.settings.fresh or not RunFolder(run_path(config)).is_finished():

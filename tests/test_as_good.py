@@ -174,6 +174,8 @@ def test_the_sentence_says_where_users_are_too_few() -> None:
         sentence
         == "Ticket 1 is of unknown size on disk and 2 times slower to rank; whether it is as good is not tested: x."
     )
+    [sentence] = verdict_sentence(tickets()[1], AsGood("ndcg@10", 0.01, not_tested="x"), (2048, None), None)
+    assert sentence.startswith("Ticket 1 is 2,048 bytes on disk (speed not measured); whether")
 
 
 def test_equal_values_and_a_dense_model_that_finds_nothing_read_well() -> None:

@@ -36,7 +36,7 @@ def call():
     nothing = np.zeros(41, np.int64), np.zeros(0, np.int64)
     InvertedLists(Rows.of(table), 8).top_k(Rows.of(table), 3, *nothing)
     inverted_lists.largest(table, 3)
-    best_products.ProductSearch(table).top_k(table, 3, nothing[0][1:], nothing[0][1:], nothing[1])
+    best_products.ProductSearch(table).top_k(best_products.Wanted(table, nothing[0][1:], nothing[0][1:], nothing[1]), 3)
     best_products.ranks_of_products(table, np.arange(40), table, np.ones((40, 3), np.int32))
     rows = Rows.of(table)
     parts = [torch.from_numpy(part.copy()) for part in rows]

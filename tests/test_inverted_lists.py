@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recbole_prune.sparse import best_products, dense_top_k, inverted_lists
-from recbole_prune.sparse.best_products import ProductSearch
+from recbole_prune.sparse.best_products import ProductSearch, Wanted
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.dense_top_k import DenseItems, by_matrix_products
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, TopK
@@ -120,7 +120,7 @@ def test_near_ties_are_ranked_by_their_exact_scores() -> None:
 
 def search(users: NDArray, items: NDArray, k: int, seen: list[NDArray], scale: float = 1.0, threads: int = 1) -> TopK:
     pointers, ids = pointers_of(seen)
-    return ProductSearch(items).top_k(users, k, pointers[:-1], pointers[1:], ids, scale=scale, threads=threads)
+    return ProductSearch(items).top_k(Wanted(users, pointers[:-1], pointers[1:], ids, scale), k, threads)
 
 
 @needs_numba

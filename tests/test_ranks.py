@@ -20,8 +20,11 @@ from recbole.data.interaction import Interaction
 from training_bench import without_clocks
 from zoo import DATASET
 
+from recbole_prune import quick_start
+from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.config.words import launch
 from recbole_prune.data.own_rows import OwnRows
+from recbole_prune.distillers import DISTILLERS, get_distiller
 from recbole_prune.errors import ConfigError
 from recbole_prune.pruners import PRUNERS, get_pruner
 from recbole_prune.ranks import group
@@ -287,3 +290,27 @@ def test_an_environment_that_is_not_whole_is_refused(
             monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         group.join()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_batch_size": 3}, "train_batch_size=3 .* at least 4"),
+        ({"save_dataset": True}, "save_dataset=True"),
+        ({"save_dataloaders": True}, "save_dataloaders=True"),
+        ({"learner": "sparse_adam"}, "learner=sparse_adam"),
+        ({"distiller": "rrd", "distill_teacher_model": "BPR"}, "distiller=rrd"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(
+    settings: dict[str, Any], message: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "_place", group._Place(0, 2, 0))
+    given = {**settings_of("imp", "BPR", tiny_data), "output_dir": str(tmp_path / "out"), **settings}
+    with pytest.raises(ConfigError, match=message):
+        quick_start.run(PruneConfig("BPR", DATASET, config_dict=given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_distillers_that_several_processes_may_have() -> None:
+    assert [name for name in DISTILLERS if get_distiller(name).promises.batch_in_parts] == ["sad"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -11,13 +9,12 @@ from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 from typing import IO, NamedTuple
 
-from recbole_prune.processes import command, environment
+from recbole_prune.processes import command, environment, last_words, name_of_signal, wait_or_kill
 from recbole_prune.signals import BUSY
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_UNTIL_RETRY = 0.5
 _SECONDS_TO_END = 20.0
-_LONGEST_TAIL = 1 << 16
 
 
 class Job(NamedTuple):
@@ -89,11 +86,7 @@ class JobProcess:
         """Wait for the end of what was stopped, and kill it where that takes longer than ``until`` (monotonic)."""
         if self._process is None:
             return
-        try:
-            self._process.wait(max(0.0, until - monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        wait_or_kill(self._process, until)
 
     def _start(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been read
@@ -108,14 +101,9 @@ class JobProcess:
         )
 
     def _last_words(self) -> str:
-        """The last line of what it said on standard error."""
         assert self._said is not None
         with self._said as said:
-            size = said.seek(0, os.SEEK_END)
-            said.seek(max(0, size - _LONGEST_TAIL))
-            lines = said.read().decode(errors="replace").splitlines()
-        ours = [line for line in lines if line.startswith("recbole-prune: ")]
-        return (ours or [line for line in lines if line.strip()] or [""])[-1].replace("recbole-prune: ", "", 1)
+            return last_words(said)
 
 
 def run_job(job: Job, is_stopped: Callable[[], bool] = lambda: False) -> Ended:
@@ -146,11 +134,8 @@ def _ended(failure: str | None) -> Ended:
 
 def _why(status: int, said: str) -> str:
     """A process that failed, in a sentence."""
-    if status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
+    name = name_of_signal(status)
+    if name is not None:
         hint = ", as the system does where memory runs out (fewer --workers take less)" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
     return said or f"it ended with status {status} and said nothing"

@@ -199,7 +199,7 @@ class PruneConfig(Config):
         merged: dict[str, Any] = super()._get_final_config_dict()
         if not self._private.replayed:  # checked when the run began
             values.check_values(merged, self.external_config_dict, self.model)
-            values.check_processes(self.external_config_dict, group.count(), merged["train_batch_size"])
+            values.check_processes(merged, self.external_config_dict, group.count())
             check_evaluation(merged, metric_types)
             check_direction(merged["valid_metric"], self.external_config_dict.get("valid_metric_bigger"))
         user = {name: merged[name] for name in schema.known_keys() if name in self._private.user}

@@ -230,26 +230,39 @@ def _check_launcher(settings: Mapping[str, Any]) -> None:
         )
 
 
-def check_processes(settings: Mapping[str, Any], count: int, train_batch_size: int) -> None:
-    """Refuse more processes than there are, and more than there is work for.
+def check_processes(settings: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
+    """Refuse more processes than there are, than there is work for, and what several cannot do.
 
     Args:
-        settings: those that the user gave.
+        settings: RecBole's merged dict.
+        given: the user's.
         count: how many processes train the run.
-        train_batch_size: rows of a batch.
 
     Raises:
         ConfigError: the message says how to start several.
     """
     for name in ("nproc", "world_size"):
-        value = settings.get(name)
+        value = given.get(name)
         if count == 1 and isinstance(value, int) and value > 1:
             raise ConfigError(
                 f"{name}={value} is not allowed here: this run is one process, and settings start no others; "
                 f"recbole-prune run --{name}={value} does, or torchrun"
             )
-    if count > 1 and train_batch_size < 2 * count:
+    if count == 1:
+        return
+    if settings["train_batch_size"] < 2 * count:
         raise ConfigError(
-            f"train_batch_size={train_batch_size} is not allowed with {count} processes, which train on parts of a "
-            f"batch: take at least {2 * count}, or fewer processes"
+            f"train_batch_size={settings['train_batch_size']} is not allowed with {count} processes, which train on "
+            f"parts of a batch: take at least {2 * count}, or fewer processes"
+        )
+    for name in ("save_dataset", "save_dataloaders"):
+        if settings.get(name):
+            raise ConfigError(
+                f"{name}=True is not allowed with {count} processes, which would all save: train with one process "
+                "(leave nproc out)"
+            )
+    if str(settings["learner"]).lower() == "sparse_adam":
+        raise ConfigError(
+            f"learner={settings['learner']} is not allowed with {count} processes: it steps by the rows of one "
+            "process's part of a batch; set learner=adam, or train with one process (leave nproc out)"
         )

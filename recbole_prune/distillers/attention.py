@@ -46,6 +46,7 @@ class AttentionDistillation(Distiller):
     share: float | None = None
     promises = Promises(
         features=True,
+        batch_in_parts=True,
         refuses=(r"no hidden layer", r"a teacher of its own already", r"nothing to compare", r"is not known"),
     )
 

@@ -50,6 +50,8 @@ class Promises:
         states: it reads the states of its teachers' trainings (:attr:`Teacher.states`), which must be recorded.
         parts: it adds heads to what the student shares with them, its vectors or its tables.
         teacher: there is one; else the student learns from itself.
+        batch_in_parts: its loss of a part of a batch means what that of the batch does, so that several processes may
+            divide one; others draw or weigh over whole batches.
         refuses: patterns of the messages with which a model may be turned down, before anything is trained.
     """
 
@@ -62,6 +64,7 @@ class Promises:
     states: bool = False
     parts: bool = False
     teacher: bool = True
+    batch_in_parts: bool = False
     refuses: tuple[str, ...] = ()
 
 

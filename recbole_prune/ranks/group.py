@@ -189,6 +189,13 @@ def first(work: Callable[[], T]) -> T:
     return result
 
 
+def kept_by_first(work: Callable[[], T]) -> T | None:
+    """:func:`first` of work whose result the first process keeps; None elsewhere."""
+    kept: list[T] = []
+    first(lambda: kept.append(work()))
+    return kept[0] if kept else None
+
+
 def _result(said: dict[str, Any]) -> Any:
     if "result" in said:
         return said["result"]

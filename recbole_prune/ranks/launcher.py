@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,13 +11,12 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import IO, NamedTuple
 
-from recbole_prune.processes import command, environment
+from recbole_prune.processes import command, environment, last_words, name_of_signal, wait_or_kill
 from recbole_prune.signals import QUIET, on_abort
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 # where one has failed, the others fail for the same reason, or have to be ended
 _SECONDS_TO_FOLLOW, _SECONDS_TO_END = 1.5, 15.0
-_LONGEST_TAIL = 1 << 16
 _OF_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -142,32 +140,13 @@ class _Process:
 
     def wait(self, until: float) -> None:
         """Wait for its end, and kill it after ``until`` (monotonic)."""
-        try:
-            self._process.wait(max(0.0, until - monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        wait_or_kill(self._process, until)
 
     def explanation(self) -> str:
         """Why it failed, in a sentence."""
         who = f"process {self.rank} of {self._count}"
         after = "the others were ended; what is finished is kept, and the same command continues"
         if self.was_killed:
-            number = -(self.poll() or 0)
-            try:
-                name = signal.Signals(number).name
-            except ValueError:
-                name = f"signal {number}"
-            return f"{who} was killed by {name}; {after}"
-        said = self._last_words()
+            return f"{who} was killed by {name_of_signal(self.poll() or 0)}; {after}"
+        said = "" if self._said is None else last_words(self._said)
         return f"{who}: {said}" if said else f"{who} ended with status {self.status} and said nothing; {after}"
-
-    def _last_words(self) -> str:
-        """The last line of this package on its standard error."""
-        if self._said is None:
-            return ""
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - _LONGEST_TAIL))
-        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
-        ours = [line for line in lines if line.startswith("recbole-prune: ")]
-        return (ours or lines or [""])[-1].replace("recbole-prune: ", "", 1)

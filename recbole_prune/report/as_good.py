@@ -88,9 +88,9 @@ def verdict_sentence(
 
 def _gains(sizes: tuple[int | None, int | None], faster: float | None) -> str:
     size, dense = sizes
-    on_disk = (
-        "of unknown size on disk" if not size or not dense else f"{_times(dense / size, 'smaller', 'larger')} on disk"
-    )
+    on_disk = f"{size:,} bytes on disk" if size else "of unknown size on disk"
+    if size and dense:
+        on_disk = f"{_times(dense / size, 'smaller', 'larger')} on disk"
     speed = "(speed not measured)" if faster is None else f"and {_times(faster, 'faster', 'slower')} to rank"
     return f"{on_disk} {speed}"
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
+from recbole_prune.sparse.best_products import ProductSearch, Wanted, are_finite, longest
 from recbole_prune.sparse.compiling import available
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows, largest
 
@@ -258,8 +258,9 @@ class SearchRanker(Ranker):
         dense: DenseRanker,
         scale: float,
     ) -> None:
-        self.rows, self._dense, self._scale = rows, dense, scale
-        self._users = user_vectors[rows.users].numpy()
+        self.rows, self._dense = rows, dense
+        pointers, history = rows.history_pointers.numpy(), rows.history_items.numpy()
+        self._wanted = Wanted(user_vectors[rows.users].numpy(), pointers[:-1], pointers[1:], history, scale)
         self._search = ProductSearch(item_vectors[: rows.item_count].numpy())
         self.rounding = dense.rounding
         self.block_users = _SCANNED_USERS
@@ -283,17 +284,11 @@ class SearchRanker(Ranker):
         if len(rows) < _LEAST_ROWS or not are_finite(users, longest(items), scale):
             return None
         made = cls(rows, user_vectors, item_vectors, dense, scale)
-        pointers, history = rows.history_pointers.numpy(), rows.history_items.numpy()
-        cost = made._search.cost(made._users, _TRIED_LENGTH, pointers[:-1], pointers[1:], history, scale)
-        return made if cost < _SEARCHED_SHARE else None
+        return made if made._search.cost(made._wanted, _TRIED_LENGTH) < _SEARCHED_SHARE else None
 
     def rank(self, start: int, stop: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The best that a search finds; where fewer than k items are left, the further ones are item 0."""
-        pointers = self.rows.history_pointers[start : stop + 1].numpy()
-        found = self._search.top_k(
-            self._users[start:stop], k, pointers[:-1], pointers[1:], self.rows.history_items.numpy(),
-            scale=self._scale, threads=torch.get_num_threads(),
-        )  # fmt: skip
+        found = self._search.top_k(self._wanted.some(slice(start, stop)), k, torch.get_num_threads())
         return torch.from_numpy(found.items).long().clamp_(min=0), torch.from_numpy(found.scores)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:

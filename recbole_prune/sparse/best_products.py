@@ -10,6 +10,8 @@ and bounds are lower by more than its rounding; what is left is scored exactly. 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +32,29 @@ _COST_OF_ROW, _COST_OF_COORDINATE = 800, 6
 
 Single = NDArray[np.float32]
 Double = NDArray[np.float64]
+
+
+class Wanted(NamedTuple):
+    """Vectors whose best rows are searched for.
+
+    Attributes:
+        vectors: float32 ``[n, width]``; :func:`are_finite` holds for them, the table, and ``scale``.
+        seen_starts, seen_ends: where the ids begin and end that are left out for a vector ``[n]``.
+        seen: ids, ascending for a vector.
+        scale: constant factor of the scores.
+    """
+
+    vectors: Single
+    seen_starts: NDArray[np.int64]
+    seen_ends: NDArray[np.int64]
+    seen: NDArray[np.int64]
+    scale: float = 1.0
+
+    def some(self, which: slice | NDArray[np.int64]) -> Wanted:
+        """Some of the vectors."""
+        return self._replace(
+            vectors=self.vectors[which], seen_starts=self.seen_starts[which], seen_ends=self.seen_ends[which]
+        )
 
 
 class ProductSearch:
@@ -64,89 +89,48 @@ class ProductSearch:
             for level, depth in enumerate(self._depths):
                 self._others[level, some] = _lengths(parts[:, :, depth:])
 
-    def top_k(
-        self,
-        vectors: Single,
-        k: int,
-        seen_starts: NDArray[np.int64],
-        seen_ends: NDArray[np.int64],
-        seen: NDArray[np.int64],
-        *,
-        scale: float = 1.0,
-        threads: int = 0,
-    ) -> TopK:
+    def top_k(self, wanted: Wanted, k: int, threads: int = 0) -> TopK:
         """The k best rows of each vector.
 
         Args:
-            vectors: float32 ``[n, width]``; :func:`are_finite` holds for them, the table, and ``scale``.
+            wanted: the vectors.
             k: length of a list.
-            seen_starts, seen_ends: where the ids begin and end that are left out for a vector ``[n]``.
-            seen: ids, ascending for a vector.
-            scale: constant factor of the scores.
             threads: 0: all usable cores.
         """
-        found = TopK.empty(len(vectors), k)
-        level = min(1, len(self._depths) - 1)
-        if len(vectors) >= _MANY_VECTORS:
-            level = int(np.argmin(self._costs(vectors, k, seen_starts, seen_ends, seen, scale)))
+        count = len(wanted.vectors)
+        found, level = TopK.empty(count, k), min(1, len(self._depths) - 1)
+        if count >= _MANY_VECTORS:
+            level = int(np.argmin(self._costs(wanted, k)))
 
         def work_on(first: int) -> None:
             some = slice(first, first + _VECTORS_AT_ONCE)
-            into = TopK(found.items[some], found.scores[some], found.tied[some])
-            self._search(vectors[some], level, seen_starts[some], seen_ends[some], seen, scale, into)
+            self._search(wanted.some(some), level, TopK(found.items[some], found.scores[some], found.tied[some]))
 
-        in_threads(work_on, range(0, len(vectors), _VECTORS_AT_ONCE), threads)
+        in_threads(work_on, range(0, count, _VECTORS_AT_ONCE), threads)
         return found
 
-    def cost(
-        self,
-        vectors: Single,
-        k: int,
-        seen_starts: NDArray[np.int64],
-        seen_ends: NDArray[np.int64],
-        seen: NDArray[np.int64],
-        scale: float = 1.0,
-    ) -> float:
+    def cost(self, wanted: Wanted, k: int) -> float:
         """How long :meth:`top_k` takes, tried on some of the vectors: as a share of adding up every coordinate."""
-        least = min(self._costs(vectors, k, seen_starts, seen_ends, seen, scale))
-        return least / (_VECTORS_TRIED * max(1, self._table.size))
+        return min(self._costs(wanted, k)) / (_VECTORS_TRIED * max(1, self._table.size))
 
-    def _costs(
-        self,
-        vectors: Single,
-        k: int,
-        seen_starts: NDArray[np.int64],
-        seen_ends: NDArray[np.int64],
-        seen: NDArray[np.int64],
-        scale: float,
-    ) -> list[int]:
+    def _costs(self, wanted: Wanted, k: int) -> list[int]:
         """Of some of the vectors with each of the depths, in additions of a coordinate."""
-        tried = np.linspace(0, len(vectors) - 1, _VECTORS_TRIED).astype(np.int64)
-        some, starts, ends = vectors[tried], seen_starts[tried], seen_ends[tried]
+        tried = wanted.some(np.linspace(0, len(wanted.vectors) - 1, _VECTORS_TRIED).astype(np.int64))
         of_row, costs = _COST_OF_ROW + _COST_OF_COORDINATE * self._table.shape[1], []
-        for number, depth in enumerate(self._depths):
-            blocks, rows = self._search(some, number, starts, ends, seen, scale, TopK.empty(len(tried), k))
+        for level, depth in enumerate(self._depths):
+            blocks, rows = self._search(tried, level, TopK.empty(_VECTORS_TRIED, k))
             costs.append(int(blocks) * _MEMBERS * depth + int(rows) * of_row)
         return costs
 
-    def _search(
-        self,
-        vectors: Single,
-        level: int,
-        seen_starts: NDArray[np.int64],
-        seen_ends: NDArray[np.int64],
-        seen: NDArray[np.int64],
-        scale: float,
-        into: TopK,
-    ) -> NDArray[np.int64]:
+    def _search(self, wanted: Wanted, level: int, into: TopK) -> NDArray[np.int64]:
         """Find the best rows of some vectors; how many blocks were compared, and how many rows scored."""
         from recbole_prune.sparse.search_kernel import best_products
 
         done = np.zeros(2, np.int64)
         best_products(
-            *self._prepared(vectors, self._depths[level], scale), self._table, self._rows, self._blocks,
-            self._others[level], self._ids, self._starts, seen_starts, seen_ends, seen, into.items, into.scores,
-            into.tied, done,
+            *self._prepared(wanted.vectors, self._depths[level], wanted.scale), self._table, self._rows, self._blocks,
+            self._others[level], self._ids, self._starts, wanted.seen_starts, wanted.seen_ends, wanted.seen, into.items,
+            into.scores, into.tied, done,
         )  # fmt: skip
         return done
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
+from recbole_prune.sparse.best_products import ProductSearch, Wanted, are_finite, longest
 from recbole_prune.sparse.compiling import available, pays
 from recbole_prune.sparse.inverted_lists import Array, TopK
 
@@ -82,7 +82,7 @@ class DenseItems:
         if not (many and pays(saved) and available() and are_finite(users, self._longest, scale)):
             return by_matrix_products(users, self._table, k, seen_pointers, seen_items, scale)
         pointers, seen = np.asarray(seen_pointers, np.int64), np.asarray(seen_items, np.int64)
-        return self._search.top_k(users, k, pointers[:-1], pointers[1:], seen, scale=scale, threads=threads)
+        return self._search.top_k(Wanted(users, pointers[:-1], pointers[1:], seen, scale), k, threads)
 
 
 def by_matrix_products(

@@ -22,11 +22,13 @@ _AHEAD = 24  # entries between asking for a row and reading it
 
 
 @partial(compile_loop, alone=False, fastmath={"contract"})
-def _add_neighbours(begin: int, end: int, last: int, columns: Whole, weights: Real, table: Real, total: Real) -> None:
-    """Add ``weights[at] * table[columns[at]]`` of the entries from ``begin`` to ``end`` to a row.
+def _sum_neighbours(begin: int, end: int, last: int, columns: Whole, weights: Real, table: Real, total: Real) -> None:
+    """Make a row the sum of ``weights[at] * table[columns[at]]`` over the entries from ``begin`` to ``end``.
 
     Those behind are read soon, up to ``last``.
     """
+    for f in range(total.size):
+        total[f] = 0
     at = begin
     while at + 4 <= end:
         if at + _AHEAD + 4 <= last:
@@ -62,9 +64,7 @@ def multiply(pointers: Whole, columns: Whole, weights: Real, own: Real, share: f
     """
     for row in range(first, last):
         total = found[row]
-        for f in range(total.size):
-            total[f] = 0
-        _add_neighbours(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
+        _sum_neighbours(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
         if own.size:
             mine = own[row]
             for f in range(total.size):
@@ -86,9 +86,7 @@ def multiply_rows(pointers: Whole, columns: Whole, weights: Real, own: Real, sha
     """
     for place in range(first, last):
         row, total, mine = rows[place], found[place], own[place]
-        for f in range(total.size):
-            total[f] = 0
-        _add_neighbours(pointers[row], pointers[row + 1], 0, columns, weights, table, total)
+        _sum_neighbours(pointers[row], pointers[row + 1], 0, columns, weights, table, total)
         for f in range(total.size):
             total[f] = share * mine[f] + scale * total[f]
 
@@ -107,8 +105,7 @@ def multiply_live(pointers: Whole, columns: Whole, weights: Real, table: Real, l
     """
     total = np.empty(table.shape[1], table.dtype)
     for row in range(first, last):
-        total[:] = 0
-        _add_neighbours(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
+        _sum_neighbours(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
         for at in range(live_pointers[row], live_pointers[row + 1]):
             values[at] = total[live_columns[at]]
 

@@ -15,7 +15,7 @@ import torch
 from recbole_prune.data.membership import UsedIds
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.ranking import scores_at_once, top_k
-from recbole_prune.sparse.best_products import ProductSearch, are_finite, longest
+from recbole_prune.sparse.best_products import ProductSearch, Wanted, are_finite, longest
 from recbole_prune.sparse.compiling import available
 
 # scores of some rows [n, columns], for their ids [n]
@@ -67,10 +67,9 @@ def best_of_products(
     on_cpu = all(side.device.type == "cpu" and side.dtype == torch.float32 for side in sides)
     if not (on_cpu and available() and are_finite(sides[0].numpy(), longest(sides[1].numpy()))):
         return best_of_rows(lambda some: sides[0][some] @ sides[1].t(), excluded, length, what, vectors.device, ids)
-    best = ProductSearch(sides[1].numpy()).top_k(
-        sides[0].numpy()[ids], length, excluded.offsets[ids], excluded.offsets[ids + 1],
-        excluded.codes % excluded.value_count, threads=torch.get_num_threads(),
-    )  # fmt: skip
+    seen = excluded.codes % excluded.value_count
+    wanted = Wanted(sides[0].numpy()[ids], excluded.offsets[ids], excluded.offsets[ids + 1], seen)
+    best = ProductSearch(sides[1].numpy()).top_k(wanted, length, torch.get_num_threads())
     found = np.full((len(vectors), length), -1, np.int32), np.zeros((len(vectors), length), np.float32)
     found[0][ids], found[1][ids] = best.items, np.where(best.items < 0, np.float32(0), best.scores)
     return found
