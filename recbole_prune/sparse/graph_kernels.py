@@ -1,8 +1,8 @@
 """Products of a graph's sparse matrix with tables, compiled by numba.
 
 Imported only where numba is available. A product reads a row of the table for every stored entry, from anywhere in
-memory: that is its cost. Rows are asked for long before they are read, which saves a third of the time, and four are
-added at a time, so that the sum is written once for them.
+memory (:mod:`recbole_prune.sparse.row_sums`); the product of some rows, and that with their transpose, go by way of a
+copy of these rows, whose entries lie one behind the other as they are read.
 """
 
 from __future__ import annotations
@@ -13,40 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_prune.sparse.compiling import compile_loop
-from recbole_prune.sparse.prefetching import ask_for_row
+from recbole_prune.sparse.row_sums import sum_rows
 
 Whole = NDArray[np.unsignedinteger]  # of numbers that are never negative the loops need not ask
 Real = NDArray[np.floating]
-
-_AHEAD = 24  # entries between asking for a row and reading it
-
-
-@partial(compile_loop, alone=False, fastmath={"contract"})
-def _sum_neighbours(begin: int, end: int, last: int, columns: Whole, weights: Real, table: Real, total: Real) -> None:
-    """Make a row the sum of ``weights[at] * table[columns[at]]`` over the entries from ``begin`` to ``end``.
-
-    Those behind are read soon, up to ``last``.
-    """
-    for f in range(total.size):
-        total[f] = 0
-    at = begin
-    while at + 4 <= end:
-        if at + _AHEAD + 4 <= last:
-            for entry in range(at + _AHEAD, at + _AHEAD + 4):
-                ask_for_row(table, columns[entry])
-        one, two = table[columns[at]], table[columns[at + 1]]
-        three, four = table[columns[at + 2]], table[columns[at + 3]]
-        a, b, c, d = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
-        for f in range(total.size):
-            total[f] += a * one[f] + b * two[f] + c * three[f] + d * four[f]
-        at += 4
-    while at < end:
-        if at + _AHEAD < last:
-            ask_for_row(table, columns[at + _AHEAD])
-        one, a = table[columns[at]], weights[at]
-        for f in range(total.size):
-            total[f] += a * one[f]
-        at += 1
 
 
 @partial(compile_loop, fastmath={"contract"})
@@ -64,34 +34,14 @@ def multiply(pointers: Whole, columns: Whole, weights: Real, own: Real, share: f
     """
     for row in range(first, last):
         total = found[row]
-        _sum_neighbours(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
+        sum_rows(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
         if own.size:
             mine = own[row]
             for f in range(total.size):
                 total[f] = share * mine[f] + scale * total[f]
 
 
-@partial(compile_loop, fastmath={"contract"})
-def multiply_rows(pointers: Whole, columns: Whole, weights: Real, own: Real, share: float, table: Real, scale: float,
-    rows: Whole, found: Real, first: int, last: int,
-) -> None:  # fmt: skip
-    """``share * own + scale * (matrix[rows] @ table)`` for some of ``rows``; nothing else changes.
-
-    Args:
-        pointers, columns, weights, table: as for :func:`multiply`.
-        own: one for each of ``rows``, ``[len(rows), width]``.
-        rows: numbers of rows.
-        found: one for each of ``rows``.
-        first, last: which of ``rows``.
-    """
-    for place in range(first, last):
-        row, total, mine = rows[place], found[place], own[place]
-        _sum_neighbours(pointers[row], pointers[row + 1], 0, columns, weights, table, total)
-        for f in range(total.size):
-            total[f] = share * mine[f] + scale * total[f]
-
-
-@partial(compile_loop, fastmath={"contract"})
+@compile_loop
 def multiply_live(pointers: Whole, columns: Whole, weights: Real, table: Real, live_pointers: Whole,
     live_columns: Whole, values: Real, first: int, last: int,
 ) -> None:  # fmt: skip
@@ -105,56 +55,39 @@ def multiply_live(pointers: Whole, columns: Whole, weights: Real, table: Real, l
     """
     total = np.empty(table.shape[1], table.dtype)
     for row in range(first, last):
-        _sum_neighbours(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
+        sum_rows(pointers[row], pointers[row + 1], columns.size, columns, weights, table, total)
         for at in range(live_pointers[row], live_pointers[row + 1]):
             values[at] = total[live_columns[at]]
 
 
-@partial(compile_loop, fastmath={"contract"})
-def multiply_compact(pointers: Whole, columns: Whole, weights: Real, live_pointers: Whole, live_columns: Whole,
-    values: Real, scale: float, found: Real, first: int, last: int,
-) -> None:  # fmt: skip
-    """``scale * (own[r] + matrix[r] @ table)`` of some rows, the table a compact one; nothing else changes.
-
-    Args:
-        pointers, columns, weights: as for :func:`multiply`, square.
-        live_pointers, live_columns, values: the table's live entries.
-        found: ``[m, width]``.
-        first, last: which rows.
-    """
-    for row in range(first, last):
-        total = found[row]
-        for f in range(total.size):
-            total[f] = 0
-        for at in range(live_pointers[row], live_pointers[row + 1]):
-            total[live_columns[at]] = values[at]
-        for edge in range(pointers[row], pointers[row + 1]):
-            node, a = columns[edge], weights[edge]
-            for at in range(live_pointers[node], live_pointers[node + 1]):
-                total[live_columns[at]] += a * values[at]
-        for f in range(total.size):
-            total[f] *= scale
-
-
-@partial(compile_loop, fastmath={"contract"})
-def spread(pointers: Whole, columns: Whole, weights: Real, rows: Whole, vectors: Real, table: Real,
-    first: int, last: int,
-) -> None:  # fmt: skip
-    """Add ``(1 + transposed matrix) @ v`` to some columns of a table, ``v`` being 0 in all but some rows.
-
-    Args:
-        pointers, columns, weights: as for :func:`multiply`, square.
-        rows: numbers of rows; one may come any number of times.
-        vectors: what stands in them, ``[len(rows), width]``.
-        table: ``[m, width]``.
-        first, last: which columns.
-    """
+@compile_loop
+def some_rows(pointers: Whole, columns: Whole, weights: Real, rows: Whole) -> tuple[Whole, Whole, Real]:
+    """The rows of a matrix in CSR form whose numbers are given, in CSR form; one may be there any number of times."""
+    starts = np.zeros(rows.size + 1, pointers.dtype)
     for place in range(rows.size):
-        row, vector = rows[place], vectors[place, first:last]
-        total = table[row, first:last]
-        for f in range(total.size):
-            total[f] += vector[f]
+        starts[place + 1] = starts[place] + pointers[rows[place] + 1] - pointers[rows[place]]
+    copied, weighed = np.empty(starts[rows.size], columns.dtype), np.empty(starts[rows.size], weights.dtype)
+    for place in range(rows.size):
+        to, begin = starts[place], pointers[rows[place]]
+        for entry in range(starts[place + 1] - to):
+            copied[to + entry] = columns[begin + entry]
+            weighed[to + entry] = weights[begin + entry]
+    return starts, copied, weighed
+
+
+@compile_loop
+def transpose(pointers: Whole, columns: Whole, weights: Real, width: int) -> tuple[Whole, Whole, Real]:
+    """The transpose of a matrix in CSR form that has ``width`` columns, in CSR form."""
+    # one place too far: where a row begins moves to where it ends, which is where the next one begins
+    starts = np.zeros(width + 2, pointers.dtype)
+    for at in range(columns.size):
+        starts[columns[at] + 2] += 1
+    for row in range(width):
+        starts[row + 2] += starts[row + 1]
+    rows, weighed = np.empty_like(columns), np.empty_like(weights)
+    for row in range(pointers.size - 1):
         for at in range(pointers[row], pointers[row + 1]):
-            total, a = table[columns[at], first:last], weights[at]
-            for f in range(total.size):
-                total[f] += a * vector[f]
+            to = starts[columns[at] + 1]
+            starts[columns[at] + 1] += 1
+            rows[to], weighed[to] = row, weights[at]
+    return starts[: width + 1], rows, weighed

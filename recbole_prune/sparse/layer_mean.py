@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from recbole_prune.sparse import graph_products
 from recbole_prune.sparse.compact import CompactEmbedding
 from recbole_prune.sparse.rows import CompressedRows, look_up
+from recbole_prune.sparse.workspace import Workspace
 
 
 class Nodes:
@@ -49,19 +50,31 @@ class Nodes:
         self.shape = torch.Size(self.live.shape)
 
 
+class Matrix(Protocol):
+    """A sparse matrix that does not change."""
+
+    workspace: Workspace
+
+    @property
+    def csr(self) -> torch.Tensor:
+        """In CSR form with 32-bit indices."""
+
+    @property
+    def transposed(self) -> Matrix:
+        """Its transpose."""
+
+
 @dataclass(frozen=True)
 class _Propagation:
     """The mean of layers as a linear map.
 
     Attributes:
-        csr: the matrix in CSR form, square.
-        transposed: gives its transpose.
+        matrix: square.
         live: the live entries of what it is applied to; None where that is dense.
         layers: at least 1.
     """
 
-    csr: torch.Tensor
-    transposed: Callable[[], torch.Tensor]
+    matrix: Matrix
     live: CompressedRows | None
     layers: int
 
@@ -72,41 +85,43 @@ class _Propagation:
 
     def all_but_last(self, values: torch.Tensor) -> tuple[torch.Tensor, float]:
         """What the last product multiplies, and the factor on it."""
+        ego = self.dense(values)
         if self.layers == 1:
-            return self.dense(values), self.share
-        if self.live is None:
-            inner = graph_products.multiply(self.csr, values, self.share, values, self.share)
-        else:
-            inner = graph_products.multiply_compact(self.csr, values, self.live, self.share)
-        ego = self.dense(values) if self.layers > 2 else None
-        for _ in range(self.layers - 2):
-            inner = graph_products.multiply(self.csr, ego, self.share, inner)
+            return ego, self.share
+        inner = ego
+        for scale in [self.share, *[1.0] * (self.layers - 2)]:
+            inner = graph_products.multiply(self.matrix.csr, ego, self.share, inner, scale, self._table(inner))
         return inner, 1.0
 
     def dense(self, values: torch.Tensor) -> torch.Tensor:
-        """The table of the values."""
-        return values if self.live is None else self.live.expand(values)
+        """The table of the values, for the time being."""
+        return values if self.live is None else self.live.expand(values, self._table(values, self.live.shape))
+
+    def _table(self, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
+        return self.matrix.workspace.table(like.shape if shape is None else shape, like)
 
     def gradient_of_rows(self, rows: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """The gradient of the values where that of the mean is 0 but for ``vectors`` in some rows."""
-        vectors = vectors * self.share
-        total = graph_products.spread(self.csr, rows, vectors)
-        for _ in range(self.layers - 2):
-            total = graph_products.multiply(self.transposed(), None, 0.0, total).index_add_(0, rows, vectors)
-        if self.live is None:
-            if self.layers > 1:
-                total = graph_products.multiply(self.transposed(), None, 0.0, total).index_add_(0, rows, vectors)
-            return total
+        vectors, csr = vectors * self.share, self.matrix.csr
+        is_kept = self.live is None and self.layers == 1
+        found = None if is_kept else self._table(vectors, (csr.shape[1], vectors.shape[1]))
+        total = graph_products.spread(csr, rows, vectors, found)
         if self.layers == 1:
-            return self.live.gather(total)
-        return self.live.add_rows(graph_products.multiply_live(self.transposed(), total, self.live), rows, vectors)
+            return total if self.live is None else self.live.gather(total)
+        transposed = self.matrix.transposed.csr
+        for _ in range(self.layers - 2):
+            total = graph_products.multiply(transposed, None, 0.0, total, found=self._table(total))
+            total.index_add_(0, rows, vectors)
+        if self.live is None:
+            return graph_products.multiply(transposed, None, 0.0, total).index_add_(0, rows, vectors)
+        return self.live.add_rows(graph_products.multiply_live(transposed, total, self.live), rows, vectors)
 
     def gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of the values from that of the mean."""
         total = gradient * self.share
         own = total
         for _ in range(self.layers):
-            total = graph_products.multiply(self.transposed(), own, 1.0, total)
+            total = graph_products.multiply(self.matrix.transposed.csr, own, 1.0, total)
         return total if self.live is None else self.live.gather(total)
 
 
@@ -114,8 +129,7 @@ class LayerMean:
     """Mean of ``ego``, ``A ego``, ..., ``A^layers ego``, differentiable once; its rows are computed when asked for.
 
     Args:
-        csr: the matrix ``A`` in CSR form with 32-bit indices, square.
-        transposed: gives its transpose.
+        matrix: ``A``, square.
         nodes: ``ego``.
         layers: at least 1.
         sizes: rows of each of the tables that the mean is split into.
@@ -126,18 +140,17 @@ class LayerMean:
 
     def __init__(
         self,
-        csr: torch.Tensor,
-        transposed: Callable[[], torch.Tensor],
+        matrix: Matrix,
         nodes: Nodes,
         layers: int,
         sizes: Sequence[int],
     ) -> None:
         # the graph of the backward pass holds this and not the layers
-        self._propagation = _Propagation(csr, transposed, nodes.live, layers)
+        self._propagation = _Propagation(matrix, nodes.live, layers)
         self._sizes = list(sizes)
-        values = nodes.values.to(csr.dtype)
+        values = nodes.values.to(matrix.csr.dtype)
         self._values = values.detach()
-        with torch.autocast(csr.device.type, enabled=False):
+        with torch.autocast(values.device.type, enabled=False):
             self._inner, self._scale = self._propagation.all_but_last(self._values)
         self.handle: torch.Tensor = _Mean.apply(values, self._propagation, nodes.shape)
 
@@ -157,7 +170,7 @@ class LayerMean:
 
     def compute(self, ids: torch.Tensor | None) -> torch.Tensor:
         """Some rows of the mean, or all, without gradient."""
-        csr, share, live = self._propagation.csr, self._propagation.share, self._propagation.live
+        csr, share, live = self._propagation.matrix.csr, self._propagation.share, self._propagation.live
         with torch.autocast(csr.device.type, enabled=False):
             if ids is None:
                 ego = self._propagation.dense(self._values)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recbole_prune.sparse.compiling import compile_loop
 
 if TYPE_CHECKING:
+    from llvmlite import ir
     from numba.core.base import BaseContext
     from numba.core.typing.templates import Signature
 
@@ -23,14 +24,29 @@ Real = NDArray[np.floating]
 _LINE = 16  # numbers that come from memory together
 
 
+def declare_prefetch(builder: ir.IRBuilder) -> Callable[[ir.Value], None]:
+    """What writes, into LLVM's instructions, that an address is asked for; nothing waits for it."""
+    from llvmlite import ir
+    from numba.core import cgutils
+
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+
+    def ask_for(address: ir.Value) -> None:
+        # for reading, into all caches, data
+        builder.call(function, [builder.bitcast(address, byte), number(0), number(3), number(1)])
+
+    return ask_for
+
+
 def _make_prefetch() -> Callable[[Real, int], None]:
     """A function for loops: ask for the number at a place of a contiguous array; nothing waits for it."""
     import numba
 
     if numba.config.DISABLE_JIT:
         return lambda table, place: None
-    from llvmlite import ir
-    from numba.core import cgutils, types
+    from numba.core import types
     from numba.extending import intrinsic
 
     def prefetch(typing: object, table: types.Array, place: types.Integer) -> tuple[Signature, Callable[..., object]]:
@@ -38,11 +54,7 @@ def _make_prefetch() -> Callable[[Real, int], None]:
             context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]
         ) -> object:
             data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-            builder.call(function, [address, number(0), number(3), number(1)])  # for reading, into all caches, data
+            declare_prefetch(builder)(builder.gep(data, [arguments[1]]))
             return context.get_dummy_value()
 
         return types.void(table, place), generate

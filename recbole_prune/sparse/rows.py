@@ -112,9 +112,9 @@ class CompressedRows:
         parts = [flat.index_select(0, self.flat(*block)) for block in self._blocks()]
         return torch.cat(parts)
 
-    def expand(self, values: torch.Tensor) -> torch.Tensor:
-        """The dense table of the shape; pruned entries are 0."""
-        table = values.new_zeros(self.shape)
+    def expand(self, values: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+        """The dense table of the shape, in ``table`` if that is given; pruned entries are 0."""
+        table = values.new_zeros(self.shape) if table is None else table.zero_()
         loop = kernel("expand", self.pointers, self.columns, values, table)
         if loop:
             loop()
