@@ -24,8 +24,10 @@ from recbole.utils import KGDataLoaderState, get_model, init_seed
 from zoo import DATASET, config_for
 
 from recbole_prune.bench.plain import PlainData
+from recbole_prune.data import used_ids
 from recbole_prune.data.batches import ArrayBatchSampler, assemble_batches_fast
-from recbole_prune.data.membership import ArraySampler, UsedIds, convert_sampler, samplers_over_arrays
+from recbole_prune.data.samplers import ArraySampler, convert_sampler, samplers_over_arrays
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import PruneError
 
@@ -193,6 +195,17 @@ def test_used_ids_read_like_recboles(tiny_data: Path) -> None:
     assert ours[0]._sampler.used_ids[1] < ours[2]._sampler.used_ids[1]
 
 
+def answers(used: UsedIds, keys: np.ndarray, values: np.ndarray) -> list[bool]:
+    """In numpy and, where numba is installed, by its loop, which must agree."""
+    found = []
+    for loop in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(used_ids, "pays", lambda seconds, loop=loop: loop)
+            found.append(used.contains(keys, values).tolist())
+    assert found[0] == found[1]
+    return found[0]
+
+
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), max_size=40),
     questions=st.lists(st.tuples(st.integers(0, 6), st.integers(-1, 8)), max_size=40),
@@ -201,7 +214,7 @@ def test_membership_is_that_of_sets(pairs: list[tuple[int, int]], questions: lis
     columns = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     used = UsedIds(columns[:, 0], columns[:, 1], 7, 9)
     asked = np.array(questions, dtype=np.int64).reshape(-1, 2)
-    assert used.contains(asked[:, 0], asked[:, 1]).tolist() == [question in set(pairs) for question in questions]
+    assert answers(used, asked[:, 0], asked[:, 1]) == [question in set(pairs) for question in questions]
     sets = [{value for key, value in pairs if key == user} for user in range(7)]
     assert [used[user] for user in range(7)] == sets
     assert (UsedIds.from_sets(np.array(sets), 9).codes == used.codes).all()
@@ -211,12 +224,21 @@ def test_membership_over_two_million_users() -> None:
     generator = np.random.default_rng(0)
     users, items = generator.integers(0, 2_000_000, (2, 100_000))
     used = UsedIds(users, items, 2_000_000, 2_000_000)
-    assert used.contains(users, items).all()
+    assert all(answers(used, users, items))
     others = generator.integers(0, 2_000_000, 100_000)
     pairs = set(zip(users.tolist(), items.tolist()))
     expected = [pair in pairs for pair in zip(users.tolist(), others.tolist())]
-    assert used.contains(users, others).tolist() == expected
-    assert used.codes.nbytes + used._bits.nbytes <= 11 * len(users)  # type: ignore[union-attr]
+    assert answers(used, users, others) == expected
+    assert used.codes.nbytes + used._bits.nbytes <= 11 * len(users)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("key", [-1, 7])
+def test_a_key_out_of_range_is_refused(key: int, loop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(used_ids, "pays", lambda seconds: loop)
+    used = UsedIds(np.array([1]), np.array([2]), 7, 9)
+    with pytest.raises(IndexError, match="out of range for 7 keys"):
+        used.contains(np.array([1, key]), np.array([2, 2]))
 
 
 def test_unknown_user_is_refused_like_in_recbole(tiny_data: Path) -> None:

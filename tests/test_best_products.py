@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.errors import ConfigError
 from recbole_prune.sparse.best_products import ranks_of_products
 from recbole_prune.sparse.compiling import available

@@ -27,9 +27,10 @@ import json, os, sys
 import numpy as np, torch
 from recbole_prune.distillers.losses import listwise, soft_labels
 from recbole_prune.sparse import best_products, compiling, inverted_lists, pair_kernels, pair_scores, product_kernel
-from recbole_prune.sparse import row_kernels, scan_kernel, search_kernel
+from recbole_prune.sparse import row_kernels, row_loops, scan_kernel, search_kernel
 from recbole_prune.sparse.compact import compact
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows
+from recbole_prune.sparse.rows import CompressedRows
 
 def call():
     table = np.eye(40, 8, dtype=np.float32)
@@ -39,10 +40,11 @@ def call():
     best_products.ProductSearch(table).top_k(best_products.Wanted(table, nothing[0][1:], nothing[0][1:], nothing[1]), 3)
     best_products.ranks_of_products(table, np.arange(40), table, np.ones((40, 3), np.int32))
     rows = Rows.of(table)
-    parts = [torch.from_numpy(part.copy()) for part in rows]
+    pointers, columns, values = (torch.from_numpy(part.copy()) for part in rows)
+    live = CompressedRows((40, 8), pointers, columns)
     ids, batch, whole = torch.arange(5), torch.zeros(5, 8), torch.zeros(40, 8)
     for name, *rest in (("scatter_rows", ids, batch), ("add_rows", ids, batch), ("expand", whole), ("gather", whole)):
-        row_kernels.kernel(name, *parts, *rest)()
+        row_kernels.kernel(name, live, values, *rest)()
     vectors = torch.ones(5, 8, requires_grad=True)
     pair_scores.pair_scores(vectors, torch.ones(9, 8), torch.zeros(5, 6, dtype=torch.int64)).sum().backward()
     lists = torch.zeros(5, 6, dtype=torch.int32)
@@ -55,7 +57,7 @@ def call():
 def counts():
     loops = {"scan": scan_kernel.scan, "largest": scan_kernel.largest, "best_products": search_kernel.best_products}
     loops["ranks_of_products"] = product_kernel.ranks_of_products
-    loops.update({name: row_kernels._compiled(name) for name in row_kernels._LOOPS})
+    loops.update({name: getattr(row_loops, name) for name in ("scatter_rows", "add_rows", "expand", "gather")})
     names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows")
     loops.update({name: getattr(pair_kernels, name) for name in names})
     stats = {name: loop.stats for name, loop in loops.items()}

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.unused_ids import draw_outside, draw_unused
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers import draws
 from recbole_prune.distillers.draws import draw_ranks
 from recbole_prune.distillers.experts import Experts, Personalisation, squared_error, temperature

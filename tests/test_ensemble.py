@@ -12,7 +12,7 @@ import pytest
 from marks import slow_but
 from teachers import Beginner, Checkpoints, open_for, refusal, student_config
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.run.store import RunFolder
 from recbole_prune.teachers.base import Basics, Teacher
 from recbole_prune.teachers.ensemble import Ensemble, consensus

@@ -11,7 +11,7 @@ import torch
 from marks import slow_but
 from teachers import Beginner, checkpoint
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers.graph_hints import Links, cosine_loss, neighbour_graph
 
 # what each of four users has; user 0 and item 0 are no padding here

@@ -11,7 +11,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers.heads import HEADS, Head, Sharing, in_unit_ball
 from recbole_prune.distillers.losses import multinomial
 from recbole_prune.distillers.losses.multinomial import multinomial_loss

@@ -17,8 +17,8 @@ from zoo import DATASET, config_for
 from zoo_data import make_dataset
 
 from recbole_prune.config.prune_config import PruneConfig
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.random_streams import have_moved, random_state
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers import get_distiller
 from recbole_prune.distillers.base import Distiller
 from recbole_prune.distillers.batch_lists import Drawn, list_source, take_ranks

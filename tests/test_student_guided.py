@@ -14,8 +14,8 @@ from marks import slow_but
 from teachers import Beginner, checkpoint, refusal, student_config
 
 from recbole_prune.anatomy.vectors import shared_propagation
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.random_streams import have_moved, random_state
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers.draws import draw_weighted
 from recbole_prune.distillers.losses.soft_labels import soft_list_cross_entropy, soft_lists_by_torch, sum_of_two_lists
 from recbole_prune.distillers.rce import are_listed, combined_loss, log_weights, missed_items, two_lists

@@ -22,7 +22,7 @@ from recbole.utils import KGDataLoaderState
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
-from recbole_prune.data.membership import convert_sampler
+from recbole_prune.data.samplers import convert_sampler
 
 if TYPE_CHECKING:
     from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader

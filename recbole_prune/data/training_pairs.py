@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset

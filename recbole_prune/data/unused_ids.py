@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 
 
 def draw_outside(used: UsedIds, count: int, first: int, stream: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from recbole_prune.anatomy.logits import factors_of_pairs, pair_logits
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers.losses.listwise import plackett_luce_of, sum_of_lists
 from recbole_prune.sparse.missing_ids import with_stand_ins
 from recbole_prune.teachers.ranked_lists import Ranked

@@ -19,7 +19,7 @@ from recbole_prune.sparse.distinct import distinct
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.data.membership import UsedIds
+    from recbole_prune.data.used_ids import UsedIds
     from recbole_prune.training.model import MaskAware
 
 

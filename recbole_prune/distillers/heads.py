@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from recbole_prune.anatomy.shared_parts import BCE, BPR, CML, MSE, MULTINOMIAL
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers.losses.multinomial import multinomial_loss
 from recbole_prune.sparse.pair_scores import pair_scores
 from recbole_prune.teachers.pupils import some_keys

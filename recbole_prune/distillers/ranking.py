@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from recbole_prune.anatomy.logits import product_tables, user_logits
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.unused_ids import draw_outside
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.distillers.base import Distiller, Promises
 from recbole_prune.distillers.batch_lists import (
     Drawn,

@@ -21,7 +21,7 @@ from recbole_prune.teachers.ranked_lists import Score, best_of_products, best_of
 if TYPE_CHECKING:
     from recbole.data.interaction import Interaction
 
-    from recbole_prune.data.membership import UsedIds
+    from recbole_prune.data.used_ids import UsedIds
     from recbole_prune.teachers.base import Rows
     from recbole_prune.training.model import MaskAware
 

@@ -19,9 +19,10 @@ from recbole_prune.config.evaluation import check_cutoffs
 from recbole_prune.data import random_streams
 from recbole_prune.data.batches import assemble_batches_fast, first_batch
 from recbole_prune.data.evaluation_mask import mask_training_items_only
-from recbole_prune.data.membership import UsedIds, samplers_over_arrays
+from recbole_prune.data.samplers import samplers_over_arrays
 from recbole_prune.data.saved import create_dataset, data_preparation
 from recbole_prune.data.training_pairs import consumed_items, consumptions
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.data.user_uniform import sample_users_uniformly
 from recbole_prune.errors import ConfigError, NothingToPrune, in_one_line
 from recbole_prune.masking import padding

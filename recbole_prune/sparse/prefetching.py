@@ -40,8 +40,8 @@ def declare_prefetch(builder: ir.IRBuilder) -> Callable[[ir.Value], None]:
     return ask_for
 
 
-def _make_prefetch() -> Callable[[Real, int], None]:
-    """A function for loops: ask for the number at a place of a contiguous array; nothing waits for it."""
+def _make_prefetch() -> Callable[[NDArray[np.number], int], None]:
+    """A function that a loop takes for a single instruction."""
     import numba
 
     if numba.config.DISABLE_JIT:
@@ -59,11 +59,12 @@ def _make_prefetch() -> Callable[[Real, int], None]:
 
         return types.void(table, place), generate
 
-    made: Callable[[Real, int], None] = intrinsic(prefetch)
+    made: Callable[[NDArray[np.number], int], None] = intrinsic(prefetch)
     return made
 
 
-_prefetch = _make_prefetch()
+ask_for = _make_prefetch()
+"""Ask for the number at a place of a contiguous array, which need not be there; for compiled loops."""
 
 
 @partial(compile_loop, alone=False)
@@ -72,4 +73,4 @@ def ask_for_row(table: Real, row: int) -> None:
     width = table.shape[1]
     start = np.int64(row) * width
     for f in range(0, width, _LINE):
-        _prefetch(table, start + f)
+        ask_for(table, start + f)

@@ -75,6 +75,11 @@ class CompressedRows:
         """The pointers, copied once: to read a number from a GPU is to wait for all that it was asked to do before."""
         return self.pointers.cpu().numpy()
 
+    @cached_property
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Pointers and columns on a CPU, for loops: a batch asks for them a dozen times."""
+        return self.pointers.numpy(), self.columns.numpy()
+
     def span(self, start: int, stop: int) -> slice:
         """Where the live entries of the rows ``start`` to ``stop - 1`` stand among all."""
         return slice(int(self._on_host[start]), int(self._on_host[stop]))
@@ -104,7 +109,7 @@ class CompressedRows:
     def gather(self, table: torch.Tensor) -> torch.Tensor:
         """The live entries of a dense table, row by row, shape ``[live]``."""
         values = table.new_empty(self.live)
-        loop = kernel("gather", self.pointers, self.columns, values, table)
+        loop = kernel("gather", self, values, table)
         if loop:
             loop()
             return values
@@ -114,18 +119,19 @@ class CompressedRows:
 
     def expand(self, values: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
         """The dense table of the shape, in ``table`` if that is given; pruned entries are 0."""
-        table = values.new_zeros(self.shape) if table is None else table.zero_()
-        loop = kernel("expand", self.pointers, self.columns, values, table)
+        table = values.new_empty(self.shape) if table is None else table
+        loop = kernel("expand", self, values, table)
         if loop:
             loop()
             return table
+        table.zero_()
         for start, stop in self._blocks():
             table.view(-1).scatter_(0, _for_scatter(self.flat(start, stop)), values[self.span(start, stop)])
         return table
 
     def add_rows(self, values: torch.Tensor, ids: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """Add the live entries of ``vectors`` ``[n, columns]`` to those of the rows ``ids`` ``[n]``, in place."""
-        loop = kernel("add_rows", self.pointers, self.columns, values, ids, vectors.contiguous())
+        loop = kernel("add_rows", self, values, ids, vectors.contiguous())
         if loop:
             loop()
             return values
@@ -206,19 +212,18 @@ class _LookUp(torch.autograd.Function):
         padding_idx: int | None,
         record: Recording,
     ) -> torch.Tensor:
-        looked_up = values.new_zeros(len(ids), rows.shape[1])
+        looked_up = values.new_empty(len(ids), rows.shape[1])
         ctx.rows, ctx.padding_idx, ctx.live, ctx.record = rows, padding_idx, len(values), record
         ctx.ids = ids if record is not None else None
-        loop = kernel("scatter_rows", rows.pointers, rows.columns, values, ids, looked_up)
+        loop = kernel("scatter_rows", rows, values, ids, looked_up)
         if loop:
-            every_id_is_a_row, _ = loop()
-            if not every_id_is_a_row:
+            if not loop():
                 _check(ids, rows.shape[0])
             ctx.save_for_backward(ids)
             return looked_up
         _check(ids, rows.shape[0])
         flat, position = rows.entries_of(ids)
-        looked_up.view(-1).scatter_(0, _for_scatter(flat), values.index_select(0, position))
+        looked_up.zero_().view(-1).scatter_(0, _for_scatter(flat), values.index_select(0, position))
         ctx.save_for_backward(flat, position)
         return looked_up
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.training_pairs import training_pairs
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recbole_prune.data.membership import UsedIds
 from recbole_prune.data.training_pairs import consumed_items, consumptions
+from recbole_prune.data.used_ids import UsedIds
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset

@@ -12,7 +12,7 @@ from time import monotonic
 import numpy as np
 import torch
 
-from recbole_prune.data.membership import UsedIds
+from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.errors import ConfigError
 from recbole_prune.scoring.ranking import scores_at_once, top_k
 from recbole_prune.sparse.best_products import ProductSearch, Wanted, are_finite, longest
