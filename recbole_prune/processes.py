@@ -9,14 +9,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import IO
 
-from recbole_prune.signals import PARENT
+from recbole_prune.errors import PruneError
+from recbole_prune.signals import PARENT, on_abort
 
 _LONGEST_TAIL = 1 << 16
+_SECONDS_TO_END = 15.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 # without the working directory among the places of modules: nothing that lies there is imported by accident
 _CODE = "import sys; del sys.path[0]; from recbole_prune.cli import main; sys.exit(main())"
@@ -37,6 +40,31 @@ def environment(threads: int | None) -> dict[str, str]:
     places = [ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     counts = {} if threads is None else {name: str(threads) for name in _THREADS if name not in os.environ}
     return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), PARENT: str(os.getpid())}
+
+
+def run_to_end(words: Sequence[str], folder: Path | None = None) -> None:
+    """Run a process, whose output nobody sees, to its end.
+
+    Args:
+        words: what starts it.
+        folder: its working directory; None: that of this process.
+
+    Raises:
+        PruneError: it failed; with its last words.
+    """
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=environment(None), cwd=folder
+        )
+
+        def end() -> None:
+            process.terminate()
+            wait_or_kill(process, monotonic() + _SECONDS_TO_END)
+
+        with on_abort(end):
+            status = process.wait()
+        if status:
+            raise PruneError(f"a process ended with status {status}: {last_words(said)}")
 
 
 def wait_or_kill(process: subprocess.Popen[bytes], until: float) -> None:

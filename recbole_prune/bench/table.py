@@ -16,6 +16,8 @@ TITLES = {
     "memory": "Memory of training",
     "energy": "Energy",
     "artifact": "Artifact on disk",
+    "start": "Whole processes",
+    "processes": "An epoch in one process and in several",
     "search": "A whole search against one dense run of plain RecBole",
 }
 _LIBRARIES = ("python", "torch", "numpy", "numba", "recbole", "recbole-prune")

@@ -124,6 +124,25 @@ BENCHMARKS = {
             ),
         },
     ),
+    "start": Benchmark(
+        "start",
+        "whole processes: lists of one user from RecBole's checkpoint and from an artifact, and a run up to its first "
+        "epoch (--dry_run)",
+        {"one_user": "seconds", "dry_run": "seconds"},
+        ("plain",),
+        _REPEATED,
+    ),
+    "processes": Benchmark(
+        "processes",
+        "an epoch of whole runs (here --epochs=5) in one process and in several (--nproc), dense and --pruner=static",
+        {"seconds": "seconds"},
+        ("one process",),
+        {
+            **_REPEATED,
+            "repeats": replace(own.REPEATS, default=3, meaning="runs of each candidate"),
+            "processes": own.number(2, "processes of the other run"),
+        },
+    ),
     "search": Benchmark(
         "search",
         "a whole run (--pruner=imp, here --epochs=10) against one dense plain RecBole run of the same epochs",

@@ -1,0 +1,49 @@
+"""Benchmarks of whole commands, each in processes of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_bench_runs import bench, measures, words_for
+
+from recbole_prune import cli
+from recbole_prune.bench import start
+from recbole_prune.commands import bench as command
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--threads`` sets variables of the process for good."""
+    for name in command.THREAD_VARIABLES:
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def words(tiny_data: Path, tmp_path: Path) -> list[str]:
+    """Words of the command line for BPR on ``tiny``."""
+    return words_for("BPR", tiny_data, tmp_path)
+
+
+def test_the_lists_of_one_user_and_a_dry_run(words: list[str], tmp_path: Path) -> None:
+    document = bench("start", words, tmp_path, "--sparsities=0.5", "--repeats=1")
+    plain, ours = (measures(document, *which)["one_user"] for which in (("plain",), ("recommend", 0.5)))
+    assert ours["ratio_to"]["plain"] == pytest.approx(plain["median"] / ours["median"])
+    assert measures(document, "run")["dry_run"]["median"] > 0
+
+
+def test_an_epoch_in_two_processes_beside_one(words: list[str], tmp_path: Path) -> None:
+    options = ("--sparsities=0,0.5", "--repeats=1", "--processes=2", "--epochs=2")
+    document = bench("processes", words, tmp_path, *options)
+    for sparsity in (0, 0.5):
+        one, two = (measures(document, name, sparsity)["seconds"] for name in ("one process", "2 processes"))
+        assert two["ratio_to"]["one process"] == pytest.approx(one["median"] / two["median"])
+    assert document["settings"]["epochs"] == 2
+
+
+def test_a_process_that_fails_is_one_message(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "_PLAIN", "raise SystemExit('recbole-prune: no such thing')")
+    assert cli.main(["bench", "start", "--threads=1", "--sparsities=0.5", "--repeats=1", *words]) == 2
+    assert "a process ended with status 1: no such thing" in capsys.readouterr().err
