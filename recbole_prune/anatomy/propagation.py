@@ -15,6 +15,8 @@ from recbole_prune.sparse.propagation import FixedMatrix, plain
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
+# the matrix of each class of RecBole whose vectors are the mean of its tables and layers, in evaluation
+GRAPHS = {"LightGCN": "norm_adj_matrix", "NCL": "norm_adj_mat", "SGL": "train_graph"}
 _LIGHTGCN, _SGL = "recbole.model.general_recommender.lightgcn", "recbole.model.general_recommender.sgl"
 
 
@@ -73,10 +75,6 @@ def faster_forward(model_class: type) -> tuple[type, ...]:
     """
     mixin = _FORWARDS.get(getattr(model_class.forward, "__module__", ""))  # type: ignore[attr-defined]
     return () if mixin is None else (mixin,)
-
-
-# the matrix of each class of RecBole whose vectors are the mean of its tables and layers, in evaluation
-GRAPHS = {"LightGCN": "norm_adj_matrix", "NCL": "norm_adj_mat", "SGL": "train_graph"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ opened. Only ``export.py`` and ``vectors.py`` import torch; nothing here reads s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, Union
@@ -31,7 +31,7 @@ from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
 from recbole_prune.artifact.forms import StoredTensor, read_tensor
-from recbole_prune.artifact.graph import PropagatedTable, StoredGraph
+from recbole_prune.artifact.graph import GRAPH, PropagatedTable, StoredGraph, read_propagated
 from recbole_prune.artifact.replacing import replace_folder
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
@@ -43,11 +43,10 @@ Stored = TypeVar("Stored", bound=StoredTensor)
 
 _WEIGHTS = "weights"
 _VECTORS = "vectors"
-_GRAPH = "graph"
 # decoded, artifacts are a few to some hundred times as large as on disk, with a line for each user and item
 _SMALL = 64 << 20
 _MOST_GROWTH = 1024
-_RESERVED = ("format", "format_version", "tensors", _VECTORS, _GRAPH, "bytes", "files", "sha256")
+_RESERVED = ("format", "format_version", "tensors", _VECTORS, GRAPH, "bytes", "files", "sha256")
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def write_artifact(
     if len({part is None for part in (users, items, seen)}) > 1:
         raise ValueError("users, items and seen belong together: give all or none")
     shared, vectors = dict(shared or {}), dict(vectors or {})
-    edges = {} if graph is None else {f"{_GRAPH}/{part}": array for part, array in graph.parts.items()}
+    edges = {} if graph is None else {f"{GRAPH}/{part}": array for part, array in graph.parts.items()}
     content = {files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors), **edges})}
     if users is not None and items is not None and seen is not None:
         content[files.USERS], content[files.ITEMS] = tokens_to_bytes(users), tokens_to_bytes(items)
@@ -156,7 +155,7 @@ def write_artifact(
             "bytes": {"total": 0, **_sizes([tensors[name] for name in tables])},
             "tensors": described,
             _VECTORS: {name: encoded.describe() for name, encoded in vectors.items()},
-            **({} if graph is None else {_GRAPH: graph.describe()}),
+            **({} if graph is None else {GRAPH: graph.describe()}),
             "files": {name: {"bytes": len(data), "sha256": files.sha256(data)} for name, data in content.items()},
         }
     )
@@ -212,7 +211,7 @@ def read_artifact(folder: PathLike) -> Artifact:
         info=info,
         tensors=weights,
         shared=shared,
-        vectors={**stored, **_read_graph(fields, arrays, known, stored, seen, len(items))},
+        vectors={**stored, **read_propagated(fields, arrays, known, stored, seen, len(items))},
         users=users,
         items=items,
         seen=seen,
@@ -265,23 +264,6 @@ def _read_users_and_items(content: Mapping[str, bytes], path: Path) -> tuple[Tok
         return Tokens.none(), Tokens.none(), Seen.of_nobody()
     users, items = (Tokens(content[name], path / name) for name in (files.USERS, files.ITEMS))
     return users, items, Seen.from_bytes(content[files.SEEN], path / files.SEEN, len(users), len(items))
-
-
-def _read_graph(
-    fields: Fields,
-    arrays: dict[str, Array],
-    weights: Mapping[str, StoredTensor],
-    stored: Collection[str],
-    seen: Seen,
-    items: int,
-) -> dict[str, PropagatedTable]:
-    """The vectors that follow from a graph, whose arrays are taken out; none without one."""
-    if _GRAPH not in fields:
-        return {}
-    own = [key for key in arrays if key.partition("/")[0] == _GRAPH]
-    parts = {key.partition("/")[2]: arrays.pop(key) for key in own}
-    graph = StoredGraph.from_description(fields.inner(_GRAPH), parts, weights, stored, seen)
-    return graph.propagated(weights, seen, items)
 
 
 def _assemble(

@@ -24,6 +24,7 @@ from recbole_prune.artifact.forms import StoredTensor
 from recbole_prune.errors import ArtifactError
 from recbole_prune.sparse.bipartite import Neighbours, mean_of_layers
 
+GRAPH = "graph"
 MOST_LAYERS = 64  # every layer takes as long as the first
 SIDES = ("users", "items")
 
@@ -241,6 +242,33 @@ class PropagatedTable:
     def csr(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
         """The table as compressed sparse rows, as :meth:`EncodedTensor.csr` gives others."""
         return encode(self.decode()).csr()
+
+
+def read_propagated(
+    fields: Fields,
+    arrays: dict[str, Array],
+    weights: Mapping[str, StoredTensor],
+    vectors: Collection[str],
+    seen: Seen,
+    items: int,
+) -> dict[str, PropagatedTable]:
+    """The vectors of an artifact that follow from a graph, by name; none where it has no graph.
+
+    Args:
+        fields: of ticket.json.
+        arrays: all arrays that are stored; those of the graph are taken out.
+        weights, vectors, seen: as for :meth:`StoredGraph.from_description`.
+        items: number of items.
+
+    Raises:
+        ArtifactError: a field or an array is not what it must be.
+    """
+    if GRAPH not in fields:
+        return {}
+    own = [key for key in arrays if key.partition("/")[0] == GRAPH]
+    parts = {key.partition("/")[2]: arrays.pop(key) for key in own}
+    graph = StoredGraph.from_description(fields.inner(GRAPH), parts, weights, vectors, seen)
+    return graph.propagated(weights, seen, items)
 
 
 def store_graph(

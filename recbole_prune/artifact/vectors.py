@@ -157,10 +157,10 @@ def is_beyond_rounding(stored: EncodedTensor | PropagatedTable, exact: Array) ->
 def _graph_of(fixed: FixedGraph, scored: Scored, dot: DotProduct, exact: Mapping[str, Array]) -> StoredGraph | str:
     """The graph in its stored form, from which the model's vectors can be computed; or why there is none."""
     name, seen = type(scored.model).__name__, scored.seen
-    if not 1 <= fixed.layers <= MOST_LAYERS or not set(fixed.tables) <= set(scored.weights):
-        return f"no graph is stored of {fixed.layers} layers over {' and '.join(fixed.tables)}"
-    if seen is None:
-        return "no graph is stored without what users have seen"
+    if not 1 <= fixed.layers <= MOST_LAYERS:
+        return f"no graph is stored: {name} propagates {fixed.layers} times, and no more than {MOST_LAYERS} are read"
+    if seen is None or not set(fixed.tables) <= set(scored.weights):
+        return f"no graph is stored: {name} lacks {' or '.join(fixed.tables)}, or it is not known what users have seen"
     matrix = fixed.matrix.detach().coalesce().cpu()
     users = len(seen.indptr) - 1
     pairs = _edges_of(matrix, users)
