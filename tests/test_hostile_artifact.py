@@ -378,9 +378,7 @@ def test_the_search_for_faults_finds_them(
     folder: Path, intact: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutations reach what is checked: without the checks of a field or an array, something else comes out."""
-    monkeypatch.setattr(
-        Seen, "from_bytes", lambda data, path, users, items: Seen(*files.load_arrays(data, path).values())
-    )
+    monkeypatch.setattr(Seen, "from_bytes", lambda data, path, users, items: Seen(**files.load_arrays(data, path)))
     monkeypatch.setattr(encoding.EncodedTensor, "_check", lambda self: None)
     found = set()
     for number in range(40):
