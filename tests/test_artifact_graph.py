@@ -213,6 +213,13 @@ class Doubled(get_model("LightGCN")):  # type: ignore[misc]
         return (super().get_norm_adj_mat() * 2).coalesce()
 
 
+class SideBySide(get_model("LightGCN")):  # type: ignore[misc]
+    """Vectors are wider than the tables."""
+
+    def forward(self) -> Any:
+        return tuple(torch.cat([table, table], dim=1) for table in super().forward())
+
+
 class Bent(get_model("LightGCN")):  # type: ignore[misc]
     """An edge between two users."""
 
@@ -227,6 +234,7 @@ class Bent(get_model("LightGCN")):  # type: ignore[misc]
     [
         (Weighted, "the vectors of Weighted are not means of its layers"),
         (Doubled, "the weights in that of Doubled do not follow from degrees"),
+        (SideBySide, "the vectors of SideBySide are not means of its layers"),
         (Bent, "an edge in that of Bent is no pair"),
     ],
 )
@@ -348,9 +356,9 @@ def test_edges_come_back(pairs: set[tuple[int, int]], data: st.DataObject) -> No
     owner = np.repeat(np.arange(7), found.degrees)
     assert list(zip(owner.tolist(), found.columns.tolist())) == sorted(edges)
     assert graph.describe()["edges"] == len(edges)
-    outside = sorted({(user, item) for user in range(7) for item in range(12)} - pairs)
-    assert store_graph(2, ("u", "i"), ("a", "b"), columns([*edges, outside[0]]), seen) is None
-    assert store_graph(2, ("u", "i"), ("a", "b"), columns([*edges, outside[-1]]), seen) is None
+    outside = sorted({(user, item) for user in range(-1, 8) for item in range(-4, 12)} - pairs)
+    other = data.draw(st.sampled_from(outside))
+    assert store_graph(2, ("u", "i"), ("a", "b"), columns([*edges, other]), seen) is None
 
 
 def columns(pairs: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -295,6 +295,8 @@ def test_a_header_that_claims_to_be_endless_is_refused(folder: Path) -> None:
         (lambda d: d.update(vectors=[]), "vectors must be an object, but is []"),
         (lambda d: d.update(graph=[]), "graph must be an object, but is []"),
         (lambda d: d.pop("graph"), "holds graph/edges, of which"),
+        (lambda d: d.update(tensors={}), "graph.users.table must be one of nothing, but is 'near_users'"),
+        (lambda d: d.update(tensors={"tied": {"same_as": "tied"}}), "tensors.tied.same_as must be one of nothing"),
         (lambda d: d["graph"].update(layers=0), "graph.layers must be a whole number from 1 to 64, but is 0"),
         (
             lambda d: d["graph"].update(layers=10**9),

@@ -282,6 +282,8 @@ def store_graph(
         seen: what users have seen.
     """
     users, items = (np.asarray(ids, np.int64) for ids in pairs)
+    if min(users.min(initial=0), items.min(initial=0)) < 0:
+        return None
     step = 1 + max(int(items.max(initial=0)), int(seen.indices.max(initial=0)))
     pointers = seen.indptr.astype(np.int64)
     owner = np.repeat(np.arange(len(pointers) - 1), pointers[1:] - pointers[:-1])

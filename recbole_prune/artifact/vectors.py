@@ -17,6 +17,7 @@ from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.artifact.forms import StoredTensor
 from recbole_prune.artifact.graph import MOST_LAYERS, PropagatedTable, StoredGraph, store_graph
+from recbole_prune.errors import ArtifactError
 from recbole_prune.scoring.dot_product import DotProduct, to_numpy
 from recbole_prune.scoring.probe import Probe, Scores, disagreement
 from recbole_prune.sparse.bipartite import Neighbours, factors_of
@@ -99,24 +100,32 @@ def serving_form(
     if wanted is False or (wanted == AUTO and fixed is None):
         return ServingForm(None, _say_not_stored(dot, True if fixed is None else AUTO))
     exact = _vectors_of(scored.model, dot, scored.items)
-    choice = None
     if wanted == AUTO and fixed is not None:
-        size = sum(encode(table, values=values, clip="none").nbytes for table in exact.values())
-        found = _graph_of(fixed, scored, dot, exact)
-        graph, problem = (found, None) if isinstance(found, StoredGraph) else (None, found)
-        smaller = graph is not None and graph.nbytes <= size
-        choice = {
-            "stored": "graph" if smaller else "vectors",
-            "graph_bytes": None if graph is None else graph.nbytes,
-            "vectors_bytes": size,
-            "reason": problem,
-        }
-        _log(choice)
-        if graph is not None and smaller and scored.seen is not None:
-            propagated = graph.propagated(scored.weights, scored.seen, scored.items)
-            return ServingForm(dot, graph=graph, propagated=propagated, exact=exact, choice=choice)
-    vectors = {name: encode(table, values=values, clip=clip) for name, table in exact.items()}
-    return ServingForm(dot, vectors=vectors, exact=exact, choice=choice)
+        return _smaller_form(fixed, scored, dot, exact, values, clip)
+    return ServingForm(dot, vectors=_encoded(exact, values, clip), exact=exact)
+
+
+def _smaller_form(
+    fixed: FixedGraph, scored: Scored, dot: DotProduct, exact: Mapping[str, Array], values: str, clip: str
+) -> ServingForm:
+    """The graph or the vectors, whichever takes fewer bytes."""
+    choice = {"stored": "vectors", "graph_bytes": None, "vectors_bytes": 0, "reason": None}
+    choice["vectors_bytes"] = size = sum(table.nbytes for table in _encoded(exact, values, "none").values())
+    form = None
+    try:
+        graph, propagated = _graph_of(fixed, scored, dot, exact)
+        choice["graph_bytes"] = graph.nbytes
+        if graph.nbytes <= size:
+            choice["stored"] = "graph"
+            form = ServingForm(dot, graph=graph, propagated=propagated, exact=exact, choice=choice)
+    except ArtifactError as error:
+        choice["reason"] = f"no graph is stored: {error}"
+    _log(choice)
+    return form or ServingForm(dot, vectors=_encoded(exact, values, clip), exact=exact, choice=choice)
+
+
+def _encoded(tables: Mapping[str, Array], values: str, clip: str) -> dict[str, EncodedTensor]:
+    return {name: encode(table, values=values, clip=clip) for name, table in tables.items()}
 
 
 def _say_not_stored(dot: DotProduct, wanted: Wanted) -> str:
@@ -148,32 +157,39 @@ def scores_of(tables: Mapping[str, ServedTable], dot: DotProduct, probe: Probe) 
 
 def is_beyond_rounding(stored: EncodedTensor | PropagatedTable, exact: Array) -> bool:
     """Whether stored vectors are elsewhere than those of the model, by more than they may be rounded."""
+    if stored.shape != exact.shape:
+        return True
     return bool((np.abs(stored.decode().astype(np.float64) - exact) > stored.rounding_error()).any())
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
 
 
-def _graph_of(fixed: FixedGraph, scored: Scored, dot: DotProduct, exact: Mapping[str, Array]) -> StoredGraph | str:
-    """The graph in its stored form, from which the model's vectors can be computed; or why there is none."""
+def _graph_of(
+    fixed: FixedGraph, scored: Scored, dot: DotProduct, exact: Mapping[str, Array]
+) -> tuple[StoredGraph, Mapping[str, PropagatedTable]]:
+    """The graph in its stored form, and the vectors that are computed with it, which are the model's.
+
+    Raises:
+        ArtifactError: they are not, or there is no such form.
+    """
     name, seen = type(scored.model).__name__, scored.seen
     if not 1 <= fixed.layers <= MOST_LAYERS:
-        return f"no graph is stored: {name} propagates {fixed.layers} times, and no more than {MOST_LAYERS} are read"
+        raise ArtifactError(f"{name} propagates {fixed.layers} times, and no more than {MOST_LAYERS} are read")
     if seen is None or not set(fixed.tables) <= set(scored.weights):
-        return f"no graph is stored: {name} lacks {' or '.join(fixed.tables)}, or it is not known what users have seen"
+        raise ArtifactError(f"{name} lacks {' or '.join(fixed.tables)}, or it is not known what users have seen")
     matrix = fixed.matrix.detach().coalesce().cpu()
-    users = len(seen.indptr) - 1
-    pairs = _edges_of(matrix, users)
+    pairs = _edges_of(matrix, len(seen.indptr) - 1)
     graph = store_graph(fixed.layers, fixed.tables, (dot.user, dot.item), pairs, seen)
     if graph is None:
-        return f"no graph is stored: an edge in that of {name} is no pair of a user and an item that the user has seen"
+        raise ArtifactError(f"an edge in that of {name} is no pair of a user and an item that the user has seen")
     if not _is_matrix_of(graph.neighbours(seen), scored.items, matrix):
-        return f"no graph is stored: the weights in that of {name} do not follow from degrees"
+        raise ArtifactError(f"the weights in that of {name} do not follow from degrees")
     tables = graph.propagated(scored.weights, seen, scored.items)
     wrong = any(is_beyond_rounding(table, exact[name]) for name, table in tables.items())
     if wrong or disagreement(scores_of(tables, dot, scored.probe), scored.scores):
-        return f"no graph is stored: the vectors of {name} are not means of its layers"
-    return graph
+        raise ArtifactError(f"the vectors of {name} are not means of its layers")
+    return graph, tables
 
 
 def _edges_of(matrix: torch.Tensor, users: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
