@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from recbole.utils import get_model
 from test_artifact import snapshot
 from test_export import Built, interactions_of, tiny
@@ -328,6 +329,27 @@ def test_a_run_of_lightgcn_recommends_by_default_and_without_torch(
     assert snapshot(tmp_path / "none") == snapshot(Path(result["artifact"]))
     assert cli.main([*export, "--export_vectors=True"]) == 0
     assert_same(lists_of(tmp_path / "none"), lists_of(Path(result["artifact"])))
+
+
+RUNS: list[tuple[str, dict[str, Any]]] = [
+    ("LightGCN", {"pruner": "qr", "export_values": "int8"}),
+    ("LightGCN", {"pruner": "lowrank", "prune_lowrank_form": "table"}),
+    ("LightGCN", {"pruner": "pq", "prune_pq_centroids": 4, "export_values": "fp16"}),
+    ("LightGCN", {"pruner": "imp", "prune_rounds": 1, "prune_storage": "compact", "export_values": "int4"}),
+    ("LightGCN", {"pruner": "none", "export_evaluate": True}),
+    ("SGL", {"pruner": "imp", "prune_rounds": 1}),
+    ("NCL", {"pruner": "imp", "prune_rounds": 1}),
+]
+
+
+@pytest.mark.parametrize(("model", "changes"), slow_but([RUNS[0], RUNS[5]], RUNS))
+def test_what_runs_of_every_kind_export_recommends(model: str, changes: dict[str, Any], tiny_data: Path) -> None:
+    sparsity = {} if changes["pruner"] == "none" else {"prune_target_sparsity": 0.8}
+    trained = {**config_for(model, tiny_data), "epochs": 1, **sparsity, **changes}
+    result = run_recbole_prune(model, DATASET, config_dict=trained)
+    assert read_artifact(result["artifact"]).info["propagation"]["stored"] == "graph"
+    built = tiny(model, tiny_data)
+    assert_same(lists_of(Path(result["artifact"])), model_lists(built, load_ticket(result["artifact"])))
 
 
 def test_the_setting() -> None:

@@ -100,7 +100,7 @@ def export_ticket(
             _require(disagreement(rounded, reference), "the decoded weights")
         dot, reason = find_dot_product(model, probe, rounded, decoded, dataset)
         weights = {**tensors, **{name: tensors[owner] for name, owner in shared.items()}}
-        scored = Scored(model, weights, probe, rounded, seen, dataset.item_num)
+        scored = Scored(model, weights, probe, rounded, seen)
         form = serving_form(scored, dot, reason, vectors, values, clip)
         dot = form.dot
         serving = None if dot is None else {"user": dot.user, "item": dot.item, "scale": dot.scale}

@@ -71,7 +71,6 @@ class Scored:
         probe: the rows.
         scores: what it scored.
         seen: what users have seen.
-        items: number of items.
     """
 
     model: AbstractRecommender
@@ -79,7 +78,11 @@ class Scored:
     probe: Probe
     scores: Scores
     seen: Seen | None
-    items: int
+
+    @property
+    def items(self) -> int:
+        """Number of items, all of which a model scores whose scores are dot products."""
+        return len(self.probe.items)
 
 
 def serving_form(
