@@ -26,7 +26,7 @@ from recbole_prune.sparse.bipartite import Neighbours, mean_of_layers
 
 GRAPH = "graph"
 MOST_LAYERS = 64  # every layer takes as long as the first
-SIDES = ("users", "items")
+_SIDES = ("users", "items")
 
 _EDGES = "edges"
 _ARITHMETIC = 1e-5  # as scores of a probe may differ, too
@@ -67,7 +67,7 @@ class StoredGraph:
 
     def describe(self) -> dict[str, Any]:
         """All that :meth:`from_description` needs beside the parts, as JSON; with sizes for a reader."""
-        named = {side: {"table": t, "vectors": v} for side, t, v in zip(SIDES, self.tables, self.vectors)}
+        named = {side: {"table": t, "vectors": v} for side, t, v in zip(_SIDES, self.tables, self.vectors)}
         return {"layers": self.layers, **named, "edges": int(np.unpackbits(self.edges).sum()), "bytes": self.nbytes}
 
     @classmethod
@@ -94,7 +94,7 @@ class StoredGraph:
         layers = description.whole("layers", MOST_LAYERS)
         if not layers:
             raise description.wrong("layers", f"a whole number from 1 to {MOST_LAYERS}")
-        sides = [description.inner(side) for side in SIDES]
+        sides = [description.inner(side) for side in _SIDES]
         tables = [side.text("table", list(weights)) for side in sides]
         names = [side.text("vectors") for side in sides]
         for side, name in zip(sides, names):
@@ -127,7 +127,7 @@ class StoredGraph:
         """
         counts = len(seen.indptr) - 1, items
         users, item_table = (tables[name] for name in self.tables)
-        for name, table, count, side in zip(self.tables, (users, item_table), counts, SIDES):
+        for name, table, count, side in zip(self.tables, (users, item_table), counts, _SIDES):
             if len(table.shape) != 2 or table.rows != count or np.dtype(table.dtype).kind != "f":
                 raise ArtifactError(
                     f"{self.source}.{side}.table: {name} is no table of {count} {side}: shape {list(table.shape)}, "
@@ -168,7 +168,7 @@ class _Propagation:
         """Of users and items."""
         neighbours = self.graph.neighbours(self.seen)
         found = mean_of_layers(neighbours, self.users.decode(), self.items.decode(), self.graph.layers)
-        for side, table in zip(SIDES, found):
+        for side, table in zip(_SIDES, found):
             if not np.isfinite(table).all():
                 raise ArtifactError(f"{self.graph.source}: a propagated value of the {side} is not finite")
         return found

@@ -63,7 +63,10 @@ def _say_slower() -> None:
 
 
 class Recommender:
-    """Ranks all items for users by the dot product of their vectors; make it with :meth:`from_artifact`."""
+    """Ranks all items for users by the dot product of their vectors; make it with :meth:`from_artifact`.
+
+    Where an artifact holds a graph in place of vectors, they are computed once, when it is made.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
@@ -96,7 +99,7 @@ class Recommender:
         """Read an artifact.
 
         Raises:
-            ArtifactError: it is damaged, or its model's scores are not dot products of stored vectors.
+            ArtifactError: it is damaged, or holds no vectors whose dot products are the scores, and no graph for them.
         """
         return cls(read_artifact(folder))
 
