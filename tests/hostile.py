@@ -22,6 +22,7 @@ import numpy as np
 from recbole_prune.artifact import files, forms, read_artifact, write_artifact
 from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
+from recbole_prune.artifact.graph import store_graph
 from recbole_prune.errors import PruneError
 from recbole_prune.serving import Recommender
 from recbole_prune.sparse import compiling
@@ -46,7 +47,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def make(folder: Path) -> Path:
-    """A small artifact with every encoding and number format, that can recommend."""
+    """A small artifact with every encoding and number format and a graph, that can recommend."""
     source = np.random.default_rng(0)
     tensors = {}
     for name, rows, sparsity, values in (
@@ -67,7 +68,14 @@ def make(folder: Path) -> Path:
     tensors["pieces"] = forms.codes(source.integers(0, 4, (9, 2)).astype(np.uint8), small[2], (3,), small[3])
     tensors["hashed"] = forms.hashed(small[1], small[1][:3], 9, 5, (0,), small[3])
     tensors["steps"] = encode(np.array(7))
+    tensors["near_users"] = encode(source.standard_normal((USERS, 5)).astype(np.float32), values="int8")
+    near_items = source.standard_normal((ITEMS - 1, 3)).astype(np.float32)
+    tensors["near_items"] = forms.factors(near_items, small[1], (0,), small[3])
     pairs = source.integers(0, [[USERS], [ITEMS]], (2, 40))
+    seen = Seen.from_pairs(pairs[0], pairs[1], USERS)
+    edges = np.unique(pairs[:, pairs[1] > 0], axis=1)[:, 4:30]
+    graph = store_graph(3, ("near_users", "near_items"), ("far_users", "far_items"), (edges[0], edges[1]), seen)
+    assert graph is not None
     write_artifact(
         folder,
         tensors=tensors,
@@ -75,7 +83,8 @@ def make(folder: Path) -> Path:
         vectors={"cache": encode(source.standard_normal((USERS, 3)).astype(np.float32))},
         users=["[PAD]", *(f"u{number}" for number in range(1, USERS))],
         items=["[PAD]", *(f"i{number}" for number in range(1, ITEMS))],
-        seen=Seen.from_pairs(pairs[0], pairs[1], USERS),
+        graph=graph,
+        seen=seen,
         tables=["user", "item"],
         document={
             "model": "BPR",

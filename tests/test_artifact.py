@@ -167,9 +167,9 @@ def test_the_version_is_checked_before_the_hashes(tmp_path: Path) -> None:
     write(folder)
     ticket = folder / files.TICKET
     text = ticket.read_text()
-    ticket.write_text(text.replace('"format_version": 1', '"format_version": 3'))
+    ticket.write_text(text.replace('"format_version": 1', '"format_version": 4'))
     shutil.copy(ticket, folder / files.SEEN)
-    with pytest.raises(ArtifactError, match="artifact has format version 3, this recbole_prune reads up to 2: upgrade"):
+    with pytest.raises(ArtifactError, match="artifact has format version 4, this recbole_prune reads up to 3: upgrade"):
         read_artifact(folder)
     for wrong in ("0", "true", '"1"', "null"):
         ticket.write_text(text.replace('"format_version": 1', f'"format_version": {wrong}'))

@@ -21,7 +21,7 @@ from test_artifact import reseal, snapshot
 from zoo import DATASET, config_for
 
 from recbole_prune.anatomy.caches import refresh
-from recbole_prune.artifact import export, read_artifact
+from recbole_prune.artifact import read_artifact, vectors
 from recbole_prune.artifact.encoding import EncodedTensor, encode
 from recbole_prune.artifact.export import export_ticket, seen_by_users
 from recbole_prune.bench.plain import PlainData
@@ -167,9 +167,9 @@ def test_export_leaves_model_and_random_streams_alone(tiny_data: Path, tmp_path:
 
 @torch.no_grad()
 def test_lightgcn_serves_its_propagated_vectors_only_when_they_are_stored(lightgcn: Built, tmp_path: Path) -> None:
-    info = lightgcn.export(tmp_path / "artifact")
-    assert info["serving"] is None and "export again with --export_vectors=True" in info["serving_reason"]
-    with pytest.raises(ArtifactError, match=r"restore_user_e, restore_item_e.*--export_vectors=True"):
+    info = lightgcn.export(tmp_path / "artifact", vectors=False)
+    assert info["serving"] is None and "export again with --export_vectors=auto" in info["serving_reason"]
+    with pytest.raises(ArtifactError, match=r"restore_user_e, restore_item_e.*--export_vectors=auto"):
         Recommender.from_artifact(tmp_path / "artifact")
     assert disagreement(lightgcn.scores(load_ticket(tmp_path / "artifact")), lightgcn.scores()) == 0
 
@@ -198,12 +198,7 @@ def test_rounded_vectors_are_checked_against_their_rounding(
         encoded.parts["values"][-64:] *= 0
         return encoded
 
-    def wrong_vectors(*args: Any) -> dict[str, EncodedTensor]:
-        monkeypatch.setattr(export, "encode", encode_wrong)
-        return encode_vectors(*args)
-
-    encode_vectors = export._encode_vectors
-    monkeypatch.setattr(export, "_encode_vectors", wrong_vectors)
+    monkeypatch.setattr(vectors, "encode", encode_wrong)
     # the ends of a range of int4 may be so far off that sums of many say little
     words = "restore_.*_e is read back beyond" if values == "int4" else "scores from the stored vectors differ"
     with pytest.raises(ArtifactError, match=words):
@@ -395,7 +390,7 @@ def test_an_artifact_that_scores_otherwise_never_appears(
 ) -> None:
     small.export(tmp_path / "artifact")
     before = snapshot(tmp_path / "artifact")
-    restore, score_users = EncodedTensor._restore, export.score_users
+    restore, score_users = EncodedTensor._restore, vectors.score_users
 
     def attempt(message: str) -> None:
         with pytest.raises(ArtifactError, match=message):
@@ -406,7 +401,7 @@ def test_an_artifact_that_scores_otherwise_never_appears(
 
     monkeypatch.setattr(EncodedTensor, "_restore", lambda *args: restore(*args) * np.float32(1.001))
     attempt("scores from the decoded weights differ")
-    monkeypatch.setattr(export, "score_users", lambda *args: score_users(*args) * np.float32(1.001))
+    monkeypatch.setattr(vectors, "score_users", lambda *args: score_users(*args) * np.float32(1.001))
     attempt("scores from the stored vectors differ")
     # written otherwise than encoded: the values in reverse order
     monkeypatch.setattr(

@@ -24,7 +24,7 @@ from recbole_prune.artifact.files import Seen, ascending_in_rows, save_safetenso
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError, PruneError, printable
 from recbole_prune.serving import Recommender, recommend
-from recbole_prune.sparse import dense_top_k
+from recbole_prune.sparse import bipartite, dense_top_k
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, intact: dict[str, bytes]) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled here."""
-    for module in (recommend, dense_top_k):
+    for module in (recommend, dense_top_k, bipartite):
         monkeypatch.setattr(module, "pays", lambda seconds: False)
     monkeypatch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
 
@@ -208,6 +208,55 @@ def test_parts_of_another_type_are_refused(folder: Path, part: str, dtype: type,
     assert words in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda bits: bits[:-1], "graph: edges must be 5 uint8, a bit for each of 36 pairs"),
+        (lambda bits: np.concatenate([bits, bits]), "edges must be 5 uint8"),
+        (lambda bits: bits[None], "but are uint8 of shape [1, 5]"),
+        (lambda bits: bits.astype(np.int8), "but are int8 of shape [5]"),
+        (lambda bits: ~bits, "graph.edges must be the "),
+        (lambda bits: bits[:0], "but are uint8 of shape [0]"),
+    ],
+)
+def test_bits_of_edges_are_checked(folder: Path, change: Any, words: str) -> None:
+    arrays = arrays_of(folder)
+    bits = arrays["graph/edges"]
+    assert words in refusal(forge(folder, tensors=save_safetensors({**arrays, "graph/edges": change(bits)})))
+
+
+def test_arrays_of_another_graph_are_refused(folder: Path, intact: dict[str, bytes]) -> None:
+    arrays = arrays_of(folder)
+    bits = arrays.pop("graph/edges")
+    assert "graph needs edges, found nothing" in refusal(forge(folder, tensors=save_safetensors(arrays)))
+    repair(folder, intact)
+    arrays = {**arrays, "graph/edges": bits, "graph/more": bits}
+    assert "graph needs edges, found edges, more" in refusal(forge(folder, tensors=save_safetensors(arrays)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_vectors_that_grow_beyond_all_numbers_are_refused(folder: Path) -> None:
+    retable(folder, "near_users", np.full((hostile.USERS, 5), 3e38, np.float32))
+    forge(folder, lambda d: d["serving"].update(user="far_users", item="far_items"))
+    assert "ticket.json: graph: a propagated value of the" in refusal(folder)
+
+
+def test_propagating_is_refused_before_anything_out_of_proportion_is_allocated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = read_artifact(folder)
+    others = [*artifact.tensors.values(), artifact.vectors["cache"]]
+    stored = sum(file["bytes"] for file in artifact.info["files"].values())
+    monkeypatch.setattr("recbole_prune.artifact._SMALL", 0)
+    for more, refused in ((20_000, False), (1_000, True)):
+        most = sum(tensor.working_nbytes for tensor in others) + more
+        monkeypatch.setattr("recbole_prune.artifact._MOST_GROWTH", most / stored)
+        if refused:
+            assert "graph.shape [12, 5] is too large" in refusal(folder)
+        else:
+            use(folder)
+
+
 def test_arrays_that_nobody_speaks_of_are_refused(folder: Path) -> None:
     arrays = {**arrays_of(folder), "weights/\x1b[31mnew/values": np.zeros(3)}
     assert r"holds weights/\x1b[31mnew/values, of which" in refusal(forge(folder, tensors=save_safetensors(arrays)))
@@ -244,6 +293,32 @@ def test_a_header_that_claims_to_be_endless_is_refused(folder: Path) -> None:
         (lambda d: d["tensors"]["tied"].update(same_as="nobody"), "tensors.tied.same_as must be one of"),
         (lambda d: d["tensors"]["tied"].update(same_as=["full"]), "tensors.tied.same_as must be text"),
         (lambda d: d.update(vectors=[]), "vectors must be an object, but is []"),
+        (lambda d: d.update(graph=[]), "graph must be an object, but is []"),
+        (lambda d: d.pop("graph"), "holds graph/edges, of which"),
+        (lambda d: d.update(tensors={}), "graph.users.table must be one of nothing, but is 'near_users'"),
+        (lambda d: d.update(tensors={"tied": {"same_as": "tied"}}), "tensors.tied.same_as must be one of nothing"),
+        (lambda d: d["graph"].update(layers=0), "graph.layers must be a whole number from 1 to 64, but is 0"),
+        (
+            lambda d: d["graph"].update(layers=10**9),
+            "graph.layers must be a whole number from 0 to 64, but is 10000000",
+        ),
+        (lambda d: d["graph"].update(layers="3"), "graph.layers must be a whole number from 0 to 64, but is '3'"),
+        (lambda d: d["graph"].update(layers=True), "graph.layers must be a whole number"),
+        (lambda d: d["graph"].pop("layers"), "graph.layers must be a whole number from 0 to 64, but is missing"),
+        (lambda d: d["graph"].update(edges=5), "graph.edges must be the "),
+        (lambda d: d["graph"].update(edges=10**9), "graph.edges must be a whole number from 0 to "),
+        (lambda d: d["graph"].update(edges="all"), "graph.edges must be a whole number from 0 to "),
+        (lambda d: d["graph"].update(users="near_users"), "graph.users must be an object, but is 'near_users'"),
+        (lambda d: d["graph"]["users"].update(table="nobody"), "graph.users.table must be one of user, item"),
+        (lambda d: d["graph"]["users"].update(table=["user"]), "graph.users.table must be one of user, item"),
+        (lambda d: d["graph"]["users"].update(table="bits"), "graph.users.table: bits is no table of 12 users"),
+        (lambda d: d["graph"]["users"].update(table="steps"), "graph.users.table: steps is no table of 12 users"),
+        (lambda d: d["graph"]["items"].update(table="user"), "graph.items.table: user is no table of 20 items"),
+        (lambda d: d["graph"]["items"].update(table="item"), "graph: near_users has 5 columns, item 16"),
+        (lambda d: d["graph"]["items"].update(vectors=1), "graph.items.vectors must be text, but is 1"),
+        (lambda d: d["graph"]["items"].update(vectors="cache"), "graph.items.vectors must be a name that nothing else"),
+        (lambda d: d["graph"]["items"].update(vectors="tied"), "graph.items.vectors must be a name that nothing else"),
+        (lambda d: d["graph"]["items"].update(vectors="far_users"), "vectors must be a name that nothing else has"),
         (lambda d: d["files"][files.SEEN].update(bytes="9"), f"files.{files.SEEN}.bytes must be a whole number"),
         (lambda d: d["files"][files.SEEN].update(sha256=None), f"files.{files.SEEN}.sha256 must be text"),
         (lambda d: d.update(files={"../x": {}}), "files must be an object of ticket.safetensors"),
@@ -305,9 +380,7 @@ def test_the_search_for_faults_finds_them(
     folder: Path, intact: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutations reach what is checked: without the checks of a field or an array, something else comes out."""
-    monkeypatch.setattr(
-        Seen, "from_bytes", lambda data, path, users, items: Seen(*files.load_arrays(data, path).values())
-    )
+    monkeypatch.setattr(Seen, "from_bytes", lambda data, path, users, items: Seen(**files.load_arrays(data, path)))
     monkeypatch.setattr(encoding.EncodedTensor, "_check", lambda self: None)
     found = set()
     for number in range(40):
@@ -371,7 +444,9 @@ def test_fifty_million_tokens_end_soon(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(hostile.__file__).parent), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, "where 50000001 are needed" in done.stdout) == (0, True), done.stderr
-    forge(folder, seen=seen_bytes(np.zeros(50_000_001, np.uint8), np.zeros(0, np.uint8)))
+    tensors = save_safetensors({key: array for key, array in arrays_of(folder).items() if key != "graph/edges"})
+    nothing = seen_bytes(np.zeros(50_000_001, np.uint8), np.zeros(0, np.uint8))
+    forge(folder, lambda document: document.pop("graph"), seen=nothing, tensors=tensors)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, "has 12 rows for 50000000 users" in done.stdout) == (0, True), done.stderr
 

@@ -47,6 +47,7 @@ WITHOUT_TORCH = [
     "report.statistics",
     "report.users",
     "serving",
+    "sparse.bipartite",
     "sparse.dense_top_k",
     "signals",
     "sparse.inverted_lists",

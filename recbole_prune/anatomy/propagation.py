@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recbole_prune.anatomy.shared_calls import is_sharing
+from recbole_prune.anatomy.vectors import known_class
 from recbole_prune.sparse.pair_scores import is_shown_to_torch
-from recbole_prune.sparse.propagation import FixedMatrix
+from recbole_prune.sparse.propagation import FixedMatrix, plain
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
 
+# the matrix of each class of RecBole whose vectors are the mean of its tables and layers, in evaluation
+GRAPHS = {"LightGCN": "norm_adj_matrix", "NCL": "norm_adj_mat", "SGL": "train_graph"}
 _LIGHTGCN, _SGL = "recbole.model.general_recommender.lightgcn", "recbole.model.general_recommender.sgl"
 
 
@@ -71,3 +75,27 @@ def faster_forward(model_class: type) -> tuple[type, ...]:
     """
     mixin = _FORWARDS.get(getattr(model_class.forward, "__module__", ""))  # type: ignore[attr-defined]
     return () if mixin is None else (mixin,)
+
+
+@dataclass(frozen=True)
+class FixedGraph:
+    """What such a model propagates; whether a subclass still does so only its scores can say.
+
+    Attributes:
+        tables: names of the weights of users and of items.
+        layers: how often they are propagated.
+        matrix: sparse COO, users and items in rows and columns.
+    """
+
+    tables: tuple[str, str]
+    layers: int
+    matrix: torch.Tensor
+
+
+def fixed_graph_of(model: AbstractRecommender) -> FixedGraph | None:
+    """The graph of a model whose vectors are a mean of layers; None for all others."""
+    known = known_class(type(model))
+    matrix = None if known is None else plain(getattr(model, GRAPHS.get(known.__name__, ""), None))
+    if not isinstance(matrix, torch.Tensor) or matrix.layout is not torch.sparse_coo:
+        return None
+    return FixedGraph(("user_embedding.weight", "item_embedding.weight"), int(model.n_layers), matrix)

@@ -2,7 +2,8 @@
 
 ``ticket.json``         what it is, how to build the model, its scores and sizes, the sha256 of every file
 ``ticket.safetensors``  weights in the encodings of :mod:`recbole_prune.artifact.encoding`, and forms of
-                        :mod:`recbole_prune.artifact.forms`
+                        :mod:`recbole_prune.artifact.forms`; vectors, or the graph that they follow from
+                        (:mod:`recbole_prune.artifact.graph`)
 ``tokens.user.txt``     the user's own token of every internal user id, one a line from id 0
 ``tokens.item.txt``     likewise for items
 ``seen.safetensors``    the items that every user has consumed
@@ -12,7 +13,7 @@ Data without users and items (clicks described by features alone) has none of th
 Nothing is pickled. Reading checks the format version first, then the hash of every file. A hash finds damage, not
 malice: whoever changes a file can change its hash too. So every field and every array is checked as well, against the
 others and against the bytes that are there, before anything is allocated or computed from it; only regular files are
-opened. Only ``export.py`` imports torch; nothing here reads settings or a run folder.
+opened. Only ``export.py`` and ``vectors.py`` import torch; nothing here reads settings or a run folder.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from recbole_prune.artifact.encoding import Array, EncodedTensor
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
 from recbole_prune.artifact.forms import StoredTensor, read_tensor
+from recbole_prune.artifact.graph import GRAPH, PropagatedTable, StoredGraph, read_propagated
 from recbole_prune.artifact.replacing import replace_folder
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError
 
 PathLike = Union[str, "os.PathLike[str]"]
 
+ServedTable = Union[StoredTensor, PropagatedTable]
 Stored = TypeVar("Stored", bound=StoredTensor)
 
 _WEIGHTS = "weights"
@@ -43,7 +46,7 @@ _VECTORS = "vectors"
 # decoded, artifacts are a few to some hundred times as large as on disk, with a line for each user and item
 _SMALL = 64 << 20
 _MOST_GROWTH = 1024
-_RESERVED = ("format", "format_version", "tensors", "vectors", "bytes", "files", "sha256")
+_RESERVED = ("format", "format_version", "tensors", _VECTORS, GRAPH, "bytes", "files", "sha256")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Artifact:
         info: the content of ticket.json.
         tensors: encoded weights by their name in the model's ``state_dict``.
         shared: weights that are the same tensor under a second name, by that name.
-        vectors: encoded user and item vectors that are not weights, by name.
+        vectors: user and item vectors that are not weights, by name: encoded, or computed with the graph.
         users: the user's own token of every internal user id; id 0 is padding. Empty where the data has no users.
         items: likewise for items.
         seen: what every user has consumed.
@@ -65,12 +68,12 @@ class Artifact:
     info: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     shared: Mapping[str, str]
-    vectors: Mapping[str, EncodedTensor]
+    vectors: Mapping[str, EncodedTensor | PropagatedTable]
     users: Tokens = field(repr=False)
     items: Tokens = field(repr=False)
     seen: Seen = field(repr=False)
 
-    def encoded(self, name: str) -> StoredTensor:
+    def encoded(self, name: str) -> ServedTable:
         """One weight, or one of the vectors, as it is stored.
 
         Raises:
@@ -102,6 +105,7 @@ def write_artifact(
     document: Mapping[str, Any],
     shared: Mapping[str, str] | None = None,
     vectors: Mapping[str, EncodedTensor] | None = None,
+    graph: StoredGraph | None = None,
     tables: Iterable[str] = (),
     check: Callable[[Artifact], None] = lambda artifact: None,
 ) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def write_artifact(
         document: further content of ticket.json, JSON only.
         shared: second name -> name in ``tensors``, for weights that are one tensor.
         vectors: encoded user and item vectors by name.
+        graph: from which user and item vectors are computed.
         tables: names of the tensors that were pruned; their bytes are compared with the information bound.
         check: called with the artifact as read back from disk before it appears; it may raise ArtifactError.
 
@@ -132,7 +137,8 @@ def write_artifact(
     if len({part is None for part in (users, items, seen)}) > 1:
         raise ValueError("users, items and seen belong together: give all or none")
     shared, vectors = dict(shared or {}), dict(vectors or {})
-    content = {files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors)})}
+    edges = {} if graph is None else {f"{GRAPH}/{part}": array for part, array in graph.parts.items()}
+    content = {files.TENSORS: save_safetensors({**_parts(_WEIGHTS, tensors), **_parts(_VECTORS, vectors), **edges})}
     if users is not None and items is not None and seen is not None:
         content[files.USERS], content[files.ITEMS] = tokens_to_bytes(users), tokens_to_bytes(items)
         content[files.SEEN] = seen.to_bytes()
@@ -142,12 +148,14 @@ def write_artifact(
         {
             "format": files.FORMAT,
             "format_version": max(
-                (encoded.format_version for encoded in (*tensors.values(), *vectors.values())), default=1
+                (part.format_version for part in (*tensors.values(), *vectors.values(), graph) if part is not None),
+                default=1,
             ),
             **document,
             "bytes": {"total": 0, **_sizes([tensors[name] for name in tables])},
             "tensors": described,
-            "vectors": {name: encoded.describe() for name, encoded in vectors.items()},
+            _VECTORS: {name: encoded.describe() for name, encoded in vectors.items()},
+            **({} if graph is None else {GRAPH: graph.describe()}),
             "files": {name: {"bytes": len(data), "sha256": files.sha256(data)} for name, data in content.items()},
         }
     )
@@ -186,21 +194,24 @@ def read_artifact(folder: PathLike) -> Artifact:
     fields = Fields(info, path / files.TICKET)
     content = _read_content(path, fields)
     arrays = files.load_arrays(content[files.TENSORS], path / files.TENSORS)
-    described, vectors = fields.inner("tensors"), fields.inner("vectors")
+    described, vectors = fields.inner("tensors"), fields.inner(_VECTORS)
     tensors = {name: described.inner(name) for name in described}
     shared = {name: about.text("same_as") for name, about in tensors.items() if "same_as" in about}
     own = {name: about for name, about in tensors.items() if name not in shared}
     for name in shared:
         tensors[name].text("same_as", list(own))
     users, items, seen = _read_users_and_items(content, path)
+    weights = _assemble(_WEIGHTS, own, arrays, read_tensor)
+    stored = _assemble(
+        _VECTORS, {name: vectors.inner(name) for name in vectors}, arrays, EncodedTensor.from_description
+    )
+    known = {**weights, **{name: weights[owner] for name, owner in shared.items()}}
     artifact = Artifact(
         folder=path,
         info=info,
-        tensors=_assemble(_WEIGHTS, own, arrays, read_tensor),
+        tensors=weights,
         shared=shared,
-        vectors=_assemble(
-            _VECTORS, {name: vectors.inner(name) for name in vectors}, arrays, EncodedTensor.from_description
-        ),
+        vectors={**stored, **read_propagated(fields, arrays, known, stored, seen, len(items))},
         users=users,
         items=items,
         seen=seen,

@@ -12,14 +12,22 @@ from numpy.typing import NDArray
 
 from recbole_prune.anatomy.caches import refresh
 from recbole_prune.artifact import Artifact, PathLike, write_artifact
-from recbole_prune.artifact.encoding import Array, EncodedTensor, encode
+from recbole_prune.artifact.encoding import Array, encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.artifact.forms import StoredTensor, TableForm
 from recbole_prune.artifact.value_types import VALUE_TYPES
+from recbole_prune.artifact.vectors import (
+    AUTO,
+    Scored,
+    ServingForm,
+    Wanted,
+    is_beyond_rounding,
+    scores_of,
+    serving_form,
+)
 from recbole_prune.errors import ArtifactError
 from recbole_prune.scoring.dot_product import DotProduct, find_dot_product, to_numpy
 from recbole_prune.scoring.probe import Probe, Scores, disagreement, effect, load_state, undisturbed
-from recbole_prune.sparse.dense_top_k import score_users
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +48,7 @@ def export_ticket(
     info: Mapping[str, Any],
     values: str = "fp32",
     clip: str = "search",
-    vectors: bool = False,
+    vectors: Wanted = AUTO,
     evaluate: Callable[[AbstractRecommender], Mapping[str, Any]] | None = None,
     forms: Mapping[str, TableForm] | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +69,8 @@ def export_ticket(
             ``PruneConfig.plain_settings`` gives them.
         values: one of :data:`~recbole_prune.artifact.value_types.VALUE_TYPES`.
         clip: how ``int4`` finds the range of a row, one of :data:`~recbole_prune.artifact.int4.CLIPS`.
-        vectors: also store the propagated user and item vectors, where the scores are their dot product.
+        vectors: whether the propagated user and item vectors are stored too, where the scores are their dot product;
+            ``auto``: they or the graph of a model whose vectors are a mean of layers, whichever takes fewer bytes.
         evaluate: called with the model while it has the weights as they are stored; what it returns becomes part of
             ticket.json.
         forms: small forms of tables of the model, by name, which are stored in their place.
@@ -90,20 +99,19 @@ def export_ticket(
         if values == "fp32":
             _require(disagreement(rounded, reference), "the decoded weights")
         dot, reason = find_dot_product(model, probe, rounded, decoded, dataset)
-        propagated: dict[str, Array] = {}
-        if dot is not None and not dot.stored:
-            if vectors:
-                propagated = _propagated_vectors(model, dot, dataset.item_num)
-            else:
-                reason, dot = _say_not_stored(dot), None
-        extra = _encode_vectors(propagated, values, clip)
+        weights = {**tensors, **{name: tensors[owner] for name, owner in shared.items()}}
+        scored = Scored(model, weights, probe, rounded, seen)
+        form = serving_form(scored, dot, reason, vectors, values, clip)
+        dot = form.dot
         serving = None if dot is None else {"user": dot.user, "item": dot.item, "scale": dot.scale}
-        served = rounded if dot is None else _serve({**tensors, **extra}, dot, probe)
+        tables = {**tensors, **form.vectors, **form.propagated}
+        served = rounded if dot is None else scores_of(tables, dot, probe)
         return write_artifact(
             folder,
             tensors=tensors,
             shared=shared,
-            vectors=extra,
+            vectors=form.vectors,
+            graph=form.graph,
             users=_tokens(dataset, dataset.uid_field),
             items=_tokens(dataset, dataset.iid_field),
             seen=seen,
@@ -113,9 +121,10 @@ def export_ticket(
                 "values": values,
                 "effect": effect(served, reference),
                 "serving": serving,
-                "serving_reason": reason,
+                "serving_reason": form.reason,
+                **({} if form.choice is None else {"propagation": dict(form.choice)}),
             },
-            check=lambda artifact: _check(artifact, decoded, propagated, dot, probe, rounded),
+            check=lambda artifact: _check(artifact, decoded, form, probe, rounded),
         )
 
 
@@ -224,65 +233,30 @@ def _owner(name: str, shared: Mapping[str, str]) -> str:
     return shared.get(name, name)
 
 
-# ---- what serves -----------------------------------------------------------------------------------------------------
-
-
-def _say_not_stored(dot: DotProduct) -> str:
-    return (
-        f"the scores are dot products of propagated vectors ({dot.user}, {dot.item}) that are not stored: "
-        "export again with --export_vectors=True, or use load_ticket()"
-    )
-
-
-def _propagated_vectors(model: AbstractRecommender, dot: DotProduct, items: int) -> dict[str, Array]:
-    """Propagated vectors, which are dense, by name; an entity table is cut down to its items."""
-    users_table, items_table = (to_numpy(getattr(model, name)) for name in (dot.user, dot.item))
-    return {dot.user: users_table, dot.item: items_table[:items]}
-
-
-def _encode_vectors(tables: Mapping[str, Array], values: str, clip: str) -> dict[str, EncodedTensor]:
-    return {name: encode(table, values=values, clip=clip) for name, table in tables.items()}
-
-
-def _serve(tables: Mapping[str, StoredTensor], dot: DotProduct, probe: Probe) -> Scores:
-    """Scores of the probe from encoded tables, by the code that serves them."""
-    vectors, table = tables[dot.user].decode()[probe.users], tables[dot.item].decode()
-    return score_users(vectors, table, 0, len(probe.items), dot.scale).astype(np.float64)
-
-
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check(
-    artifact: Artifact,
-    decoded: Mapping[str, Array],
-    propagated: Mapping[str, Array],
-    dot: DotProduct | None,
-    probe: Probe,
-    expected: Scores,
-) -> None:
+def _check(artifact: Artifact, decoded: Mapping[str, Array], form: ServingForm, probe: Probe, expected: Scores) -> None:
     """Refuse an artifact that, read back from disk, is not the model that was scored."""
     for name, array in decoded.items():
         if artifact.tensor(name).tobytes() != array.tobytes():
             raise ArtifactError(f"refused to write the artifact: {name} is read back with other values")
-    if dot is None:
+    if form.dot is None:
         return
     tables = {**artifact.tensors, **artifact.vectors}
-    _require(disagreement(_serve(tables, dot, probe), expected, _rounding(artifact, dot, probe)), "the stored vectors")
-    for name, table in propagated.items():
-        stored = artifact.vectors[name]
-        if (np.abs(stored.decode().astype(np.float64) - table) > stored.rounding_error()).any():
+    rounding = _rounding(artifact, form.dot, probe) if form.vectors else 0.0
+    _require(disagreement(scores_of(tables, form.dot, probe), expected, rounding), f"the stored {form.what}")
+    for name, table in form.exact.items():
+        if is_beyond_rounding(artifact.vectors[name], table):
             raise ArtifactError(f"refused to write the artifact: {name} is read back beyond its rounding")
 
 
-def _rounding(artifact: Artifact, dot: DotProduct, probe: Probe) -> Array | float:
+def _rounding(artifact: Artifact, dot: DotProduct, probe: Probe) -> Array:
     """How far rounded propagated vectors may move each score; weights are compared under the same rounding."""
-    if dot.stored:
-        return 0.0
     user, item = artifact.vectors[dot.user], artifact.vectors[dot.item]
     users, items = np.abs(user.decode()[probe.users]), np.abs(item.decode()).T
     user_error, item_error = user.rounding_error()[probe.users], item.rounding_error().T
-    return abs(dot.scale) * np.asarray(user_error @ items + users @ item_error + user_error @ item_error)
+    return np.asarray(abs(dot.scale) * (user_error @ items + users @ item_error + user_error @ item_error))
 
 
 def _require(difference: float, what: str) -> None:

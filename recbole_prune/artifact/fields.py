@@ -103,11 +103,11 @@ class Fields:
             raise self.wrong(name, "an object")
         return Fields(value, self.path, self.name_of(name))
 
-    def text(self, name: str, choices: Sequence[str] = ()) -> str:
-        """The text in a field; one of ``choices`` if there are any."""
+    def text(self, name: str, choices: Sequence[str] | None = None) -> str:
+        """The text in a field; one of ``choices`` if they are given."""
         value = self.values.get(name)
-        if not isinstance(value, str) or (choices and value not in choices):
-            raise self.wrong(name, f"one of {', '.join(choices)}" if choices else "text")
+        if not isinstance(value, str) or (choices is not None and value not in choices):
+            raise self.wrong(name, "text" if choices is None else f"one of {', '.join(choices) or 'nothing'}")
         return value
 
     def whole(self, name: str, most: int) -> int:

@@ -23,7 +23,7 @@ from recbole_prune.artifact.fields import parse
 from recbole_prune.errors import ArtifactError
 
 FORMAT = "recbole_prune ticket"
-FORMAT_VERSION = 2  # the newest that is read; what needs nothing newer is written as version 1
+FORMAT_VERSION = 3  # the newest that is read; what needs nothing newer is written as version 1
 
 TICKET = "ticket.json"
 TENSORS = "ticket.safetensors"

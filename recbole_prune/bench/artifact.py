@@ -35,7 +35,8 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
                 results.add(name, sparsity, **measured)
                 loads.append(Candidate(name, sparsity, partial(_load, folder)))
         results.notes.append(
-            "bytes: the whole folder, with tokens and what users have seen; tables: the pruned tables in it; "
+            "bytes: the whole folder, with tokens, what users have seen and the graph or the vectors of a model that "
+            "propagates; tables: the pruned tables in it; "
             "bound: the fewest bytes for random positions and the same values"
         )
         take_turns(loads, options["repeats"], results, perf_counter, measure="load")

@@ -25,7 +25,12 @@ _OPTIONS = {
     "export_evaluate": Option(
         str, None, "", "True also evaluates the values as they are stored, and prints their metrics beside the ticket's"
     ),
-    "export_vectors": Option(str, None, "", "True also stores propagated vectors: recommending then needs no RecBole"),
+    "export_vectors": Option(
+        str,
+        None,
+        "",
+        "auto, True or False: what is stored so that recommending needs no RecBole; default: as in the run",
+    ),
 }
 
 

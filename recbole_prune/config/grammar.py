@@ -28,11 +28,12 @@ _BOUNDS = re.compile(r"(?:(?P<low>[-\d.]+) (?P<after>[<>]=?) )?x(?: (?P<before>[
 _FILE = re.compile(r"file in properties/(?P<folder>\w+)")
 _USED_BY = {"every run": False, "the methods that list the key": True}
 _CHANGES = ("nothing", "every training", "the pruning")
-_TYPES = ("int", "float", "bool", "str", "list of str", "dict", "list of path")
+_TYPES = ("int", "float", "bool", "bool or auto", "str", "list of str", "dict", "list of path")
 _EMPTY = ("", "~", "none", "null")
 _CONTAINERS = {"list of str": list, "dict": dict, "list of path": list}
 _IN_WORDS = {
     "bool": "True or False",
+    "bool or auto": "auto, True or False",
     "list of str": "a list of words",
     "dict": "a dict such as {'key': value}",
     "list of path": "paths of files or folders, with commas between",
@@ -49,8 +50,8 @@ class Key:
     Attributes:
         name: the key as the user writes it.
         default: value of ``overall.yaml``; a method's own default is in ``methods``.
-        type: ``int``, ``float``, ``bool``, ``str``, ``list of str``, ``dict``, or ``list of path`` of files or folders,
-            whose content counts and not their names.
+        type: ``int``, ``float``, ``bool``, ``bool or auto``, ``str``, ``list of str``, ``dict``, or ``list of path`` of
+            files or folders, whose content counts and not their names.
         optional: whether the value may be empty (None).
         range: text between the brackets, or "" where every value of the type is allowed.
         meaning: one sentence for the help.
@@ -171,6 +172,10 @@ def _to_bool(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def _to_bool_or_auto(value: object) -> bool | str | None:
+    return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else _to_bool(value)
+
+
 def _to_str(value: object) -> str | None:
     if isinstance(value, (bool, float)) or not isinstance(value, (str, int)):
         return None
@@ -231,6 +236,7 @@ _CONVERT: Mapping[str, Callable[[object], Any]] = {
     "int": _to_int,
     "float": _to_float,
     "bool": _to_bool,
+    "bool or auto": _to_bool_or_auto,
     "str": _to_str,
     "list of str": _to_words,
     "dict": _to_dict,

@@ -101,7 +101,7 @@ def _evaluate(experiment: Experiment, ticket: Ticket, model: MaskAware) -> dict[
 
 
 def can_recommend(artifact: Path) -> bool:
-    """Whether ``recbole-prune recommend`` works on an artifact that was just written: it stores what it multiplies."""
+    """Whether ``recbole-prune recommend`` works on an artifact that was just written: it has what is multiplied."""
     return read_artifact(artifact).info.get("serving") is not None
 
 

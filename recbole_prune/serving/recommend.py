@@ -11,11 +11,10 @@ from logging import getLogger
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_prune.artifact import Artifact, PathLike, read_artifact
+from recbole_prune.artifact import Artifact, PathLike, ServedTable, read_artifact
 from recbole_prune.artifact.encoding import Array
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import TICKET
-from recbole_prune.artifact.forms import StoredTensor
 from recbole_prune.errors import ArtifactError
 from recbole_prune.sparse.compiling import available, pays
 from recbole_prune.sparse.dense_top_k import DenseItems
@@ -32,7 +31,7 @@ _SECONDS_TO_FILL = 1e-8
 _SECONDS_TO_MULTIPLY = 3e-10
 
 
-def _tables_of(artifact: Artifact) -> tuple[StoredTensor, StoredTensor, float]:
+def _tables_of(artifact: Artifact) -> tuple[ServedTable, ServedTable, float]:
     """The tables of users and items whose products are the scores, and the factor before them."""
     fields = Fields(artifact.info, artifact.folder / TICKET)
     if fields.values.get("serving") is None or not len(artifact.users):
@@ -51,7 +50,7 @@ def _tables_of(artifact: Artifact) -> tuple[StoredTensor, StoredTensor, float]:
     return users, items, serving.number("scale")
 
 
-def _rows_of(table: StoredTensor) -> Rows:
+def _rows_of(table: ServedTable) -> Rows:
     pointers, columns, values = table.csr()
     with np.errstate(over="ignore"):  # what becomes infinite is refused
         return Rows(pointers, columns.astype(np.int32), values.astype(np.float32))
@@ -64,7 +63,10 @@ def _say_slower() -> None:
 
 
 class Recommender:
-    """Ranks all items for users by the dot product of their vectors; make it with :meth:`from_artifact`."""
+    """Ranks all items for users by the dot product of their vectors; make it with :meth:`from_artifact`.
+
+    Where an artifact holds a graph in place of vectors, they are computed once, when it is made.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
@@ -97,7 +99,7 @@ class Recommender:
         """Read an artifact.
 
         Raises:
-            ArtifactError: it is damaged, or its model's scores are not dot products of stored vectors.
+            ArtifactError: it is damaged, or holds no vectors whose dot products are the scores, and no graph for them.
         """
         return cls(read_artifact(folder))
 

@@ -21,6 +21,7 @@ from recbole_prune.anatomy.feature_points.features import (
     Tables,
 )
 from recbole_prune.anatomy.feature_points.places import activations, output, results, rows_of
+from recbole_prune.anatomy.propagation import GRAPHS
 from recbole_prune.anatomy.shared_calls import call
 
 if TYPE_CHECKING:
@@ -264,9 +265,7 @@ GENERAL: dict[str, Build] = {
     "MacridVAE": _macridvae,
     "DiffRec": _diffrec,
     "LDiffRec": _ldiffrec,
-    "LightGCN": _mean_of_layers("norm_adj_matrix"),
-    "NCL": _mean_of_layers("norm_adj_mat"),
-    "SGL": _mean_of_layers("train_graph", given=True),
+    **{name: _mean_of_layers(graph, given=name == "SGL") for name, graph in GRAPHS.items()},
     "NGCF": side_by_side(lambda model: model.hidden_size_list),
     "DGCF": propagated(),
     "GCMC": _gcmc,
