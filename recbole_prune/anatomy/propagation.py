@@ -9,7 +9,7 @@ import torch
 
 from recbole_prune.anatomy.shared_calls import is_sharing
 from recbole_prune.anatomy.vectors import known_class
-from recbole_prune.sparse.pair_scores import is_shown_to_torch
+from recbole_prune.sparse.compiling import is_shown_to_torch
 from recbole_prune.sparse.propagation import FixedMatrix, plain
 
 if TYPE_CHECKING:

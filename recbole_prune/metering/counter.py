@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_prune.metering.factors import COMPUTED, VIEWS, Factor, Factors, floating_tensors, product_factor
+from recbole_prune.sparse.compiling import shown_to_torch
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
@@ -54,7 +56,9 @@ _WITHOUT_RULE = re.compile(
 
 
 class MacsCounter(TorchDispatchMode):
-    """A context in which products are counted. Numba, numpy and extensions of torch are not seen.
+    """A context in which products are counted, in place of our loops those of torch.
+
+    Other loops of numba, numpy and extensions of torch are not seen.
 
     - products of matrices, convolutions, recurrent layers and fused attention (``matrix``), as torch's FlopCounterMode
       counts them (it counts two operations for each);
@@ -79,6 +83,16 @@ class MacsCounter(TorchDispatchMode):
         self._summable: dict[tuple[int, int] | None, tuple[Macs, int]] = {}
         self._not_summed = 0
         self._without_rule: Counter[str] = Counter()
+        self._shown = ExitStack()
+
+    def __enter__(self) -> MacsCounter:
+        self._shown.enter_context(shown_to_torch())
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._shown.close()
 
     @property
     def total(self) -> Macs:

@@ -18,7 +18,6 @@ from recbole_prune.metering.counter import Macs, MacsCounter, start_of_storage
 from recbole_prune.metering.factors import Factors
 from recbole_prune.scoring.probe import Probe, undisturbed
 from recbole_prune.sparse.compact import compact_modules
-from recbole_prune.sparse.pair_scores import shown_to_torch
 
 if TYPE_CHECKING:
     from recbole.config import Config
@@ -133,7 +132,7 @@ def measure_macs(
     """
     if masks is None:
         masks = getattr(model, "masks", None) or {}
-    with undisturbed(model), _dense_tables(model), _plain_attention(), shown_to_torch():
+    with undisturbed(model), _dense_tables(model), _plain_attention():
         factors = Factors(model, masks, {name: _density(masks, name) for name in masks})
         probe = Probe(model, config, dataset)
         model.eval()

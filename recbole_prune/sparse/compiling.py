@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
@@ -15,6 +16,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 # importing numba and reading a loop from the cache, on a slow core
 _LOADING_SECONDS = 1.0
 _forgone_seconds = 0.0
+_shown_to_torch = False
 
 
 @cache
@@ -70,3 +72,19 @@ def compile_loop(loop: Loop, *, alone: bool = True, fastmath: Collection[str] = 
     if alone and compiled is not loop:  # NUMBA_DISABLE_JIT gives the loop back
         keep_on_disk(cast("Dispatcher", compiled))
     return compiled
+
+
+def is_shown_to_torch() -> bool:
+    """Whether :func:`shown_to_torch` is open."""
+    return _shown_to_torch
+
+
+@contextmanager
+def shown_to_torch() -> Iterator[None]:
+    """Products are operations of torch and no more than are needed, for counting them: no loop stands in for them."""
+    global _shown_to_torch
+    before, _shown_to_torch = _shown_to_torch, True
+    try:
+        yield
+    finally:
+        _shown_to_torch = before

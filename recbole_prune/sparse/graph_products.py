@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.compiling import available, is_shown_to_torch
 from recbole_prune.sparse.inverted_lists import in_threads
 from recbole_prune.sparse.rows import CompressedRows
 
@@ -93,7 +93,8 @@ def spread(
 
 
 def _in_loops(csr: torch.Tensor) -> bool:
-    return csr.device.type == "cpu" and csr.dtype in (torch.float32, torch.float64) and available()
+    fits = csr.device.type == "cpu" and csr.dtype in (torch.float32, torch.float64)
+    return fits and not is_shown_to_torch() and available()
 
 
 def _entries(csr: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

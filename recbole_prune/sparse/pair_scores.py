@@ -7,13 +7,12 @@ loops of ``pair_kernels.py`` read each row where it lies; numba compiles them wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.compiling import available, is_shown_to_torch
 from recbole_prune.sparse.contexts import SavingContext
 
 # scores of all items cost less than looking up the drawn ones up to so many items per draw
@@ -69,7 +68,7 @@ def pair_scores(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -
     if vectors.shape[1] != table.shape[1]:  # the loops would read beyond the vectors
         raise ValueError(f"vectors of width {vectors.shape[1]} and a table of width {table.shape[1]} have no products")
     in_loops = vectors.device.type == "cpu" and vectors.dtype == table.dtype == torch.float32
-    if in_loops and not _row_by_row and available():
+    if in_loops and not is_shown_to_torch() and available():
         scores: torch.Tensor = _PairScores.apply(vectors, table, ids)
         return scores
     return pair_scores_by_torch(vectors, table, ids)
@@ -77,26 +76,7 @@ def pair_scores(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -
 
 def pair_scores_by_torch(vectors: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """:func:`pair_scores` without compiled loops."""
-    if len(table) <= _ITEMS_PER_DRAW * ids.shape[1] and not _row_by_row:
+    if len(table) <= _ITEMS_PER_DRAW * ids.shape[1] and not is_shown_to_torch():
         return (vectors @ table.t()).gather(1, ids)
     # the backward pass of `table[ids]` adds up the gradients of one row one after the other on a GPU
     return torch.bmm(torch.nn.functional.embedding(ids, table), vectors.unsqueeze(2)).squeeze(2)
-
-
-_row_by_row = False
-
-
-def is_shown_to_torch() -> bool:
-    """Whether :func:`shown_to_torch` is open."""
-    return _row_by_row
-
-
-@contextmanager
-def shown_to_torch() -> Iterator[None]:
-    """The products of the pairs as operations of torch, no more of them than there are pairs: for counting them."""
-    global _row_by_row
-    before, _row_by_row = _row_by_row, True
-    try:
-        yield
-    finally:
-        _row_by_row = before
