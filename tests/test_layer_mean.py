@@ -27,9 +27,9 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse import graph_products
 from recbole_prune.sparse.compact import CompactEmbedding, compact
 from recbole_prune.sparse.compiling import available
-from recbole_prune.sparse.layer_mean import Unfinished
 from recbole_prune.sparse.propagation import FixedMatrix
 from recbole_prune.sparse.rows import CompressedRows
+from recbole_prune.sparse.unfinished import Unfinished
 from recbole_prune.training.session import Files
 
 WAYS = [pytest.param(True, marks=pytest.mark.skipif(not available(), reason="no numba")), False]
@@ -57,6 +57,14 @@ def counted(names: str) -> Iterator[dict[str, list[int]]]:
         for name, results in found.items():
             patch.setattr(graph_products, name, partial(_noting, getattr(graph_products, name), results))
         yield found
+
+
+@contextmanager
+def rows_have(edges: int) -> Iterator[None]:
+    """Rows that are asked for count so many edges, which decides whether all are computed in their place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_products, "entries_of_rows", lambda csr, rows: edges)
+        yield
 
 
 def two_tables(sizes: list[int], width: int, seed: int, density: float | None) -> list[nn.Embedding]:
@@ -233,16 +241,20 @@ MODELS = [("LightGCN", layers) for layers in (1, 2, 3)] + [("SGL", 2)]
 
 @pytest.mark.parametrize("loops", WAYS)
 @pytest.mark.parametrize(("name", "layers"), slow_but([("LightGCN", 2)], MODELS))
-@pytest.mark.parametrize("density", slow_but([None, 0.1], [None, 0.1]))
+@pytest.mark.parametrize("density", [None, 0.1])
+@pytest.mark.parametrize("by_rows", slow_but([True], [True, False]))
 def test_trajectories_are_those_of_recboles_own_products(
-    tiny_data: Path, name: str, layers: int, density: float | None, loops: bool
+    tiny_data: Path, name: str, layers: int, density: float | None, loops: bool, by_rows: bool
 ) -> None:
     """Over 50 steps: dense ones of plain RecBole, compact ones of masks on its model with its own products."""
     bench = Bench(name, tiny_data, train_batch_size=256, learning_rate=0.003, n_layers=layers)
     masks = MaskSet.dense(bench.scope()) if density is None else bench.masks(density)
-    with way(loops), counted("multiply_rows spread") as products:
+    with way(loops), rows_have(0 if by_rows else 1 << 30), counted("multiply_rows spread") as products:
         found = trajectory(bench, bench.trainer(bench.model(masks, "compact"), Files()))
-    assert len(products["multiply_rows"]) >= 3 * 50 <= 3 * len(products["spread"])
+    if by_rows:
+        assert len(products["multiply_rows"]) >= 3 * 50 <= 3 * len(products["spread"])
+    else:
+        assert not products["multiply_rows"] and not products["spread"]
     if density is None:
         random_streams.reseed(bench.loaders, bench.config["seed"])
         trainer_class = get_trainer(bench.config["MODEL_TYPE"], bench.name)
@@ -258,7 +270,7 @@ def test_a_batch_of_lightgcn_computes_its_rows_of_the_last_layer(tiny_data: Path
     bench = Bench("LightGCN", tiny_data, n_layers=3)
     model = bench.model(bench.masks(0.1), "compact").train()
     batch = next(iter(bench.train))
-    with counted("multiply multiply_rows multiply_live spread") as products:
+    with rows_have(0), counted("multiply multiply_rows multiply_live spread") as products:
         model.calculate_loss(batch).backward()
     nodes, live = (
         model.n_users + model.n_items,
@@ -267,6 +279,11 @@ def test_a_batch_of_lightgcn_computes_its_rows_of_the_last_layer(tiny_data: Path
     assert products["multiply_rows"] == [len(batch)] * 3
     assert products["multiply_live"] == [live] and products["spread"] == [nodes]
     assert products["multiply"] == [nodes] * 3
+    with counted("multiply multiply_rows multiply_live spread") as products:
+        model.calculate_loss(batch).backward()
+    # with these batches the rows of all edges cost less: the third layer once, and its backward
+    assert products["multiply_live"] == [live] and not products["spread"] and len(products["multiply_rows"]) < 3
+    assert products["multiply"] == [nodes] * 5
 
 
 def test_added_losses_and_evaluation_get_finished_tables(tiny_data: Path) -> None:

@@ -73,6 +73,12 @@ def multiply_live(csr: torch.Tensor, table: torch.Tensor, live: CompressedRows) 
     return values
 
 
+def entries_of_rows(csr: torch.Tensor, rows: torch.Tensor) -> int:
+    """How many stored entries some rows have, ``[n]``, each counted as often as it is there."""
+    pointers = csr.crow_indices()
+    return int((pointers.index_select(0, rows + 1) - pointers.index_select(0, rows)).sum())
+
+
 def spread(
     csr: torch.Tensor, rows: torch.Tensor, vectors: torch.Tensor, found: torch.Tensor | None = None
 ) -> torch.Tensor:

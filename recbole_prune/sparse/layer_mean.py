@@ -8,10 +8,10 @@ the last one of the backward pass, read and write live entries where tables are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from recbole_prune.sparse import graph_products
 from recbole_prune.sparse.compact import CompactEmbedding
 from recbole_prune.sparse.rows import CompressedRows, look_up
+from recbole_prune.sparse.unfinished import Unfinished
 from recbole_prune.sparse.workspace import Workspace
 
 
@@ -105,7 +106,7 @@ class _Propagation:
         vectors, csr = vectors * self.share, self.matrix.csr
         is_kept = self.live is None and self.layers == 1
         found = None if is_kept else self._table(vectors, (csr.shape[1], vectors.shape[1]))
-        total = graph_products.spread(csr, rows, vectors, found)
+        total = self._spread(rows, vectors, found)
         if self.layers == 1:
             return total if self.live is None else self.live.gather(total)
         transposed = self.matrix.transposed.csr
@@ -115,6 +116,14 @@ class _Propagation:
         if self.live is None:
             return graph_products.multiply(transposed, None, 0.0, total).index_add_(0, rows, vectors)
         return self.live.add_rows(graph_products.multiply_live(transposed, total, self.live), rows, vectors)
+
+    def _spread(self, rows: torch.Tensor, vectors: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+        """``(1 + transposed matrix) @ v``, ``v`` being 0 but for ``vectors`` in some rows."""
+        csr = self.matrix.csr
+        if graph_products.entries_of_rows(csr, rows) <= csr.values().numel():
+            return graph_products.spread(csr, rows, vectors, found)
+        own = self._table(vectors, (csr.shape[1], vectors.shape[1])).zero_().index_add_(0, rows, vectors)
+        return graph_products.multiply(self.matrix.transposed.csr, own, 1.0, own, found=found)
 
     def gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of the values from that of the mean."""
@@ -152,6 +161,8 @@ class LayerMean:
         self._values = values.detach()
         with torch.autocast(values.device.type, enabled=False):
             self._inner, self._scale = self._propagation.all_but_last(self._values)
+        self._all: torch.Tensor | None = None
+        self._spent = 0  # entries of the matrix that rows have cost
         self.handle: torch.Tensor = _Mean.apply(values, self._propagation, nodes.shape)
 
     def tables(self) -> tuple[Unfinished, ...]:
@@ -168,15 +179,28 @@ class LayerMean:
         """The tables."""
         return torch.split(_Whole.apply(self.handle, self), self._sizes)
 
-    def compute(self, ids: torch.Tensor | None) -> torch.Tensor:
-        """Some rows of the mean, or all, without gradient."""
-        csr, share, live = self._propagation.matrix.csr, self._propagation.share, self._propagation.live
+    def whole(self, found: torch.Tensor | None = None) -> torch.Tensor:
+        """All rows of the mean, without gradient; they may be written to ``found``."""
+        csr, ego = self._propagation.matrix.csr, self._propagation.dense(self._values)
         with torch.autocast(csr.device.type, enabled=False):
-            if ids is None:
-                ego = self._propagation.dense(self._values)
-                return graph_products.multiply(csr, ego, share, self._inner, self._scale)
+            return graph_products.multiply(csr, ego, self._propagation.share, self._inner, self._scale, found)
+
+    def some(self, ids: torch.Tensor) -> torch.Tensor:
+        """Some rows of the mean, without gradient.
+
+        Rows of many edges, and rows that come again and again, cost more one by one than all of them at once. That is
+        seen when as much has been spent: never more than twice of what had been best.
+        """
+        matrix, share, live = self._propagation.matrix, self._propagation.share, self._propagation.live
+        if self._all is None:
+            self._spent += graph_products.entries_of_rows(matrix.csr, ids)
+            if self._spent > matrix.csr.values().numel():
+                self._all = self.whole(matrix.workspace.table(self.handle.shape, self._inner))
+        if self._all is not None:
+            return self._all.index_select(0, ids)
+        with torch.autocast(matrix.csr.device.type, enabled=False):
             own = self._values.index_select(0, ids) if live is None else look_up(self._values, live, ids)
-            return graph_products.multiply_rows(csr, own, share, self._inner, self._scale, ids)
+            return graph_products.multiply_rows(matrix.csr, own, share, self._inner, self._scale, ids)
 
 
 class _MeanContext(Protocol):
@@ -208,7 +232,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _RowsContext, handle: torch.Tensor, mean: LayerMean, ids: torch.Tensor) -> torch.Tensor:
         ctx.ids, ctx.shape = ids, handle.shape
-        return mean.compute(ids)
+        return mean.some(ids)
 
     @staticmethod
     @once_differentiable
@@ -220,77 +244,9 @@ class _Rows(torch.autograd.Function):
 class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, handle: torch.Tensor, mean: LayerMean) -> torch.Tensor:
-        return mean.compute(None)
+        return mean.whole()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
-
-
-_plainly = torch._C._disabled_torch_function_impl
-# what says nothing of the numbers
-_OF_SHAPE = frozenset(
-    {
-        *(
-            getattr(torch.Tensor, name).__get__
-            for name in "shape dtype device layout ndim is_cuda is_sparse requires_grad".split()
-        ),
-        *(getattr(torch.Tensor, name) for name in "size dim numel __len__ is_floating_point".split()),
-    }
-)
-
-
-class Unfinished(torch.Tensor):
-    """A table of a mean of layers: ``table[ids]`` computes those rows, anything else the whole mean, once.
-
-    Its own memory holds what is no number, so what reads that past torch's functions cannot go unnoticed.
-    """
-
-    _mean: LayerMean
-    _number: int
-
-    @classmethod
-    def of(cls, mean: LayerMean, number: int, rows: int) -> Unfinished:
-        """One of the tables of a mean."""
-        handle = mean.handle
-        table: Unfinished = torch.Tensor._make_subclass(cls, handle.detach()[:rows], handle.requires_grad)
-        table._mean, table._number = mean, number
-        return table
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Rows by their ids; all else with the finished tables."""
-        if func in _OF_SHAPE:
-            return _plainly(func, types, args, kwargs or {})
-        if func is torch.Tensor.__getitem__ and type(args[0]) is cls and _are_ids(args[1], args[0]):
-            table, ids = args
-            rows = table._mean.rows(ids.reshape(-1), table._number)
-            return rows.view(*ids.shape, rows.shape[1])
-        return func(*unwrapped(args, _finish), **unwrapped(kwargs or {}, _finish))
-
-
-def _are_ids(key: object, table: Unfinished) -> bool:
-    if type(key) is not torch.Tensor or key.dtype is not torch.int64 or not key.numel() or key.device != table.device:
-        return False
-    low, high = (int(bound) for bound in torch.aminmax(key))
-    return low >= 0 and high < len(table)  # else torch says what is wrong, or counts from the end
-
-
-def _finish(value: object) -> object:
-    return value._mean.finished[value._number] if type(value) is Unfinished else value
-
-
-def unwrapped(value: Any, plain: Callable[[object], object]) -> Any:
-    """Arguments of a function of torch with each part, in lists, tuples and dicts too, replaced."""
-    if type(value) in (list, tuple):
-        return type(value)(unwrapped(part, plain) for part in value)
-    if type(value) is dict:
-        return {name: unwrapped(part, plain) for name, part in value.items()}
-    return plain(value)

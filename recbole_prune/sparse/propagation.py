@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from recbole_prune.sparse import graph_products
-from recbole_prune.sparse.layer_mean import LayerMean, Nodes, unwrapped
+from recbole_prune.sparse.layer_mean import LayerMean, Nodes
+from recbole_prune.sparse.unfinished import unwrapped
 from recbole_prune.sparse.workspace import Workspace
 
 _PRODUCTS = frozenset(
