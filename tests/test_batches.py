@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
 from recbole.config import Config
-from recbole.data.dataloader import TrainDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import Sampler
 from recbole.sampler.sampler import AbstractSampler
@@ -164,6 +164,34 @@ def test_evaluation_loaders_stay_equal(settings: dict[str, Any], tiny_data: Path
                 for (rows, items), (other_rows, other_items) in ((one[1], other[1]), (one[2:], other[2:])):
                     pairs = set(zip(rows.tolist(), items.tolist()))
                     assert pairs == set(zip(other_rows.tolist(), other_items.tolist())) and len(pairs) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("BPR", {}),
+        ("BPR", {"repeatable": True}),
+        ("BPR", {"eval_args": {"split": {"RS": [9, 1, 0]}, "mode": "full"}}),
+        ("CKE", {}),
+        ("SASRec", {}),
+    ],
+)
+def test_full_sort_loaders_hold_what_recboles_do(model: str, settings: dict[str, Any], tiny_data: Path) -> None:
+    ours, theirs = (loaders_of(model, tiny_data, settings, arrays)[1:] for arrays in (True, False))
+    for mine, recboles in zip(ours, theirs):
+        assert type(mine) is type(recboles) is FullSortEvalDataLoader and vars(mine).keys() == vars(recboles).keys()
+        assert (len(mine), mine.step, mine.sample_size) == (len(recboles), recboles.step, recboles.sample_size)
+        if mine.is_sequential:
+            continue
+        assert_equal(mine.user_df, recboles.user_df)
+        assert_equal(mine.uid_list, recboles.uid_list)
+        assert mine.uid2items_num.tolist() == recboles.uid2items_num.tolist()
+        for name in ("uid2positive_item", "uid2history_item"):
+            one, other = (
+                [None if ids is None else (sorted(ids.tolist()), ids.dtype) for ids in getattr(loader, name)]
+                for loader in (mine, recboles)
+            )
+            assert one == other
 
 
 def test_samplers_that_recbole_built_are_converted(tiny_data: Path) -> None:

@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_safetensors
 
 from recbole_prune.artifact.fields import parse
 from recbole_prune.errors import ArtifactError
+from recbole_prune.sparse.ascending import ascending
 
 FORMAT = "recbole_prune ticket"
 FORMAT_VERSION = 3  # the newest that is read; what needs nothing newer is written as version 1
@@ -57,7 +58,7 @@ class Seen:
         real = np.asarray(items) > 0
         users, items = np.asarray(users)[real].astype(np.int64), np.asarray(items)[real].astype(np.int64)
         step = int(items.max(initial=0)) + 1
-        pairs = np.unique(users * step + items)
+        pairs = ascending(users * step + items)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(pairs // step, minlength=user_count))])
         return cls(_narrow(indptr), _narrow(pairs % step))
 

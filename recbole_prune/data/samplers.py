@@ -15,8 +15,10 @@ import numpy as np
 import recbole.data.utils as data_utils
 import torch
 from numpy.typing import ArrayLike
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 
+from recbole_prune.data.full_sort import ArrayFullSortEvalDataLoader
 from recbole_prune.data.used_ids import UsedIds
 from recbole_prune.errors import ConfigError
 
@@ -154,15 +156,15 @@ _ARRAY_CLASSES: dict[type, type] = {
 
 @contextmanager
 def samplers_over_arrays() -> Iterator[None]:
-    """Let ``data_preparation`` build its samplers over arrays, without ever making a set per user."""
-    originals = {array.__mro__[2].__name__: plain for plain, array in _ARRAY_CLASSES.items()}
-    for plain, array in _ARRAY_CLASSES.items():
+    """Let ``data_preparation`` build samplers, and evaluations with them, over arrays: no set is made for a user."""
+    classes = {**_ARRAY_CLASSES, FullSortEvalDataLoader: ArrayFullSortEvalDataLoader}
+    for plain, array in classes.items():
         setattr(data_utils, plain.__name__, array)
     try:
         yield
     finally:
-        for name, plain in originals.items():
-            setattr(data_utils, name, plain)
+        for plain in classes:
+            setattr(data_utils, plain.__name__, plain)
 
 
 def convert_sampler(sampler: AbstractSampler) -> bool:

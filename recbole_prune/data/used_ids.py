@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_prune.sparse.ascending import ascending
 from recbole_prune.sparse.compiling import available, pays
 
 # multiplicative hashing (Knuth, TAOCP 3, 6.4): 2**64 over the golden ratio and over the silver ratio, made odd
@@ -29,9 +30,7 @@ class UsedIds:
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, key_count: int, value_count: int) -> None:
         self.key_count, self.value_count = key_count, value_count
-        codes = np.sort(keys.astype(np.int64) * value_count + values)
-        # np.unique hashes in some versions, many times slower than sorting
-        self.codes = codes[np.append(True, codes[1:] != codes[:-1])] if len(codes) else codes
+        self.codes = ascending(keys.astype(np.int64) * value_count + values)
         self._offsets: np.ndarray | None = None
         self._bits = np.zeros(0, np.uint8)  # made when they are needed
         self._shift = np.uint64(0)  # of the hashes; 0 where there are none
@@ -42,6 +41,13 @@ class UsedIds:
         keys = np.repeat(np.arange(len(sets)), [len(used) for used in sets])
         values = np.fromiter((value for used in sets for value in used), dtype=np.int64, count=len(keys))
         return cls(keys, values, len(sets), value_count)
+
+    def without(self, other: UsedIds) -> UsedIds:
+        """The pairs that are not in another one of as many keys and values."""
+        nothing = np.empty(0, dtype=np.int64)
+        kept = UsedIds(nothing, nothing, self.key_count, self.value_count)
+        kept.codes = self.codes[~np.isin(self.codes, other.codes, assume_unique=True)]
+        return kept
 
     def __len__(self) -> int:
         return self.key_count

@@ -18,6 +18,7 @@ from recbole_prune.pruners.table_forms import NUMBER_BYTES, TableForms, split_pa
 from recbole_prune.run.ticket import Plan, Ticket
 from recbole_prune.scoring.dot_product import DotProduct, find_dot_product, to_numpy
 from recbole_prune.scoring.probe import Probe, disagreement, undisturbed
+from recbole_prune.sparse.ascending import ascending
 from recbole_prune.training.computed_tables import StartCounts
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class LowRank(TableForms):
         training = self.experiment.workshop.train_data._dataset
         if training.iid_field is None:
             return None
-        known = np.unique(training.inter_feat[training.iid_field].numpy())
+        known = ascending(training.inter_feat[training.iid_field].numpy())
         return float(round(1 - np.count_nonzero(known) / max(1, training.item_num - 1), 6))
 
 

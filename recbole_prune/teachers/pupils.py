@@ -12,6 +12,7 @@ import torch
 
 from recbole_prune.data.training_pairs import consumed_items, consumptions
 from recbole_prune.data.used_ids import UsedIds
+from recbole_prune.sparse.ascending import ascending
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
@@ -152,7 +153,7 @@ class Pupils:
         users = batch[self.user_field].unique()
         if self.item_field not in batch.interaction:
             consumed = [self.consumed.values_of(int(user)) for user in users.cpu()]
-            items = torch.from_numpy(np.unique(np.concatenate(consumed))).to(users.device)
+            items = torch.from_numpy(ascending(np.concatenate(consumed))).to(users.device)
             return Entities(users, items, items[:0])
         items = batch[self.item_field].unique()
         negatives = batch[self.negative_field].unique() if self.negative_field in batch.interaction else items[:0]
