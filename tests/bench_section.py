@@ -18,7 +18,7 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 # names of the files that the README shows, in its order, as far as they exist; the others are for bench table only
-SHOWN = "train-bpr train-lightgcn eval recommend-bpr recommend-lightgcn start".split()
+SHOWN = "train-bpr train-lightgcn eval recommend-bpr recommend-lightgcn".split()
 _LEFT_OUT = ("peak_of_epoch", "peak_on_device")
 
 Document = Mapping[str, Any]
