@@ -31,8 +31,18 @@ from recbole_prune.sparse import row_kernels, row_loops, scan_kernel, search_ker
 from recbole_prune.sparse.compact import compact
 from recbole_prune.sparse.inverted_lists import InvertedLists, Rows
 from recbole_prune.sparse.rows import CompressedRows
+from recbole_prune.sparse import graph_kernels, graph_products
+from recbole_prune.data import used_ids_kernel
+from recbole_prune.data.used_ids import UsedIds
 
 def call():
+    pairs = np.arange(3), np.arange(3)
+    UsedIds(*pairs, 4, 4).contains(*pairs)
+    csr = torch.eye(40).to_sparse_csr()
+    csr = torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape)
+    graph_products.multiply(csr, None, 0.0, torch.ones(40, 8))
+    graph_products.spread(csr, torch.arange(5), torch.ones(5, 8))
+    graph_products.multiply_live(csr, torch.ones(40, 8), CompressedRows.of(torch.ones(40, 8) > 0))
     table = np.eye(40, 8, dtype=np.float32)
     nothing = np.zeros(41, np.int64), np.zeros(0, np.int64)
     InvertedLists(Rows.of(table), 8).top_k(Rows.of(table), 3, *nothing)
@@ -60,12 +70,16 @@ def counts():
     loops.update({name: getattr(row_loops, name) for name in ("scatter_rows", "add_rows", "expand", "gather")})
     names = ("score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows")
     loops.update({name: getattr(pair_kernels, name) for name in names})
+    names = ("multiply", "multiply_live", "some_rows", "transpose")
+    loops.update({name: getattr(graph_kernels, name) for name in names})
+    loops["contains"] = used_ids_kernel.contains
     stats = {name: loop.stats for name, loop in loops.items()}
     return {name: [sum(s.cache_hits.values()), sum(s.cache_misses.values())] for name, s in stats.items()}
 """
 ROWS = {"scatter_rows", "add_rows", "expand", "gather"}
 PAIRS = {"score", "add_gradients", "plackett_luce_rows", "sum_of_lists", "sum_of_two_lists", "soft_list_rows"}
-LOOPS = {"scan", "largest", "best_products", "ranks_of_products", *ROWS, *PAIRS}
+GRAPHS = {"multiply", "multiply_live", "some_rows", "transpose"}
+LOOPS = {"scan", "largest", "best_products", "ranks_of_products", "contains", *ROWS, *PAIRS, *GRAPHS}
 
 
 def run_program(code: str, cache_folder: Path, **environment: str) -> str:
@@ -190,6 +204,19 @@ def test_a_damaged_file_is_replaced(kept: Kept, tmp_path: Path) -> None:
     assert kept.counts == (0, 1) and kept.counts == (1, 0)
     file.unlink()
     file.mkdir()
+    assert kept.counts == (0, 1)
+
+
+def test_what_was_made_from_another_module_beside_it_is_not_taken(kept: Kept, tmp_path: Path) -> None:
+    assert kept.counts == (0, 1) and kept.counts == (1, 0)
+    (tmp_path / "beside.py").write_text("")
+    before = loop_cache._stamp_of(str(tmp_path))
+    loop_cache._stamp_of.cache_clear()
+    (tmp_path / "beside.py").write_text("changed")
+    assert loop_cache._stamp_of(str(tmp_path)) != before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_cache, "_stamp_of", lambda folder: before)
+        assert kept.counts == (0, 1)
     assert kept.counts == (0, 1)
 
 

@@ -73,6 +73,7 @@ class LoopCache:
 
         self._numbas = FunctionCache(function)
         self._name = f"{function.__module__}.{function.__qualname__}.{sys.implementation.cache_tag}"
+        self._folder = str(Path(function.__code__.co_filename).parent)
         self.cache_path = str(self._numbas.cache_path)
 
     def load_overload(self, signature: object, target: Target) -> Any:
@@ -109,11 +110,18 @@ class LoopCache:
 
         types, processor, code = self._numbas._index_key(signature, codegen)
         machine = repr((types, processor)).encode()
-        source = self._numbas._impl.locator.get_source_stamp()
+        source = self._numbas._impl.locator.get_source_stamp(), _stamp_of(self._folder)
         number = hashlib.sha256(machine).hexdigest()[:16]
         return Path(self.cache_path, f"{self._name}.{number}.loop"), repr(
             (__version__, source, code)
         ).encode() + machine
+
+
+@cache
+def _stamp_of(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """Size and time of every module in a folder: whatever a loop calls, and is compiled with it, is in its own."""
+    found = sorted((file.name, file.stat()) for file in Path(folder).glob("*.py"))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 def _digest(origin: bytes, code: bytes) -> bytes:
