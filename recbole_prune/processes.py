@@ -11,15 +11,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import IO
 
 from recbole_prune.errors import PruneError
 from recbole_prune.signals import PARENT, on_abort
 
 _LONGEST_TAIL = 1 << 16
-_SECONDS_TO_END = 15.0
+_SECONDS_TO_END, _SECONDS_TO_DIE = 15.0, 5.0
+_SECONDS_BETWEEN_LOOKS = 0.005
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 # without the working directory among the places of modules: nothing that lies there is imported by accident
 _CODE = "import sys; del sys.path[0]; from recbole_prune.cli import main; sys.exit(main())"
@@ -37,7 +39,8 @@ def environment(threads: int | None) -> dict[str, str]:
         threads: of the process, where the environment says no number; None leaves it to libraries.
     """
     ours = str(Path(__file__).resolve().parents[1])
-    places = [ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    named = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    places = [ours, *map(os.path.abspath, named)]  # a process may have another working directory
     counts = {} if threads is None else {name: str(threads) for name in _THREADS if name not in os.environ}
     return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places)), PARENT: str(os.getpid())}
 
@@ -52,17 +55,21 @@ def run_to_end(words: Sequence[str], folder: Path | None = None) -> None:
     Raises:
         PruneError: it failed; with its last words.
     """
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=environment(None), cwd=folder
-        )
+    started: list[subprocess.Popen[bytes]] = []
 
-        def end() -> None:
+    def end() -> None:
+        for process in started:
             process.terminate()
             wait_or_kill(process, monotonic() + _SECONDS_TO_END)
 
-        with on_abort(end):
-            status = process.wait()
+    with tempfile.TemporaryFile() as said, on_abort(end):
+        nothing = subprocess.DEVNULL
+        started.append(
+            subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=said, env=environment(None), cwd=folder)
+        )
+        # not wait(): it holds a lock that a signal's handler, which ends the process, would wait for
+        while (status := started[0].poll()) is None:
+            sleep(_SECONDS_BETWEEN_LOOKS)
         if status:
             raise PruneError(f"a process ended with status {status}: {last_words(said)}")
 
@@ -73,7 +80,8 @@ def wait_or_kill(process: subprocess.Popen[bytes], until: float) -> None:
         process.wait(max(0.0, until - monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_TO_DIE)
 
 
 def last_words(said: IO[bytes]) -> str:

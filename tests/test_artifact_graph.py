@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -422,6 +423,34 @@ def test_mean_of_layers_is_that_of_the_matrix(
         found = mean_of_layers(neighbours, tables[0], tables[1], layers)
     assert all(table.dtype == np.float32 for table in found)
     assert np.allclose(np.concatenate(found), total / (layers + 1), rtol=1e-5, atol=1e-6)
+
+
+def test_few_wide_rows_take_no_more_memory_than_many_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bipartite, "pays", lambda seconds: False)
+    users, width = 130, 5000
+    pairs = np.meshgrid(np.arange(users), np.arange(users), indexing="ij")
+    neighbours = Neighbours(np.arange(0, users * users + 1, users), pairs[1].ravel())
+    tables = [np.ones((users, width), np.float32)] * 2
+    tracemalloc.start()
+    bipartite.mean_of_layers(neighbours, *tables, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * (40 * users * width + 32 * (users + users * users)) + (40 << 20)
+
+
+def test_tables_in_the_order_of_columns_are_propagated_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    neighbours = Neighbours(np.array([0, 2, 3]), np.array([0, 2, 1]))
+    users, items = (random.normal(size=(rows, 40)).astype(np.float32) for rows in (2, 3))
+    for seconds in (False, True):
+        monkeypatch.setattr(bipartite, "pays", lambda saved, answer=seconds: answer)
+        expected = bipartite.mean_of_layers(neighbours, users, items, 2)
+        found = bipartite.mean_of_layers(neighbours, np.asfortranarray(users), np.asfortranarray(items), 2)
+        monkeypatch.setattr(bipartite, "_NUMBERS_AT_ONCE", 7 * bipartite._EDGES_AT_ONCE)
+        in_blocks = bipartite.mean_of_layers(neighbours, users, items, 2)
+        for one, other, third in zip(expected, found, in_blocks):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+            np.testing.assert_allclose(one, third, rtol=1e-6)
 
 
 def test_propagated_tables_are_computed_once_and_only_when_asked_for(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +44,26 @@ def test_an_epoch_in_two_processes_beside_one(words: list[str], tmp_path: Path) 
         one, two = (measures(document, name, sparsity)["seconds"] for name in ("one process", "2 processes"))
         assert two["ratio_to"]["one process"] == pytest.approx(one["median"] / two["median"])
     assert document["settings"]["epochs"] == 2
+
+
+@pytest.mark.multiprocess
+def test_an_interrupted_process_ends_with_what_it_has_started(tmp_path: Path) -> None:
+    child, parent, pid = (tmp_path / name for name in ("child.py", "parent.py", "pid"))
+    child.write_text(f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
+    parent.write_text(
+        "import sys\nfrom recbole_prune.processes import run_to_end\nfrom recbole_prune.signals import end_on_signals\n"
+        f"end_on_signals()\nrun_to_end([sys.executable, {str(child)!r}])"
+    )
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, str(parent)], env=variables)
+    until = time.monotonic() + 60
+    while not pid.exists() or not pid.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_process_that_fails_is_one_message(

@@ -225,6 +225,21 @@ def test_bits_of_edges_are_checked(folder: Path, change: Any, words: str) -> Non
     assert words in refusal(forge(folder, tensors=save_safetensors({**arrays, "graph/edges": change(bits)})))
 
 
+def test_bits_behind_the_last_pair_are_refused(folder: Path) -> None:
+    arrays = arrays_of(folder)
+    arrays["graph/edges"][-1] |= 0x80
+    assert "graph: edges has bits behind" in refusal(forge(folder, tensors=save_safetensors(arrays)))
+
+
+def test_more_products_than_an_artifact_of_its_bytes_asks_for_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recbole_prune.artifact._MOST_PRODUCTS", 0)
+    use(folder)  # few are no harm
+    monkeypatch.setattr("recbole_prune.artifact._SMALL", 0)
+    assert "graph asks for " in refusal(folder)
+
+
 def test_arrays_of_another_graph_are_refused(folder: Path, intact: dict[str, bytes]) -> None:
     arrays = arrays_of(folder)
     bits = arrays.pop("graph/edges")

@@ -8,16 +8,18 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
 from recbole.utils import KGDataLoaderState, get_model, init_seed
+from scipy.sparse import coo_matrix
 from training_bench import Bench
 from zoo import all_models, kind_of
 
-from recbole_prune.anatomy.propagation import faster_forward
+from recbole_prune.anatomy.propagation import faster_parts
 from recbole_prune.sparse.propagation import FixedMatrix, speed_up_propagation
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
@@ -230,11 +232,28 @@ def sparse_attributes(model: Any) -> int:
     return sum(count(value) for module in model.modules() for value in vars(module).values())
 
 
+@pytest.mark.parametrize("name", ["LightGCN", "NGCF"])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_graphs_from_arrays_are_recboles_entry_by_entry(name: str, repeated: bool, tiny_data: Path) -> None:
+    model = Bench(name, tiny_data).plain_model()
+    if repeated:  # what is there twice is one edge
+        pairs = model.interaction_matrix
+        twice = (np.concatenate([part, part[::3]]) for part in (pairs.data, pairs.row, pairs.col))
+        data, *places = twice
+        model.interaction_matrix = coo_matrix((data, places), pairs.shape)
+    expected = model.get_norm_adj_mat()
+    found = fast(model).get_norm_adj_mat()
+    assert type(model).get_norm_adj_mat.__module__ == "recbole_prune.anatomy.propagation"
+    assert found.shape == expected.shape
+    assert torch.equal(found._indices(), expected._indices()) and torch.equal(found._values(), expected._values())
+    assert found.dtype == expected.dtype
+
+
 def fast(model: Any) -> Any:
     """The model with all that this module offers, wired as a mask-aware model is."""
     base = type(model)
 
-    class Fast(*faster_forward(base), base):  # type: ignore[misc]
+    class Fast(*faster_parts(base), base):  # type: ignore[misc]
         def train(self, mode: bool = True) -> Any:
             super().train(mode)
             speed_up_propagation(self)

@@ -70,8 +70,8 @@ def test_a_workspace_lends_a_table_again_once_nobody_has_it() -> None:
     assert third.data_ptr() == place
     del third
     gc.collect()
-    for other in (workspace.table((2, 3), like), workspace.table((3, 2), torch.zeros(0, dtype=torch.float64))):
-        assert other.data_ptr() != place
+    assert workspace.table((2, 3), like).shape == (2, 3)
+    assert workspace.table((3, 2), torch.zeros(0, dtype=torch.float64)).dtype is torch.float64
 
 
 def test_a_workspace_keeps_no_more_than_is_used_at_once() -> None:

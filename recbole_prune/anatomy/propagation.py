@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 
 from recbole_prune.anatomy.shared_calls import is_sharing
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 # the matrix of each class of RecBole whose vectors are the mean of its tables and layers, in evaluation
 GRAPHS = {"LightGCN": "norm_adj_matrix", "NCL": "norm_adj_mat", "SGL": "train_graph"}
-_LIGHTGCN, _SGL = "recbole.model.general_recommender.lightgcn", "recbole.model.general_recommender.sgl"
+_LIGHTGCN, _NGCF, _SGL = (f"recbole.model.general_recommender.{name}" for name in ("lightgcn", "ngcf", "sgl"))
 
 
 class _FasterLightGCN:
@@ -38,7 +40,32 @@ class _FasterSGL:
         return super().forward(graph) if found is None else found  # type: ignore[misc]
 
 
-_FORWARDS = {_LIGHTGCN: _FasterLightGCN, _SGL: _FasterSGL}
+class _FasterAdjacency:
+    """The matrix of LightGCN and NGCF without a dict of tuples, entry by entry: RecBole's, in the same order."""
+
+    def get_norm_adj_mat(self: AbstractRecommender) -> torch.Tensor:
+        pairs, users = self.interaction_matrix, self.n_users
+        nodes = users + self.n_items
+        rows = np.concatenate([pairs.row, pairs.col + users]).astype(np.int64)
+        columns = np.concatenate([pairs.col + users, pairs.row]).astype(np.int64)
+        _, first = np.unique(rows * nodes + columns, return_index=True)
+        first.sort()  # a dict keeps the order in which its keys came first
+        places = rows[first].astype(pairs.row.dtype), columns[first].astype(pairs.row.dtype)
+        edges = sp.coo_matrix((np.ones(len(first), np.float32), places), (nodes, nodes))
+        edges.has_canonical_format = True  # nothing is there twice, so that scipy leaves the order as it is
+        edges = edges.tocsr()
+        degrees = np.asarray((edges > 0).sum(axis=1)).ravel() + 1e-7
+        factors = sp.diags(np.power(degrees, -0.5))
+        found = sp.coo_matrix(factors @ edges @ factors)
+        indices = torch.from_numpy(np.array([found.row, found.col]).astype(np.int64))
+        return torch.sparse_coo_tensor(indices, torch.from_numpy(found.data.astype(np.float32)), found.shape)
+
+
+# by the module of the method that they stand in for
+_FASTER: dict[str, dict[str, type]] = {
+    "forward": {_LIGHTGCN: _FasterLightGCN, _SGL: _FasterSGL},
+    "get_norm_adj_mat": dict.fromkeys((_LIGHTGCN, _NGCF), _FasterAdjacency),
+}
 
 
 def _mean_of_layers(
@@ -68,13 +95,13 @@ def _asks_for_rows(model: AbstractRecommender) -> bool:
     return trains and not is_sharing(model) and not is_shown_to_torch()
 
 
-def faster_forward(model_class: type) -> tuple[type, ...]:
-    """The class to put before ``model_class`` in a subclass of it, or nothing: a ``forward`` equal up to rounding.
+def faster_parts(model_class: type) -> tuple[type, ...]:
+    """The classes to put before ``model_class`` in a subclass of it, none for most: methods equal up to rounding.
 
-    Only for models whose ``forward`` is RecBole's own, not overridden.
+    Only for methods that are RecBole's own, not overridden.
     """
-    mixin = _FORWARDS.get(getattr(model_class.forward, "__module__", ""))  # type: ignore[attr-defined]
-    return () if mixin is None else (mixin,)
+    own = {name: getattr(getattr(model_class, name, None), "__module__", "") for name in _FASTER}
+    return tuple(_FASTER[name][module] for name, module in own.items() if module in _FASTER[name])
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ _VECTORS = "vectors"
 # decoded, artifacts are a few to some hundred times as large as on disk, with a line for each user and item
 _SMALL = 64 << 20
 _MOST_GROWTH = 1024
+# products that a graph may ask for, for each byte: with the widest tables, 99 % of them pruned, it is some 4,000
+_MOST_PRODUCTS = 1 << 14
 _RESERVED = ("format", "format_version", "tensors", _VECTORS, GRAPH, "bytes", "files", "sha256")
 
 
@@ -285,6 +287,12 @@ def _assemble(
 def _refuse_growth(artifact: Artifact, stored: int) -> None:
     """Refuse an artifact that declares tensors out of all proportion to its bytes."""
     most, needed = max(_SMALL, _MOST_GROWTH * stored), 0
+    for table in artifact.vectors.values():
+        if isinstance(table, PropagatedTable) and table.products > max(_SMALL, _MOST_PRODUCTS * stored):
+            raise ArtifactError(
+                f"{table.source} asks for {table.products} products, out of all proportion: the files of the artifact "
+                f"have {stored} bytes"
+            )
     for tensor in [*artifact.tensors.values(), *artifact.vectors.values()]:
         needed += tensor.working_nbytes
         if needed > most:

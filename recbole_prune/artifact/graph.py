@@ -112,6 +112,8 @@ class StoredGraph:
         found = int(np.unpackbits(edges, count=len(seen.indices), bitorder="little").sum())
         if description.whole("edges", len(seen.indices)) != found:
             raise description.wrong("edges", f"the {found} edges that the bits say")
+        if int(np.unpackbits(edges).sum()) != found:
+            raise ArtifactError(f"{source}: {_EDGES} has bits behind that of the last pair")
         return cls(layers, (tables[0], tables[1]), (names[0], names[1]), edges, source)
 
     def propagated(self, tables: Mapping[str, StoredTensor], seen: Seen, items: int) -> dict[str, PropagatedTable]:
@@ -171,6 +173,7 @@ class _Propagation:
         for side, table in zip(_SIDES, found):
             if not np.isfinite(table).all():
                 raise ArtifactError(f"{self.graph.source}: a propagated value of the {side} is not finite")
+            table.flags.writeable = False  # whoever asks gets the same
         return found
 
 
@@ -224,6 +227,12 @@ class PropagatedTable:
     def kept(self) -> int:
         """All of them: vectors are dense."""
         return self.entries
+
+    @property
+    def products(self) -> int:
+        """Multiplications that computing both sides takes."""
+        graph = self.propagation.graph
+        return 2 * graph.layers * int(np.unpackbits(graph.edges).sum()) * self.columns
 
     @property
     def working_nbytes(self) -> int:

@@ -35,6 +35,8 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         checkpoint = scratch / "checkpoint.pth"
         ours = OurRun(config, scratch)
         user = ours.workshop.dataset.field2id_token[ours.workshop.dataset.uid_field][1]
+        users = scratch / "users.txt"
+        users.write_text(f"{user}\n", encoding="utf-8")
         _save_checkpoint(PlainRun(plain_config(config, scratch)).begin(), checkpoint)
         asked = [sys.executable, "-c", _PLAIN, str(checkpoint), user]
         calls = [Candidate("plain", None, partial(run_to_end, asked, scratch))]
@@ -42,7 +44,7 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
         for sparsity in options["sparsities"]:
             folder = scratch / f"artifact-{sparsity:g}"
             export(ours, weights, sparsity, folder, config.settings.export_values)
-            asked = command(["recommend", f"--artifact={folder}", f"--users={user}", "--k=20"])
+            asked = command(["recommend", f"--artifact={folder}", f"--users_file={users}", "--k=20"])
             calls.append(Candidate("recommend", sparsity, partial(run_to_end, asked, scratch)))
         results.notes.append("one_user: the lists of one user, from the command to the end of its process")
         take_turns(calls, options["repeats"], results, measure="one_user")

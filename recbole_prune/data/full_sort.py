@@ -50,8 +50,7 @@ class ArrayFullSortEvalDataLoader(FullSortEvalDataLoader):
 def _by_user(used: UsedIds, present: np.ndarray) -> np.ndarray:
     """The items of each user that is present as a tensor, None for others: an array of objects, index = user."""
     found = np.full(len(used), None, dtype=object)
-    items = torch.from_numpy(used.codes % used.value_count)
-    for user, part in enumerate(items.split(np.diff(used.offsets).tolist())):
-        found[user] = part
-    found[np.setdiff1d(np.arange(len(used)), present, assume_unique=True)] = None
+    items, offsets = used.codes % used.value_count, used.offsets.tolist()
+    for user in present.tolist():
+        found[user] = torch.from_numpy(items[offsets[user] : offsets[user + 1]].copy())
     return found

@@ -90,7 +90,7 @@ class UsedIds:
         """Whether each pair is used, a boolean array; a value of -1 is used by nobody.
 
         Raises:
-            IndexError: a key is out of range.
+            IndexError: a key or a value is out of range.
         """
         found = np.zeros(len(keys), dtype=bool)
         if not len(keys) or not len(self.codes):
@@ -99,7 +99,9 @@ class UsedIds:
             self._bits = self._make_bits()
         ask = self._ask_by_loop if pays(_SECONDS_TO_ASK * len(keys)) and available() else self._ask
         if not ask(keys, values, found):
-            raise IndexError(f"a key is out of range for {self.key_count} keys")
+            raise IndexError(
+                f"a key or a value is out of range for {self.key_count} keys and {self.value_count} values"
+            )
         return found
 
     def _ask_by_loop(self, keys: np.ndarray, values: np.ndarray, found: np.ndarray) -> bool:
@@ -107,12 +109,14 @@ class UsedIds:
         from recbole_prune.data.used_ids_kernel import contains
 
         counts = self.key_count, self.value_count
-        in_range: bool = contains(keys, values, counts, self.codes, self._bits, self._shift, _HASHES, found)
+        with np.errstate(over="ignore"):  # NUMBA_DISABLE_JIT has Python multiply the hashes
+            in_range: bool = contains(keys, values, counts, self.codes, self._bits, self._shift, _HASHES, found)
         return in_range
 
     def _ask(self, keys: np.ndarray, values: np.ndarray, found: np.ndarray) -> bool:
-        """Fill in for each pair whether it is used; returns whether all keys are in range, else there is nothing."""
-        if keys.view(np.uint64).max() >= self.key_count:  # negative ones are huge without their sign
+        """Fill in for each pair whether it is used; returns whether all are in range, else there is nothing."""
+        # negative keys are huge without their sign
+        if keys.view(np.uint64).max() >= self.key_count or values.max() >= self.value_count:
             return False
         codes = keys * np.int64(self.value_count) + values
         if not self._shift:

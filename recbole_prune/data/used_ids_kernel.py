@@ -40,10 +40,10 @@ def contains(keys: Whole, values: Whole, counts: tuple[int, int], codes: Whole, 
         found: what is found, for every pair.
 
     Returns:
-        whether all keys are in range; if not, nothing is looked for.
+        whether all keys and values are in range; if not, nothing is looked for.
     """
     for i in range(keys.size):
-        if keys[i] < 0 or keys[i] >= counts[0]:
+        if keys[i] < 0 or keys[i] >= counts[0] or values[i] >= counts[1]:
             return False
     for i in range(keys.size):
         code = keys[i] * counts[1] + values[i]

@@ -20,6 +20,8 @@ Array = NDArray[Any]
 # RecBole's graph models add it to degrees, so that nobody divides by 0
 _EPSILON = 1e-7
 _EDGES_AT_ONCE = 1 << 14
+_NUMBERS_AT_ONCE = 1 << 20
+_MOST_EDGES_OF_LOOPS = 1 << 31
 _ROWS_AT_ONCE = 1 << 12  # in each of several threads
 # what compiled loops save, by edge and column (measured, width 64)
 _SECONDS_SAVED = 2e-9
@@ -68,7 +70,9 @@ def mean_of_layers(items_of: Neighbours, users: Array, items: Array, layers: int
     """
     sides = items_of, items_of.of_columns(len(items))
     factors = [factors_of(side.degrees)[:, None] for side in sides]
-    compiled = pays(_SECONDS_SAVED * 2 * layers * len(items_of.columns) * users.shape[1]) and available()
+    edges = len(items_of.columns)
+    saved = _SECONDS_SAVED * 2 * layers * edges * users.shape[1]
+    compiled = edges < _MOST_EDGES_OF_LOOPS and pays(saved) and available()
     with np.errstate(over="ignore", invalid="ignore"):
         layer = [np.asarray(table, np.float32) for table in (users, items)]
         total = [table.astype(np.float64) for table in layer]
@@ -83,10 +87,17 @@ def mean_of_layers(items_of: Neighbours, users: Array, items: Array, layers: int
 
 
 def _in_numpy(side: Neighbours, table: Array) -> Array:
-    """Sums of the rows of ``table`` that are neighbours, float64; some edges at a time."""
-    rows, pointers = len(side.pointers) - 1, side.pointers
-    wide, sums = table.astype(np.float64), np.zeros((rows, table.shape[1]))
-    first = 0
+    """Sums of the rows of ``table`` that are neighbours, float64; some edges and some columns at a time."""
+    sums = np.zeros((len(side.pointers) - 1, table.shape[1]))
+    step = max(1, _NUMBERS_AT_ONCE // max(_EDGES_AT_ONCE, int(side.degrees.max(initial=0))))
+    for start in range(0, table.shape[1], step):
+        columns = slice(start, start + step)
+        _sum_some_columns(side, table[:, columns].astype(np.float64), sums[:, columns])
+    return sums
+
+
+def _sum_some_columns(side: Neighbours, wide: Array, sums: Array) -> None:
+    rows, pointers, first = len(side.pointers) - 1, side.pointers, 0
     while first < rows:
         reach = int(np.searchsorted(pointers, pointers[first] + _EDGES_AT_ONCE, side="right")) - 1
         last = min(max(reach, first + 1), rows)
@@ -95,7 +106,6 @@ def _in_numpy(side: Neighbours, table: Array) -> Array:
         if len(some):
             sums[some] = np.add.reduceat(wide[side.columns[begin:end]], pointers[some] - begin, axis=0)
         first = last
-    return sums
 
 
 def _in_loops(side: Neighbours, table: Array) -> Array:
@@ -106,7 +116,7 @@ def _in_loops(side: Neighbours, table: Array) -> Array:
     number: Any = np.float32  # with a Python number all would be computed in double precision
     found, none = np.empty((rows, width), np.float32), np.empty((0, width), np.float32)
     pointers, columns = (part.astype(np.uint32) for part in side)
-    weights = np.ones(len(columns), np.float32)
+    weights, table = np.ones(len(columns), np.float32), np.ascontiguousarray(table)
 
     def work(first: int) -> None:
         last = min(rows, first + _ROWS_AT_ONCE)

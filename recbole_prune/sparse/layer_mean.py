@@ -189,7 +189,7 @@ class LayerMean:
         """Some rows of the mean, without gradient.
 
         Rows of many edges, and rows that come again and again, cost more one by one than all of them at once. That is
-        seen when as much has been spent: never more than twice of what had been best.
+        seen when as much has been spent: never more than twice of what had been best for these rows.
         """
         matrix, share, live = self._propagation.matrix, self._propagation.share, self._propagation.live
         if self._all is None:

@@ -39,12 +39,17 @@ def _make_sum_rows() -> Callable[[int, int, int, Whole, Real, Real, Real], None]
 
     if numba.config.DISABLE_JIT:
         return _sum_rows_slowly
-    from numba.core import cgutils, types
+    from numba.core import cgutils, errors, types
     from numba.extending import intrinsic
 
     def sum_rows(typing: object, begin: types.Integer, end: types.Integer, last: types.Integer, columns: types.Array,
         weights: types.Array, table: types.Array, total: types.Array,
     ) -> tuple[Signature, Callable[..., object]]:  # fmt: skip
+        arrays = columns, weights, table, total
+        fits = str(columns.dtype).startswith("uint") and weights.dtype == table.dtype == total.dtype
+        if not fits or any(kind.layout != "C" for kind in arrays):
+            raise errors.TypingError(f"contiguous arrays of one type, and numbers without sign, not {arrays}")
+
         def generate(
             context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]
         ) -> object:
@@ -183,7 +188,8 @@ class _Sum:
 sum_rows = _make_sum_rows()
 """Make a row the sum of ``weights[at] * table[columns[at]]`` over the entries from ``begin`` to ``end``.
 
-For compiled loops; all arrays are contiguous, ``columns`` unsigned and within the table, which nothing asks.
+For compiled loops; others are refused when they are compiled than contiguous arrays, and unsigned ``columns``, which
+are within the table: that nothing asks.
 
 Args:
     begin, end: entries.

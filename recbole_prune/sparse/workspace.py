@@ -15,6 +15,7 @@ class Workspace:
 
     A new table comes in pages that the system clears one by one when they are first written: for one of some
     megabytes this takes as long as a product of a graph with it. Allocators give pages back and ask for them again.
+    It is for one thread, and what it has lent it keeps until it is lent again or the workspace ends.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from recbole_prune.anatomy.caches import forget_caches, on_device, refresh
 from recbole_prune.anatomy.losses import recommendation_loss
-from recbole_prune.anatomy.propagation import faster_forward
+from recbole_prune.anatomy.propagation import faster_parts
 from recbole_prune.anatomy.units.table import anatomy_of
 from recbole_prune.anatomy.vectors import shared_propagation
 from recbole_prune.masking.masks import MaskSet
@@ -295,6 +295,6 @@ def mask_aware(model_class: type) -> type:
             return self.with_added_losses(own(interaction, *args, **kwargs), interaction)
 
     loss.__name__ = name
-    bases = MaskAware, *faster_forward(model_class), model_class
+    bases = MaskAware, *faster_parts(model_class), model_class
     made = type(model_class.__name__, bases, {"__doc__": model_class.__doc__, name: loss})
     return made
