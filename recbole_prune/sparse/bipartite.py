@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 # RecBole's graph models add it to degrees, so that nobody divides by 0
 _EPSILON = 1e-7
-_EDGES_AT_ONCE = 1 << 14
+_EDGES_AT_ONCE = 1 << 11
 _NUMBERS_AT_ONCE = 1 << 20
 _MOST_EDGES_OF_LOOPS = 1 << 31
 _ROWS_AT_ONCE = 1 << 12  # in each of several threads
