@@ -21,6 +21,7 @@ import yaml
 from zoo_data import DATASET, make_dataset
 
 from recbole_prune import compat
+from recbole_prune.commands.bench import THREAD_VARIABLES
 from recbole_prune.models import join_recbole
 from recbole_prune.scoring import value_metrics
 
@@ -143,3 +144,10 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     from teachers import Checkpoints  # imports RecBole, which is patched above
 
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def restored_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--threads`` of a benchmark sets variables of the process for good."""
+    for name in THREAD_VARIABLES:
+        monkeypatch.setenv(name, "1")

@@ -425,6 +425,13 @@ def test_mean_of_layers_is_that_of_the_matrix(
     assert np.allclose(np.concatenate(found), total / (layers + 1), rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_computed_once_cannot_be_changed(tiny_data: Path, tmp_path: Path) -> None:
+    tiny("LightGCN", tiny_data).export(tmp_path / "artifact")
+    vectors = read_artifact(tmp_path / "artifact").tensor("restore_user_e")
+    with pytest.raises(ValueError, match="read-only"):
+        vectors[:] = 7
+
+
 def test_few_wide_rows_take_no_more_memory_than_many_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bipartite, "pays", lambda seconds: False)
     users, width = 130, 5000

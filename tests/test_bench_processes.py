@@ -14,14 +14,8 @@ from test_bench_runs import bench, measures, words_for
 
 from recbole_prune import cli
 from recbole_prune.bench import start
-from recbole_prune.commands import bench as command
 
-
-@pytest.fixture(autouse=True)
-def _restored_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--threads`` sets variables of the process for good."""
-    for name in command.THREAD_VARIABLES:
-        monkeypatch.setenv(name, "1")
+pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from recbole_prune.bench import artifact, evaluate, memory, recommend, train
 from recbole_prune.bench.plain import PlainRun, plain_config
 from recbole_prune.bench.results import Results, read_document
 from recbole_prune.bench.runs import OurRun, our_config, scratch_folder
-from recbole_prune.commands import bench as command
 from recbole_prune.config.prune_config import PruneConfig
 from recbole_prune.masking.masks import MaskSet
 from recbole_prune.sparse.compiling import available
@@ -27,11 +26,7 @@ from recbole_prune.sparse.compiling import available
 _WIDTH = 16
 
 
-@pytest.fixture(autouse=True)
-def _restored_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--threads`` sets variables of the process for good."""
-    for name in command.THREAD_VARIABLES:
-        monkeypatch.setenv(name, "1")
+pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 @pytest.fixture

@@ -106,6 +106,28 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert files_in(tmp_path) == files
 
 
+UNCOMPILED = """
+import warnings
+import numpy as np, torch
+from recbole_prune.data.used_ids import UsedIds
+from recbole_prune.sparse import compiling, graph_products
+assert compiling.available()
+warnings.simplefilter("error")
+users, items = np.random.default_rng(0).integers(0, 1 << 20, (2, 100))
+assert UsedIds(users, items, 1 << 20, 1 << 20).contains(users, items).all()
+warnings.simplefilter("ignore")
+csr = torch.eye(4).to_sparse_csr()
+csr = torch.sparse_csr_tensor(csr.crow_indices().int(), csr.col_indices().int(), csr.values(), csr.shape)
+assert torch.equal(graph_products.multiply(csr, None, 0.0, torch.ones(4, 5)), torch.ones(4, 5))
+"""
+
+
+@needs_numba
+@pytest.mark.multiprocess
+def test_loops_that_are_not_compiled_give_the_same(tmp_path: Path) -> None:
+    run_program(UNCOMPILED, tmp_path, NUMBA_DISABLE_JIT="1")
+
+
 # each process is forked where numba has begun its work, but knows no loop of ours
 MANY = """
 import os, numba, numpy

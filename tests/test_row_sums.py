@@ -58,6 +58,21 @@ def test_some_rows_and_the_transpose_are_those_of_the_matrix(counts: list[int], 
         np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.skipif(not available(), reason="no numba")
+def test_arrays_that_the_instructions_are_not_written_for_are_refused() -> None:
+    from numba.core.errors import TypingError
+
+    from recbole_prune.sparse.graph_kernels import multiply
+
+    rows, columns = np.array([0, 1], np.uint32), np.array([0], np.uint32)
+    weights, table, own = np.ones(1, np.float32), np.ones((2, 3), np.float32), np.empty((0, 3), np.float32)
+    one = np.float32(1)
+    for wrong in ((columns.astype(np.int32), weights, table), (columns, weights.astype(float), table),
+                  (columns, weights, np.asfortranarray(table))):  # fmt: skip
+        with pytest.raises(TypingError, match="contiguous arrays of one type"):
+            multiply(rows, *wrong[:2], own, one, wrong[2], one, np.empty((1, 3), np.float32), 0, 1)
+
+
 def test_a_workspace_lends_a_table_again_once_nobody_has_it() -> None:
     workspace, like = Workspace(), torch.zeros(0)
     first = workspace.table((3, 2), like)

@@ -42,8 +42,38 @@ _MOST_SEED = (1 << 32) - 1
 _ROWS_AT_ONCE = 1 << 14
 
 
+class WholeTable:
+    """What follows from the shape of a table of which nothing is pruned.
+
+    Attributes:
+        shape: of the decoded table, padding included.
+    """
+
+    shape: tuple[int, ...]
+
+    @property
+    def entries(self) -> int:
+        """Entries of the decoded table."""
+        return math.prod(self.shape)
+
+    @property
+    def kept(self) -> int:
+        """All of them: none is pruned."""
+        return self.entries
+
+    @property
+    def rows(self) -> int:
+        """Rows of the decoded table, padding included."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the decoded table."""
+        return self.shape[1]
+
+
 @dataclass(frozen=True)
-class TableForm:
+class TableForm(WholeTable):
     """One table in a form; make it with :func:`factors`, :func:`codes` or :func:`hashed`.
 
     Attributes:
@@ -77,26 +107,6 @@ class TableForm:
         own = {} if self.codes is None else {_CODES: self.codes}
         inner = {f"{name}.{part}": array for name, table in self.tables.items() for part, array in table.parts.items()}
         return {**own, **inner}
-
-    @property
-    def entries(self) -> int:
-        """Entries of the decoded table."""
-        return math.prod(self.shape)
-
-    @property
-    def kept(self) -> int:
-        """All of them: none is pruned."""
-        return self.entries
-
-    @property
-    def rows(self) -> int:
-        """Rows of the decoded table, padding included."""
-        return self.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """Columns of the decoded table."""
-        return self.shape[1]
 
     @property
     def counted(self) -> int:

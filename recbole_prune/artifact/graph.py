@@ -7,7 +7,6 @@ is there. Their weights follow from the degrees. The vectors are computed when t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ from recbole_prune.artifact.bit_packing import bytes_of
 from recbole_prune.artifact.encoding import Array, encode
 from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
-from recbole_prune.artifact.forms import StoredTensor
+from recbole_prune.artifact.forms import StoredTensor, WholeTable
 from recbole_prune.errors import ArtifactError
 from recbole_prune.sparse.bipartite import Neighbours, mean_of_layers
 
@@ -140,7 +139,8 @@ class StoredGraph:
                 f"{self.source}: {self.tables[0]} has {users.columns} columns, {self.tables[1]} {item_table.columns}"
             )
         propagation = _Propagation(self, users, item_table, seen)
-        return {name: PropagatedTable(propagation, side) for side, name in enumerate(self.vectors)}
+        shapes = users.shape, item_table.shape
+        return {name: PropagatedTable(shapes[side], propagation, side) for side, name in enumerate(self.vectors)}
 
     def neighbours(self, seen: Seen) -> Neighbours:
         """The items that are neighbours of each user."""
@@ -178,20 +178,18 @@ class _Propagation:
 
 
 @dataclass(frozen=True)
-class PropagatedTable:
+class PropagatedTable(WholeTable):
     """The vectors of users or of items, asked for as a table that is stored.
 
     Attributes:
+        shape: rows and columns.
         propagation: what computes them.
         side: 0 for users, 1 for items.
     """
 
+    shape: tuple[int, ...]
     propagation: _Propagation
     side: int
-
-    @property
-    def _table(self) -> StoredTensor:
-        return (self.propagation.users, self.propagation.items)[self.side]
 
     @property
     def source(self) -> str:
@@ -199,34 +197,9 @@ class PropagatedTable:
         return self.propagation.graph.source
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-        return self._table.shape
-
-    @property
     def dtype(self) -> str:
         """Numpy name of the dtype."""
         return "float32"
-
-    @property
-    def rows(self) -> int:
-        """Rows of the table."""
-        return self._table.rows
-
-    @property
-    def columns(self) -> int:
-        """Columns of the table."""
-        return self._table.columns
-
-    @property
-    def entries(self) -> int:
-        """Entries of the table."""
-        return math.prod(self.shape)
-
-    @property
-    def kept(self) -> int:
-        """All of them: vectors are dense."""
-        return self.entries
 
     @property
     def products(self) -> int:
