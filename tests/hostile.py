@@ -129,8 +129,8 @@ def use(folder: Path) -> None:
     for name in artifact.vectors:
         artifact.tensor(name)
     recommender = Recommender(artifact)
-    recommender.recommend(["u1", "u2"], 3)
     recommender.recommend(["u1"], len(artifact.items) - 1, exclude_seen=False)
+    recommender.recommend(["u1", "u2"], 3)
 
 
 def mutate(folder: Path, choices: random.Random) -> str:

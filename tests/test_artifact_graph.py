@@ -32,9 +32,9 @@ from recbole_prune.config import schema
 from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.run.rebuild import load_ticket
 from recbole_prune.scoring.probe import disagreement
-from recbole_prune.serving import Recommender
+from recbole_prune.serving import Recommender, ranking
 from recbole_prune.sparse import bipartite
-from recbole_prune.sparse.bipartite import Neighbours, mean_of_layers
+from recbole_prune.sparse.bipartite import Neighbours, UserScores, mean_of_layers
 from recbole_prune.sparse.compiling import available
 
 K = 10
@@ -422,7 +422,11 @@ def test_mean_of_layers_is_that_of_the_matrix(
         patch.setattr(bipartite, "_ROWS_AT_ONCE", 4)
         found = mean_of_layers(neighbours, tables[0], tables[1], layers)
     assert all(table.dtype == np.float32 for table in found)
-    assert np.allclose(np.concatenate(found), total / (layers + 1), rtol=1e-5, atol=1e-6)
+    mean = total / (layers + 1)
+    assert np.allclose(np.concatenate(found), mean, rtol=1e-5, atol=1e-6)
+    of_user = UserScores(neighbours, tables[0], tables[1], layers)
+    for user in range(users):
+        assert np.allclose(of_user.of(user), mean[users:] @ mean[user], rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_computed_once_cannot_be_changed(tiny_data: Path, tmp_path: Path) -> None:
@@ -460,6 +464,28 @@ def test_tables_in_the_order_of_columns_are_propagated_alike(monkeypatch: pytest
             np.testing.assert_allclose(one, third, rtol=1e-6)
 
 
+def test_a_few_users_are_ranked_without_vectors_and_more_with_them(tiny_data: Path, tmp_path: Path) -> None:
+    built = tiny("LightGCN", tiny_data)
+    built.export(tmp_path / "artifact")
+    artifact = read_artifact(tmp_path / "artifact")
+    few, many = Recommender(artifact), Recommender(artifact)
+    users = np.arange(1, len(artifact.users))
+    assert len(users) > ranking._USERS_WITHOUT_VECTORS * built.config["embedding_size"] > 1
+    expected = many.top_k(users, K)
+    assert "_vectors" in vars(many._ranking)
+    for exclude_seen in (True, False):
+        recommenders = [Recommender(artifact) for _ in users]
+        found = [each.top_k(users[row : row + 1], K, exclude_seen) for row, each in enumerate(recommenders)]
+        assert not any("_vectors" in vars(each._ranking) for each in recommenders)
+        scores = np.concatenate([each.scores for each in found])
+        both = many.top_k(users, K, exclude_seen)
+        assert_same(([each.items[0].tolist() for each in found], scores), (both.items.tolist(), both.scores))
+    assert not np.array_equal(both.items, expected.items), "somebody's best were seen"
+    while "_vectors" not in vars(few._ranking):  # one that is asked again and again computes them in the end
+        assert few._ranking._ranked < len(users)
+        few.top_k(users[:2], K)
+
+
 def test_propagated_tables_are_computed_once_and_only_when_asked_for(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,7 +498,9 @@ def test_propagated_tables_are_computed_once_and_only_when_asked_for(
     artifact.state()
     assert not calls and isinstance(artifact.vectors["restore_user_e"], PropagatedTable)
     Recommender(artifact).recommend([artifact.users[1]], 3)
-    Recommender(artifact)
+    assert not calls, "one user's scores take no vectors"
+    Recommender(artifact).recommend(artifact.users[1:], 3)
+    Recommender(artifact).recommend(artifact.users[1:], 3)
     assert len(calls) == 1
     table = artifact.encoded("restore_item_e")
     pointers, _, values = table.csr()

@@ -23,7 +23,7 @@ from recbole_prune.artifact import encoding, files, read_artifact
 from recbole_prune.artifact.files import Seen, ascending_in_rows, save_safetensors
 from recbole_prune.artifact.tokens import Tokens, tokens_to_bytes
 from recbole_prune.errors import ArtifactError, PruneError, printable
-from recbole_prune.serving import Recommender, recommend
+from recbole_prune.serving import Recommender, ranking, recommend
 from recbole_prune.sparse import bipartite, dense_top_k
 
 Change = Callable[[dict[str, Any]], object]
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, intact: dict[str, bytes]) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled here."""
-    for module in (recommend, dense_top_k, bipartite):
+    for module in (ranking, dense_top_k, bipartite):
         monkeypatch.setattr(module, "pays", lambda seconds: False)
     monkeypatch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
 
@@ -51,9 +51,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[False, True])
 def numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether sparse tables are scanned or multiplied; nothing may get as far as being scanned."""
-    monkeypatch.setattr(recommend, "pays", lambda seconds: True)
-    monkeypatch.setattr(recommend, "available", lambda: request.param)
-    monkeypatch.setattr(recommend.InvertedLists, "top_k", lambda *args, **kwargs: pytest.fail("a kernel was reached"))
+    monkeypatch.setattr(ranking, "pays", lambda seconds: True)
+    monkeypatch.setattr(ranking, "available", lambda: request.param)
+    monkeypatch.setattr(ranking.InvertedLists, "top_k", lambda *args, **kwargs: pytest.fail("a kernel was reached"))
 
 
 def refusal(folder: Path) -> str:
@@ -254,6 +254,8 @@ def test_vectors_that_grow_beyond_all_numbers_are_refused(folder: Path) -> None:
     retable(folder, "near_users", np.full((hostile.USERS, 5), 3e38, np.float32))
     forge(folder, lambda d: d["serving"].update(user="far_users", item="far_items"))
     assert "ticket.json: graph: a propagated value of the" in refusal(folder)
+    with pytest.raises(ArtifactError, match="those of user 'u1' leave the range of float32"):
+        Recommender.from_artifact(folder).recommend(["u1"])
 
 
 def test_propagating_is_refused_before_anything_out_of_proportion_is_allocated(

@@ -19,7 +19,7 @@ from recbole_prune.artifact.encoding import encode
 from recbole_prune.artifact.files import Seen
 from recbole_prune.commands import recommend as command
 from recbole_prune.errors import ArtifactError, ConfigError
-from recbole_prune.serving import Recommender, recommend
+from recbole_prune.serving import Recommender, ranking, recommend
 from recbole_prune.sparse import dense_top_k
 from recbole_prune.sparse.compiling import available
 
@@ -95,7 +95,7 @@ def test_lists_equal_a_full_sort_with_and_without_numba(
     recommender: Recommender, users: list[int], k: int, exclude_seen: bool, with_numba: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (recommend, dense_top_k):
+        for module in (ranking, dense_top_k):
             patch.setattr(module, "pays", lambda seconds: with_numba)
         patch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
         found = recommender.recommend([f"u{user}" for user in users], k, exclude_seen)
@@ -111,7 +111,7 @@ VARIANTS = (
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("pays", [True, False])
 def test_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: dict, pays: bool) -> None:
-    for module in (recommend, dense_top_k):
+    for module in (ranking, dense_top_k):
         monkeypatch.setattr(module, "pays", lambda seconds: pays)
     monkeypatch.setattr(dense_top_k, "_USERS_TO_SEARCH", 0)
     recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact", **variant))
@@ -244,14 +244,15 @@ def test_a_few_users_are_not_worth_loading_numba(tmp_path: Path) -> None:
 
 def test_many_users_or_a_few_again_and_again_are_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work: list[float] = []
-    monkeypatch.setattr(recommend, "pays", lambda seconds: bool(work.append(seconds)))
+    monkeypatch.setattr(ranking, "pays", lambda seconds: bool(work.append(seconds)))
     recommender = Recommender.from_artifact(make_artifact(tmp_path / "artifact"))
     for users in (["u1"], ["u1"], [f"u{number}" for number in range(1, USERS)]):
         recommender.recommend(users, 3)
     assert work[0] > work[1] and work[2] == pytest.approx(work[1] * (USERS - 1))  # the table is decoded only once
-    monkeypatch.setattr(recommend, "pays", lambda seconds: True)
+    monkeypatch.setattr(ranking, "pays", lambda seconds: True)
     recommender.recommend(["u1"], 3)
-    assert ("_lists" in vars(recommender)) == ("_item_table" not in vars(recommender)) == available()
+    made = vars(recommender._ranking)
+    assert ("_lists" in made) == ("_item_table" not in made) == available()
 
 
 @pytest.mark.slow

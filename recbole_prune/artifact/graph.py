@@ -2,7 +2,8 @@
 
 The edges are pairs that the model was trained on, so what users have seen says where they can be, and a bit whether one
 is there. Their weights follow from the degrees. The vectors are computed when they are first asked for
-(:mod:`recbole_prune.sparse.bipartite`), from the tables as they are stored. Only numpy is needed.
+(:mod:`recbole_prune.sparse.bipartite`), from the tables as they are stored; a few users are ranked without them. Only
+numpy is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from recbole_prune.artifact.fields import Fields
 from recbole_prune.artifact.files import Seen
 from recbole_prune.artifact.forms import StoredTensor, WholeTable
 from recbole_prune.errors import ArtifactError
-from recbole_prune.sparse.bipartite import Neighbours, mean_of_layers
+from recbole_prune.sparse.bipartite import Neighbours, UserScores, mean_of_layers
 
 GRAPH = "graph"
 MOST_LAYERS = 64  # every layer takes as long as the first
@@ -168,13 +169,21 @@ class _Propagation:
     @cached_property
     def vectors(self) -> tuple[Array, Array]:
         """Of users and items."""
-        neighbours = self.graph.neighbours(self.seen)
-        found = mean_of_layers(neighbours, self.users.decode(), self.items.decode(), self.graph.layers)
+        found = mean_of_layers(*self._parts)
         for side, table in zip(_SIDES, found):
             if not np.isfinite(table).all():
                 raise ArtifactError(f"{self.graph.source}: a propagated value of the {side} is not finite")
             table.flags.writeable = False  # whoever asks gets the same
         return found
+
+    @cached_property
+    def user_scores(self) -> UserScores:
+        """What a user's vector and those of all items score, without any of them."""
+        return UserScores(*self._parts)
+
+    @property
+    def _parts(self) -> tuple[Neighbours, Array, Array, int]:
+        return self.graph.neighbours(self.seen), self.users.decode(), self.items.decode(), self.graph.layers
 
 
 @dataclass(frozen=True)
@@ -224,6 +233,14 @@ class PropagatedTable(WholeTable):
     def csr(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
         """The table as compressed sparse rows, as :meth:`EncodedTensor.csr` gives others."""
         return encode(self.decode()).csr()
+
+
+def scores_without_vectors(users: object, items: object) -> UserScores | None:
+    """What scores a user at a time, where the vectors of users and items come of one graph; None for other tables."""
+    if not (isinstance(users, PropagatedTable) and isinstance(items, PropagatedTable)):
+        return None
+    of_one_graph = users.propagation is items.propagation and (users.side, items.side) == (0, 1)
+    return users.propagation.user_scores if of_one_graph else None
 
 
 def read_propagated(

@@ -107,6 +107,23 @@ def by_matrix_products(
     return found
 
 
+def best_of_scores(scores: Array, k: int, seen_items: Array) -> TopK:
+    """The k best items of one user.
+
+    Args:
+        scores: of all items, shape ``[items]``.
+        k: length of the list.
+        seen_items: ids that are left out.
+    """
+    found, rounded = TopK.empty(1, k), scores.astype(np.float32)
+    rounded[0] = rounded[seen_items] = -np.inf
+    best = np.argsort(-rounded, kind="stable")[: k + 1]
+    best = best[rounded[best] > -np.inf]
+    found.tied[0] = (np.diff(rounded[best]) == 0).any()
+    found.items[0, : len(best[:k])], found.scores[0, : len(best[:k])] = best[:k], rounded[best[:k]]
+    return found
+
+
 def _parts(found: TopK) -> tuple[Array, Array, Array]:
     return found.items, found.scores, found.tied
 
