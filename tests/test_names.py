@@ -18,8 +18,8 @@ from recbole_prune import PruneConfig, load_ticket, quick_start, run_recbole_pru
 from recbole_prune.artifact import read_artifact
 from recbole_prune.cli import main
 from recbole_prune.config.names import check_folder_name
+from recbole_prune.data.cached import data_digest
 from recbole_prune.errors import ArtifactError, ConfigError, StoreError
-from recbole_prune.run.provenance import data_digest
 from recbole_prune.serving import Recommender
 
 DATASET = "-we[i]rd *, {näme} 名前"

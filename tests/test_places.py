@@ -16,8 +16,8 @@ from marks import slow_but
 from zoo import DATASET, config_for
 
 from recbole_prune import cli
+from recbole_prune.data.cached import data_digest
 from recbole_prune.errors import PruneError
-from recbole_prune.run.provenance import data_digest
 from recbole_prune.run.store import RunFolder
 from recbole_prune.training.trainer import MaskAwareTrainer
 

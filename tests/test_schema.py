@@ -46,7 +46,8 @@ def test_keys_are_documented(key):
 
 
 def test_names_are_in_the_name_space():
-    others = {"pruner", "distiller", "recipe", "recipe_notice", "output_dir", "fresh", "dry_run", "verbose"}
+    others = {"pruner", "distiller", "recipe", "recipe_notice", "output_dir", "cache_dataset"}
+    others |= {"fresh", "dry_run", "verbose"}
     assert {name for name in KEYS if not name.startswith(schema.PREFIXES)} == others
 
 

@@ -48,9 +48,15 @@ def run(options: dict[str, Any], words: list[str], results: Results) -> None:
             calls.append(Candidate("recommend", sparsity, partial(run_to_end, asked, scratch)))
         results.notes.append("one_user: the lists of one user, from the command to the end of its process")
         take_turns(calls, options["repeats"], results, measure="one_user")
-        dry = partial(run_to_end, command(["run", *words, "--dry_run=True"]))
+        dry = command(["run", *words, "--dry_run=True"])
+        kept = [*dry, "--cache_dataset=True", f"--output_dir={scratch}"]
+        run_to_end(kept)
         results.notes.append("dry_run: data and model are loaded as for a run, which ends before its first epoch")
-        take_turns([Candidate("run", None, dry)], options["repeats"], results, measure="dry_run")
+        starts = [
+            Candidate("run", None, partial(run_to_end, dry)),
+            Candidate("run cache_dataset", None, partial(run_to_end, kept)),
+        ]
+        take_turns(starts, options["repeats"], results, measure="dry_run")
 
 
 def _save_checkpoint(plain: PlainRun, file: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from recbole_prune import garbage
 from recbole_prune.commands import USAGE
 from recbole_prune.config.schema import help_text
 from recbole_prune.config.words import launch
@@ -26,8 +27,10 @@ def main(words: Sequence[str]) -> int:
         if why:
             print(printable(f"recbole-prune: {why}"), file=sys.stderr)
         return status
-    from recbole_prune.config.prune_config import PruneConfig
-    from recbole_prune.ranks import group
+    with garbage.not_searched(forever=True):
+        from recbole_prune import quick_start  # noqa: F401  # with it comes whatever else a run imports
+        from recbole_prune.config.prune_config import PruneConfig
+        from recbole_prune.ranks import group
 
     group.join()
     config = PruneConfig(asked.model, asked.dataset, asked.files, words=asked.words)

@@ -65,14 +65,20 @@ def check_folder_name(key: str, name: Any) -> None:
 
 
 def check_dataset(name: str, settings: Mapping[str, Any], download: bool = True) -> None:
-    """Refuse a dataset that is not there and that RecBole cannot, or may not, download.
+    """Refuse a dataset that is not there and that RecBole cannot, or may not, download, or that is kept in two ways.
 
     Args:
         name: of the dataset.
-        settings: ``data_path``, ``checkpoint_dir``, ``save_dataset`` and ``dataset_save_path`` of the run, as far as
-            they are set.
+        settings: ``data_path``, ``checkpoint_dir``, ``save_dataset``, ``dataset_save_path`` and ``cache_dataset`` of
+            the run, as far as they are set.
         download: whether RecBole may.
     """
+    recboles = next((key for key in ("save_dataset", "dataset_save_path") if settings.get(key)), None)
+    if settings.get("cache_dataset") and recboles:
+        raise ConfigError(
+            f"cache_dataset=True is not allowed with {recboles}={settings[recboles]}: both keep the dataset; leave one "
+            "out (RecBole's own is a pickle, which can run code)"
+        )
     folder = Path(str(settings.get("data_path") or "dataset/"), name)
     known = host.dataset_names() if download else [host.BUNDLED_DATASET]
     if name in known or folder.exists():

@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole import data as recbole_data
 
+from recbole_prune.data.cached import cached_dataset
 from recbole_prune.errors import printable
 
 if TYPE_CHECKING:
@@ -26,12 +28,18 @@ OPENING = {"dataset_save_path": None, "dataloaders_save_path": None, "save_datas
 NOWHERE = os.path.join(os.devnull, "none")
 
 
-def create_dataset(config: Config) -> Dataset:
-    """RecBole's ``create_dataset``, which opens a saved dataset only if the settings ask for it."""
+def create_dataset(config: Config, cache: Path | None = None) -> Dataset:
+    """RecBole's ``create_dataset``, which opens a saved dataset only if the settings ask for it.
+
+    Args:
+        config: of the run.
+        cache: a folder where the dataset is kept, and taken from, without pickles
+            (:mod:`recbole_prune.data.cached`); None keeps nothing.
+    """
     if _is_asked_for(config, "dataset"):
         return recbole_data.create_dataset(config)
     with _nothing_saved(config, "dataset_save_path"):
-        dataset = recbole_data.create_dataset(config)
+        dataset = recbole_data.create_dataset(config) if cache is None else cached_dataset(config, cache)
     _tell_of(config, f"{config['dataset']}-{type(dataset).__name__}.pth", "dataset_save_path")
     return dataset
 

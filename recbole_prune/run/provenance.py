@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shlex
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from recbole_prune.artifact import read_artifact
+from recbole_prune.data.cached import data_digest
 from recbole_prune.disk.files import WAY_OUT, read_file
 from recbole_prune.errors import ArtifactError, StoreError
 from recbole_prune.ranks import group
@@ -39,18 +39,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def data_digest(folder: Path, dataset: str) -> str:
-    """sha256 over the atomic files of a dataset, by name and content. Folders, pipes and dangling links are none."""
-    digest = hashlib.sha256()
-    entries = folder.iterdir() if folder.is_dir() else ()
-    for file in sorted(entry for entry in entries if entry.name.startswith(f"{dataset}.") and entry.is_file()):
-        digest.update(file.name.encode() + b"\0")
-        with open(file, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def require_same_data(config: Any, folder: RunFolder) -> str:

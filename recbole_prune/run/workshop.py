@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.transform import construct_transform
 from recbole.utils import EvaluatorType, ModelType, get_trainer, init_seed
 
+from recbole_prune import garbage
 from recbole_prune.anatomy.losses import batch_losses
 from recbole_prune.artifact.export import seen_by_users
 from recbole_prune.config.evaluation import check_cutoffs
@@ -61,13 +63,15 @@ class Workshop:
         steps_per_epoch: batches of an epoch, as far as they are known before one.
     """
 
+    @garbage.not_searched()
     def __init__(self, config: PruneConfig) -> None:
         self.config = config
         if config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.DECISIONTREE):
             raise NothingToPrune(f"{config['model']} is not trained by gradient: it has no weights to prune")
         init_seed(config["seed"], config["reproducibility"])
         with in_one_line(f"load the dataset {config['dataset']}"):
-            self.dataset: Dataset = create_dataset(config)
+            cache = Path(config.settings.output_dir, config["dataset"]) if config.settings.cache_dataset else None
+            self.dataset: Dataset = create_dataset(config, cache)
             getLogger().info(self.dataset)
             if self.dataset.iid_field is not None:
                 check_cutoffs(config, self.dataset.item_num)

@@ -96,7 +96,9 @@ class _Graph:
     The lists are the same but for scores that the rounding of vectors to float32 brings into another order.
     """
 
-    def __init__(self, scores: UserScores, users: ServedTable, items: ServedTable, artifact: Artifact, scale: float):
+    def __init__(
+        self, scores: UserScores, users: ServedTable, items: ServedTable, artifact: Artifact, scale: float
+    ) -> None:
         self._scores, self._tables, self._artifact, self._scale = scores, (users, items), artifact, scale
         self._ranked = 0
 

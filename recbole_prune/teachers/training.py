@@ -22,7 +22,7 @@ _DATA = ("eval_args", "load_col")
 # as the published code has them
 USUAL_STATES = 4
 _OURS = (
-    "output_dir", "prune_select", "prune_eval_mask", "recipe_notice",
+    "output_dir", "cache_dataset", "prune_select", "prune_eval_mask", "recipe_notice",
     "measure_energy", "measure_seconds", "measure_idle_seconds", "measure_latency_users",
 )  # fmt: skip
 

@@ -1,0 +1,213 @@
+"""Datasets as they are once RecBole has read, filtered and renumbered them, kept in a file that runs no code.
+
+RecBole's ``save_dataset`` pickles them. Here a file is safetensors: arrays, and JSON that says what they are
+(:mod:`recbole_prune.data.plain_values`). It is believed only if the data's files, every setting that building the
+dataset asked for, and the versions of RecBole, pandas and numpy are those it was made from; otherwise the dataset is
+built, and the file replaced. Where anything is wrong with a file, that is said and the dataset is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from logging import INFO, WARNING, getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from recbole.utils import FeatureType, ModelType
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from recbole_prune.data.plain_values import Array, Decoder, Encoder, NotPlain
+from recbole_prune.data.random_streams import have_moved, random_state
+from recbole_prune.disk.files import read_file, write_atomic
+from recbole_prune.disk.seals import read_json, sha256
+from recbole_prune.errors import StoreError, printable
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+
+SUFFIX = ".dataset.safetensors"
+_FORMAT = 1
+_DESCRIPTION = "description"
+_LONGEST_HEADER = 1 << 24
+_DIGITS = 64
+_CLASSES = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+# attributes that every run has its own of
+_OF_A_RUN = ("config", "logger")
+_TOKENS = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+# what a file may lead to whatever is in it
+_UNREADABLE = (ValueError, StoreError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+class _Outdated(Exception):
+    """A file in order, of another dataset."""
+
+
+def cached_dataset(config: Config, folder: Path) -> Dataset:
+    """The dataset of a config as RecBole's ``create_dataset`` builds it, from a file of the folder if one has it.
+
+    Args:
+        config: of the run.
+        folder: where a file for each class of datasets lies.
+    """
+    kind = _class_of(config)
+    path = folder / f"{kind.__name__}{SUFFIX}"
+    if path.exists():
+        try:
+            dataset = _read(path, kind, config)
+            _say(f"the dataset was read from {path}")
+            return dataset
+        except _Outdated as reason:
+            _say(f"{path} is replaced: {reason}")
+        except _UNREADABLE as error:
+            what = error if isinstance(error, NotPlain) else f"{type(error).__name__}: {error}"
+            _say(f"{path} cannot be read ({what}): the dataset is built, and the file replaced", WARNING)
+    streams, asked = random_state(), _Asked(config)
+    dataset = kind(asked)
+    dataset.config = config
+    try:
+        if have_moved(streams):
+            raise NotPlain("building it draws random numbers")
+        # RecBole may have downloaded the data meanwhile
+        write_atomic(path, _to_bytes(dataset, {**_origin(config, kind), "settings": asked.answers()}))
+        _say(f"the dataset is kept in {path}")
+    except (NotPlain, StoreError) as error:
+        _say(f"the dataset is not kept: {error}", WARNING)
+    return dataset
+
+
+def data_digest(folder: Path, dataset: str) -> str:
+    """sha256 over the atomic files of a dataset, by name and content. Folders, pipes and dangling links are none."""
+    digest = hashlib.sha256()
+    entries = folder.iterdir() if folder.is_dir() else ()
+    for file in sorted(entry for entry in entries if entry.name.startswith(f"{dataset}.") and entry.is_file()):
+        digest.update(file.name.encode() + b"\0")
+        with open(file, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _class_of(config: Config) -> type[Dataset]:
+    """RecBole's choice: a class that is named as the model, else that of the model's kind."""
+    classes = importlib.import_module("recbole.data.dataset")
+    own = getattr(classes, f"{config['model']}Dataset", None)
+    return own or getattr(classes, _CLASSES.get(config["MODEL_TYPE"], "Dataset"))  # type: ignore[no-any-return]
+
+
+def _origin(config: Config, kind: type[Dataset]) -> dict[str, Any]:
+    """What a dataset is built from beside settings."""
+    libraries = {name: version(name) for name in ("recbole", "pandas", "numpy")}
+    data = data_digest(Path(config["data_path"]), config["dataset"])
+    return {"format": _FORMAT, "class": f"{kind.__module__}.{kind.__qualname__}", "data": data, "versions": libraries}
+
+
+class _Asked:
+    """A config that keeps what it is asked for, while a dataset is built."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._names: set[str] = set()
+        self._attributes: list[str] = []
+
+    def __getitem__(self, name: str) -> object:
+        self._names.add(name)
+        return self._config[name]
+
+    def __contains__(self, name: str) -> bool:
+        self._names.add(name)
+        return name in self._config
+
+    def __setitem__(self, name: str, value: object) -> None:
+        self._attributes.append(f"{name}, to set it")
+        self._config[name] = value
+
+    def __getattr__(self, name: str) -> object:
+        self._attributes.append(name)
+        return getattr(self._config, name)
+
+    def answers(self) -> dict[str, str]:
+        """Every setting that was asked for, as text.
+
+        Raises:
+            NotPlain: not only settings were asked for.
+        """
+        if self._attributes:
+            raise NotPlain(f"building it asks for config.{self._attributes[0]}")
+        return {name: _answer(self._config, name) for name in sorted(self._names)}
+
+
+def _answer(config: Config, name: str) -> str:
+    return repr(config[name])
+
+
+def _to_bytes(dataset: Dataset, origin: Mapping[str, Any]) -> bytes:
+    encoder = Encoder()
+    node = encoder.encode({name: value for name, value in vars(dataset).items() if name not in _OF_A_RUN})
+    record = {"origin": origin, "dataset": node, "arrays": _digest(encoder.arrays)}
+    text = json.dumps(record).encode()
+    sealed = sha256(text).encode() + text
+    return save_safetensors({**encoder.arrays, _DESCRIPTION: np.frombuffer(sealed, np.uint8)})
+
+
+def _digest(arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, kind: type[Dataset], config: Config) -> Dataset:
+    arrays = _load(read_file(path))
+    sealed = arrays.pop(_DESCRIPTION).tobytes()
+    record = read_json(sealed[_DIGITS:])
+    if sha256(sealed[_DIGITS:]).encode() != sealed[:_DIGITS] or record["arrays"] != _digest(arrays):
+        raise NotPlain("it is damaged")
+    answers = record["origin"].pop("settings")
+    if record["origin"] != _origin(config, kind):
+        raise _Outdated("it was made from other files, or by other versions of RecBole, pandas or numpy")
+    for name, answer in answers.items():
+        if _answer(config, name) != answer:
+            raise _Outdated(f"it was made with {name}={answer}, and here it is {_answer(config, name)}")
+    return _restore(kind, Decoder(arrays).decode(record["dataset"]), config)
+
+
+def _load(data: bytes) -> dict[str, Array]:
+    if int.from_bytes(data[:8], "little") > _LONGEST_HEADER:
+        raise NotPlain("it is no safetensors file")
+    try:
+        return load_safetensors(data)
+    except SafetensorError as error:
+        raise NotPlain(str(error)) from error
+
+
+def _restore(kind: type[Dataset], attributes: dict[str, Any], config: Config) -> Dataset:
+    dataset = object.__new__(kind)
+    vars(dataset).update(attributes, config=config, logger=getLogger())
+    tokens = {field for field, of_type in dataset.field2type.items() if of_type in _TOKENS}
+    for field in {*tokens, dataset.uid_field, dataset.iid_field} - {None}:
+        _check_ids(dataset, field)
+    return dataset
+
+
+def _check_ids(dataset: Dataset, field: str) -> None:
+    """Refuse ids that a table of the field's tokens has no row for."""
+    for name in dataset.feat_name_list:
+        frame = getattr(dataset, name)
+        if field in frame:
+            ids = frame[field].to_numpy()
+            ids = np.concatenate(list(ids)) if ids.dtype == object and len(ids) else ids
+            if len(ids) and not 0 <= ids.min() <= ids.max() < dataset.num(field):
+                raise NotPlain(f"{name} has ids from {ids.min()} to {ids.max()} of {dataset.num(field)} in {field}")
+
+
+def _say(text: str, level: int = INFO) -> None:
+    getLogger("recbole_prune").log(level, printable(text))
