@@ -17,8 +17,9 @@ import recbole_prune
 PACKAGE = Path(recbole_prune.__file__).parent
 # a room or a file of the top level may import what stands before it, never what stands after it
 ORDER = (
-    "errors signals processes methods ranks disk compat sparse anatomy masking data scoring models config artifact "
-    "serving metering training run teachers distillers pruners report tuition quick_start bench compare commands cli"
+    "errors signals garbage processes methods ranks disk compat sparse anatomy masking data scoring models config "
+    "artifact serving metering training run teachers distillers pruners report tuition quick_start bench compare "
+    "commands cli"
 ).split()
 FACADE = "__init__"  # imports on first use
 WITHOUT_TORCH = [

@@ -8,7 +8,7 @@ again; numpy's single texts become Python's.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,7 @@ class Encoder:
             raise NotPlain(f"an index of {index.dtype}")
         return self.encode(index.to_numpy())
 
-    def _texts(self, texts: Any) -> list[str]:
+    def _texts(self, texts: Iterable[str]) -> list[str]:
         coded = [text.encode("utf-8", "surrogatepass") for text in texts]
         lengths = np.fromiter(map(len, coded), np.int64, len(coded))
         return [self._array(np.frombuffer(b"".join(coded), np.uint8)), self._array(lengths)]
