@@ -21,9 +21,13 @@ def _as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("forever", [False, True])
 def test_searches_go_on_afterwards_also_after_an_error(forever: bool) -> None:
-    with pytest.raises(KeyError), garbage.not_searched(forever):
-        assert not gc.isenabled()
-        raise KeyError
+    def fail() -> None:
+        with garbage.not_searched(forever):
+            assert not gc.isenabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert gc.isenabled() and bool(gc.get_freeze_count()) == forever
 
 
