@@ -18,9 +18,11 @@ from recbole_prune import run_recbole_prune
 from recbole_prune.errors import PruneError
 from recbole_prune.ranks import group
 from recbole_prune.ranks.gradients import GradientSums
+from recbole_prune.sparse.entries import nonzero_entries
 from recbole_prune.training.trainer import MaskAwareTrainer
 
 _epochs: list[dict[str, Any]] = []
+_waited: list[int] = []
 
 
 def _digest(tensors: list[torch.Tensor]) -> str:
@@ -31,8 +33,15 @@ def _digest(tensors: list[torch.Tensor]) -> str:
 
 
 def _watch() -> None:
-    """Note weights, masks and random streams of this process after every epoch."""
-    train = MaskAwareTrainer._train_epoch
+    """Note weights, masks and random streams of this process after every epoch, and how many tables' rows waited."""
+    train, lazy_tables = MaskAwareTrainer._train_epoch, MaskAwareTrainer._lazy_tables
+
+    def counted(self: MaskAwareTrainer) -> list[Any]:
+        found = lazy_tables(self)
+        _waited.append(len(found))
+        return found
+
+    MaskAwareTrainer._lazy_tables = counted
 
     def noted(self: MaskAwareTrainer, *args: Any, **kwargs: Any) -> Any:
         losses = train(self, *args, **kwargs)
@@ -46,6 +55,7 @@ def _watch() -> None:
         _epochs.append(
             {
                 "losses": losses,
+                "waited": _waited.pop(),
                 "weights": _digest(list(self.model.parameters())),
                 "moments": _digest([moment + 0.0 for moment in moments]),
                 "masks": None if masks is None else hashlib.sha256(masks.to_bytes()).hexdigest(),
@@ -60,7 +70,7 @@ def sums_are_right() -> bool:
     """Whether sums of gradients are those of dense ones, the same in every process; five batches of changing sizes."""
     shapes = [(400, 60), (50_000,), (30, 7), (3,), (700, 40)]
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    sums = GradientSums(parameters, [parameters[number] for number in (0, 1, 2, 4)])
+    sums = GradientSums(parameters, [parameters[number] for number in (0, 1, 2, 4)], nonzero_entries)
     for batch, density in enumerate((0.01, 0.2, 0.001, 0.9, 0.05)):
         made: list[list[torch.Tensor | None]] = []
         for process in range(group.count()):
@@ -84,6 +94,61 @@ def sums_are_right() -> bool:
     return True
 
 
+class ReadByRows:
+    """A table whose rows are read, as a loss would, in a batch of which every process knows what all have."""
+
+    is_open = True
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.parameter = torch.nn.Parameter(torch.zeros(rows, width))
+        self.caught_up: list[int] = []
+        self._ids, self._rows = torch.zeros(0, dtype=torch.int64), torch.zeros(0, width)
+
+    def set(self, ids: torch.Tensor, rows: torch.Tensor, kind: str) -> None:
+        """Rows that are read, with a gradient of rows, of all, or none."""
+        self.caught_up.clear()
+        gradient = torch.sparse_coo_tensor(ids[None], rows, self.parameter.shape)
+        self.parameter.grad = {"rows": gradient, "whole": gradient.to_dense(), "none": None}[kind]
+        self._ids, self._rows = ids, rows if kind == "rows" else torch.zeros_like(rows)
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._ids, self._rows
+
+    def catch_up(self, ids: torch.Tensor) -> None:
+        self.caught_up += ids.tolist()
+
+
+def sums_of_rows_are_right() -> bool:
+    """Whether gradients of rows are added up where every process has such, and whole ones where one has all of it."""
+    table, other = ReadByRows(300, 70), torch.nn.Parameter(torch.zeros(5))
+    sums = GradientSums([table.parameter, other], [table.parameter], nonzero_entries)
+    sums.read_by_rows([table])
+    kinds = ["rows", "whole", "none"]
+    for batch, of_processes in enumerate([(first, second) for first in kinds for second in kinds]):
+        generator, made = torch.Generator().manual_seed(batch), []
+        for kind in of_processes:
+            ids = torch.randint(300, (3 + batch,), generator=generator)
+            made.append((ids, torch.randn(len(ids), 70, generator=generator), kind))
+        table.set(*made[group.rank()])
+        other.grad = torch.ones(5)
+        sums.add_up(is_finite=True)
+        expected = torch.zeros(300, 70)
+        for ids, rows, kind in made:
+            if kind != "none":
+                expected += torch.zeros(300, 70).index_add_(0, ids, rows)
+        found, read = table.parameter.grad, torch.cat([ids for ids, *_ in made]).tolist()
+        if not torch.equal(other.grad, torch.full((5,), 2.0)):
+            return False
+        if table.caught_up != ([] if "whole" in of_processes else read):
+            return False
+        if found is None or set(of_processes) == {"none"}:
+            if found is not None or set(of_processes) != {"none"}:
+                return False
+        elif found.is_sparse == ("whole" in of_processes) or not torch.allclose(found.to_dense(), expected, atol=1e-6):
+            return False
+    return True
+
+
 def main(cases: list[dict[str, Any]], out: Path) -> None:
     """Run every case; the notes are a JSON file for each process."""
     torch.set_num_threads(1)
@@ -102,7 +167,7 @@ def main(cases: list[dict[str, Any]], out: Path) -> None:
         except PruneError as error:
             notes.append({"error": str(error), "epochs": list(_epochs)})
     if group.count() > 1:
-        notes.append({"sums": sums_are_right()})
+        notes.append({"sums": sums_are_right(), "sums of rows": sums_of_rows_are_right()})
     out.with_suffix(f".{group.rank()}.json").write_text(json.dumps(notes))
 
 

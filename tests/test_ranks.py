@@ -29,9 +29,12 @@ from recbole_prune.errors import ConfigError
 from recbole_prune.pruners import PRUNERS, get_pruner
 from recbole_prune.ranks import group
 from recbole_prune.ranks.launcher import Ranks
+from recbole_prune.sparse.compiling import available
 
 # these draw or normalise by the rows of a part, or by its norm, so that only the processes are equal to each other
 OWN_DRAWS = ["SASRec", "CKE", "MultiVAE"]
+# Adam leaves rows of their tables for later in a dense training
+ROWS_WAIT = ["BPR", "FPMC"]
 SAD = {"distill_teacher_model": "BPR"}
 
 
@@ -45,6 +48,8 @@ def cases(data: Path) -> list[dict[str, Any]]:
         found.append({**settings_of("dsl", model, data), "model": model, "epochs": 1})
     found.append({**settings_of("imp", "BPR", data), "model": "BPR", "prune_rewind": "late", "prune_rewind_epoch": 1})
     found.append({**settings_of("imp", "BPR", data), "model": "BPR", "clip_grad_norm": {"max_norm": 0.01}})
+    for model in ROWS_WAIT:  # small batches of large tables
+        found.append({**settings_of("omp", model, data), "model": model, "train_batch_size": 16, "epochs": 3})
     return [{**case, "dataset": DATASET, "measure_latency_users": 0} for case in found]
 
 
@@ -83,7 +88,8 @@ def of_case(notes: dict[str, list[Any]], number: int) -> list[dict[str, Any]]:
 
 
 def labels() -> list[str]:
-    return [*PRUNERS, "LightGCN", *OWN_DRAWS, "late rewinding", "clipping"]
+    by_rows = [f"{model} by rows" for model in ROWS_WAIT]
+    return [*PRUNERS, "LightGCN", *OWN_DRAWS, "late rewinding", "clipping", *by_rows]
 
 
 @pytest.mark.multiprocess
@@ -106,7 +112,15 @@ def test_processes_are_equal_to_each_other_and_to_one(label: str, notes: dict[st
 def test_sums_of_gradients(notes: dict[str, list[Any]]) -> None:
     """Tables of which much, little and nothing is touched, small tensors, some without a gradient in one process."""
     for name in ("0 of 2", "1 of 2"):
-        assert notes[name][-1] == {"sums": True}
+        assert notes[name][-1] == {"sums": True, "sums of rows": True}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(not available(), reason="the loops need numba")
+@pytest.mark.parametrize("model", ROWS_WAIT)
+def test_rows_of_tables_wait_in_every_process(model: str, notes: dict[str, list[Any]]) -> None:
+    for found in of_case(notes, labels().index(f"{model} by rows")):
+        assert found["epochs"][0]["waited"] >= 2, "no table is large enough for its batches"
 
 
 # ---- the command

@@ -1,21 +1,43 @@
 """Sums of gradients over the processes of a run.
 
-Of the gradient of a table a batch touches few entries, so on a CPU processes send each other these entries. All of them
-add in the order of the processes, so that every one has the same sum bit for bit.
+Of the gradient of a table a batch touches few entries, so on a CPU processes send each other these entries, or the rows
+that they have read. All of them add in the order of the processes, so that every one has the same sum bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 
 from recbole_prune.ranks import group
+from recbole_prune.ranks.exchange import Exchange
 
 _LEAST_ENTRIES = 1 << 14  # a smaller tensor goes as it is
 _MOST_POSITIONS = 2**31
-_ROOM = 1.25  # beyond what the batch before needed
 _DENSEST = 0.4  # an entry with its position takes two numbers
+_ABSENT, _WHOLE, _OF_ROWS = range(3)  # what a process has of a gradient
+
+Entries = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class RowTable(Protocol):
+    """A table that training reads by rows, and whose gradient is one of rows unless somebody has read all of it."""
+
+    @property
+    def parameter(self) -> torch.Tensor:
+        """The table."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether that is still so."""
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows that were read since the last step, int64, and their gradients; a row may come several times."""
+
+    def catch_up(self, ids: torch.Tensor) -> None:
+        """Do to rows what reading them does."""
 
 
 class GradientSums:
@@ -24,12 +46,15 @@ class GradientSums:
     Args:
         parameters: in the same order in every process.
         tables: those of them of whose gradients most entries are 0.
+        entries: positions, int32, and values of the entries of a vector that are not 0.
     """
 
-    def __init__(self, parameters: Iterable[torch.Tensor], tables: Iterable[torch.Tensor]) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor], tables: Iterable[torch.Tensor], entries: Entries) -> None:
         wanted = {id(table) for table in tables}
         self._all = list(dict.fromkeys(parameters))
+        self._find, self._exchange = entries, Exchange()
         self._sparse: list[torch.Tensor] = []
+        self._by_rows: dict[int, RowTable] = {}
         positions = 0
         for parameter in self._all:
             size = parameter.numel()
@@ -37,7 +62,10 @@ class GradientSums:
             if id(parameter) in wanted and fits and size >= _LEAST_ENTRIES and positions + size < _MOST_POSITIONS:
                 self._sparse.append(parameter)
                 positions += size
-        self._capacity = 1024
+
+    def read_by_rows(self, tables: Iterable[RowTable]) -> None:
+        """From now on the sums for these tables, float32 on a CPU, are gradients of rows too."""
+        self._by_rows = {id(table.parameter): table for table in tables}
 
     def add_up(self, is_finite: bool) -> bool:
         """Replace every gradient by the sum of all processes'.
@@ -50,67 +78,88 @@ class GradientSums:
         Returns:
             whether all of them said so.
         """
-        messages = self._exchange(is_finite)
-        size = 1 + len(self._all)
-        heads = [message[:size].tolist() for message in messages]
-        present = [any(there) for there in list(zip(*heads))[1:]]
+        heads, entries, rows = self._of_all(is_finite)
+        kinds = list(zip(*heads))[1:]
+        if self._make_whole(kinds):  # where one process has rows of a gradient, and another all of it
+            heads, entries, rows = self._of_all(is_finite)
+            kinds = list(zip(*heads))[1:]
+        self._add_rows(rows, {id(each): kind for each, kind in zip(self._all, kinds)})
+        if max(len(positions) for positions, _ in entries) > _DENSEST * sum(table.numel() for table in self._sparse):
+            self._sparse = []  # a graph spreads gradients over whole tables
+        whole = [each for each, kind in zip(self._all, kinds) if _WHOLE in kind]
+        self._add_sparse(entries, set(map(id, whole)))
         sparse = set(map(id, self._sparse))
-        dense = [each for each, there in zip(self._all, present) if there and id(each) not in sparse]
-        self._add_sparse(
-            [message[size:] for message in messages],
-            {id(each) for each, there in zip(self._all, present) if there},
-        )
-        self._add_dense(dense)
+        self._add_dense([each for each in whole if id(each) not in sparse])
         return all(head[0] for head in heads)
+
+    def _kind(self, parameter: torch.Tensor) -> int:
+        if parameter.grad is None:
+            return _ABSENT
+        return _OF_ROWS if id(parameter) in self._by_rows and parameter.grad.is_sparse else _WHOLE
+
+    def _make_whole(self, kinds: Sequence[tuple[int, ...]]) -> bool:
+        mixed = [each for each, kind in zip(self._all, kinds) if {_WHOLE, _OF_ROWS} <= set(kind)]
+        for parameter in mixed:
+            if parameter.grad is not None:
+                _dense(parameter)
+        return bool(mixed)
+
+    def _of_all(
+        self, is_finite: bool
+    ) -> tuple[list[list[int]], list[tuple[torch.Tensor, torch.Tensor]], list[list[torch.Tensor]]]:
+        """Of every process whether its loss is finite and what it has of gradients; entries; ids and rows of tables."""
+        head = torch.tensor([int(is_finite), *map(self._kind, self._all)], dtype=torch.int32)
+        parts = [head, *self._entries()]
+        for table in self._by_rows.values():
+            parts += self._rows_of(table)
+        messages = self._exchange.of_all(parts)
+        return (
+            [message[0].tolist() for message in messages],
+            [(message[1], message[2].view(torch.float32)) for message in messages],
+            [message[3:] for message in messages],
+        )
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+
+    def _rows_of(self, table: RowTable) -> tuple[torch.Tensor, torch.Tensor]:
+        if not table.is_open or self._kind(table.parameter) == _WHOLE:
+            return torch.zeros(0, dtype=torch.int32), torch.zeros(0)
+        ids, rows = table.read()
+        return ids.int(), rows.reshape(-1)
+
+    def _add_rows(self, of_processes: Sequence[Sequence[torch.Tensor]], kinds: Mapping[int, tuple[int, ...]]) -> None:
+        """Give tables the rows of all processes.
+
+        A row that only some of them have read has waited for its steps elsewhere, which at once are not, bit for bit,
+        what they are one after the other: so all processes step all rows that any has read.
+        """
+        for number, table in enumerate(self._by_rows.values()):
+            parameter, kind = table.parameter, kinds[id(table.parameter)]
+            parts = [message[2 * number : 2 * number + 2] for message in of_processes]
+            ids = torch.cat([ids for ids, _ in parts]).long()
+            if _WHOLE in kind or not len(ids):
+                continue
+            table.catch_up(ids)
+            if _OF_ROWS not in kind:
+                continue
+            rows = torch.cat([rows for _, rows in parts]).view(torch.float32).view(len(ids), parameter.shape[1])
+            parameter.grad = torch.sparse_coo_tensor(ids[None], rows, parameter.shape, check_invariants=False)
 
     # ---- entries with their positions --------------------------------------------------------------------------------
 
-    def _exchange(self, is_finite: bool) -> list[torch.Tensor]:
-        """Everybody's message, int32: finite, present gradients, how many entries, positions, values.
-
-        Where one is too long for the room there is, all send again with more.
-        """
-        head = [int(is_finite), *(int(each.grad is not None) for each in self._all)]
-        positions, values = self._entries()
-        start = len(head) + 1
-        while True:
-            own = torch.empty(start + 2 * self._capacity, dtype=torch.int32)
-            own[: len(head)] = torch.tensor(head, dtype=torch.int32)
-            own[len(head)] = len(positions)
-            if len(positions) <= self._capacity:
-                own[start : start + len(positions)] = positions
-                own[start + self._capacity : start + self._capacity + len(values)] = values.view(torch.int32)
-            all_of_them = own.new_empty(group.count(), len(own))
-            group.gather_tensors(list(all_of_them), own)
-            longest = int(all_of_them[:, len(head)].max())
-            if longest <= self._capacity:
-                return list(all_of_them)
-            if longest > _DENSEST * sum(table.numel() for table in self._sparse):
-                self._sparse, self._capacity = [], 0  # a graph spreads gradients over whole tables
-                return self._exchange(is_finite)
-            self._capacity = int(_ROOM * longest)
-
     def _entries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions among the entries of all tables, int32, and values of the entries that are not 0."""
-        positions, values, start = [], [], 0
+        positions, values, start = [torch.zeros(0, dtype=torch.int32)], [torch.zeros(0)], 0
         for table in self._sparse:
-            if table.grad is not None:
-                flat = _dense(table).view(-1)
-                found = torch.nonzero(flat).view(-1)
-                values.append(flat.index_select(0, found))
-                positions.append(found.add_(start).int())
+            if self._kind(table) == _WHOLE:
+                found, of_table = self._find(_dense(table).view(-1))
+                positions.append(found.add_(start))
+                values.append(of_table)
             start += table.numel()
-        if not positions:
-            return torch.zeros(0, dtype=torch.int32), torch.zeros(0)
         return torch.cat(positions), torch.cat(values)
 
-    def _add_sparse(self, entries: Sequence[torch.Tensor], present: set[int]) -> None:
+    def _add_sparse(self, entries: Sequence[tuple[torch.Tensor, torch.Tensor]], present: set[int]) -> None:
         """Write the sums of entries into the gradients of tables."""
-        room = (len(entries[0]) - 1) // 2
-        parts = []
-        for message in entries:
-            held = int(message[0])
-            parts.append((message[1 : 1 + held], message[1 + room : 1 + room + held].view(torch.float32)))
         own, start = group.rank(), 0
         for table in self._sparse:
             stop = start + table.numel()
@@ -118,14 +167,13 @@ class GradientSums:
                 if table.grad is None:
                     table.grad = torch.zeros_like(table)
                 flat = table.grad.view(-1)
-                of_table = [_between(part, start, stop) for part in parts]
+                of_table = [_between(part, start, stop) for part in entries]
                 if len(of_table) == 2:  # the sum of two is the same in any order
                     flat.index_add_(0, *of_table[1 - own])
-                    start = stop
-                    continue
-                flat.index_fill_(0, of_table[own][0], 0.0)
-                for positions, values in of_table:
-                    flat.index_add_(0, positions, values)
+                else:
+                    flat.index_fill_(0, of_table[own][0], 0.0)
+                    for positions, values in of_table:
+                        flat.index_add_(0, positions, values)
             start = stop
 
     # ---- whole tensors -----------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class LazyTable:
         rows = len(self.parameter)
         self._made = np.zeros(rows, np.int32)
         self._place = np.full(rows, -1, np.int32)
+        self._looked_up: list[torch.Tensor] = []
         self.is_open = True
         module.__class__ = _ReadByRows
         module._lazy = self  # type: ignore[assignment]
@@ -85,6 +86,22 @@ class LazyTable:
         if self._steps:
             self._run("catch_up", ids.detach().reshape(-1).numpy())
 
+    def note(self, ids: torch.Tensor) -> None:
+        """Rows ``ids`` are read."""
+        self.catch_up(ids)
+        self._looked_up.append(ids.detach().reshape(-1))
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows that were read since the last step and their gradients, 0 where they have none; one may come again."""
+        ids = torch.cat([torch.zeros(0, dtype=torch.int64), *self._looked_up])
+        gradient = self.parameter.grad
+        if gradient is None:
+            return ids, self.parameter.new_zeros(len(ids), self.parameter.shape[1])
+        found, rows = gradient._indices()[0], gradient._values()
+        if len(found) == len(ids):  # every lookup has one
+            return found, rows
+        return torch.cat([found, ids]), torch.cat([rows, rows.new_zeros(len(ids), rows.shape[1])])
+
     def close(self) -> None:
         """Make all steps that any row has missed, and be an ordinary embedding again."""
         if not self.is_open:
@@ -101,6 +118,7 @@ class LazyTable:
         from recbole_prune.sparse.adam_kernels import advance
 
         gradient = self.parameter.grad
+        self._looked_up.clear()
         if gradient is None:
             return
         # whoever made it has read the whole table; past `weight` (a regulariser over `parameters()`) that is seen here,
@@ -160,7 +178,7 @@ class _Context(Protocol):
 class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, weight: torch.Tensor, ids: torch.Tensor, table: LazyTable) -> torch.Tensor:
-        table.catch_up(ids)
+        table.note(ids)
         ctx.ids, ctx.shape, ctx.padding = ids.reshape(1, -1), weight.shape, table.module.padding_idx
         return nn.functional.embedding(ids, weight)
 
@@ -215,10 +233,10 @@ def _is_plain_adam(group: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def rows_wait(tables: Sequence[LazyTable], optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def rows_wait(tables: Sequence[LazyTable], optimizer: torch.optim.Optimizer) -> Iterator[Sequence[LazyTable]]:
     """While it is open, steps of the optimizer leave rows of the tables for later; afterwards none is missing."""
     if not tables:
-        yield
+        yield tables
         return
 
     def step(*_: object) -> None:
@@ -227,7 +245,7 @@ def rows_wait(tables: Sequence[LazyTable], optimizer: torch.optim.Optimizer) -> 
 
     handle = optimizer.register_step_pre_hook(step)
     try:
-        yield
+        yield tables
     finally:
         handle.remove()
         for table in tables:

@@ -23,6 +23,7 @@ from recbole_prune.masking.masks import MaskSet
 from recbole_prune.ranks import group
 from recbole_prune.ranks.gradients import GradientSums
 from recbole_prune.sparse.compact import compact_modules
+from recbole_prune.sparse.entries import nonzero_entries
 from recbole_prune.training import codec
 from recbole_prune.training import state as states
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from recbole.config import Config
     from recbole.data.dataloader import AbstractDataLoader
 
+    from recbole_prune.training.lazy_adam import LazyTable
     from recbole_prune.training.model import MaskAware
     from recbole_prune.training.session import Session
 
@@ -92,9 +94,14 @@ class Replicas:
             for settings in optimizer.param_groups
             for parameter in settings["params"]
         ]
-        self._sums = GradientSums([*model.parameters(), *stepped, *self._added], tables)
+        self._sums = GradientSums([*model.parameters(), *stepped, *self._added], tables, nonzero_entries)
         self._rows = OwnRows(loader, group.rank(), group.count(), sums=self._sums_rows)
         return self._rows
+
+    def read_by_rows(self, tables: Iterable[LazyTable]) -> None:
+        """What rows of tables wait in this epoch, in every process."""
+        assert self._sums is not None, "the epoch has begun"
+        self._sums.read_by_rows(tables)
 
     def watch(self, loss: torch.Tensor) -> None:
         """Have the gradients added up at the end of the backward pass that begins at a loss."""

@@ -148,7 +148,9 @@ class MaskAwareTrainer(Resumable, _Trainer):
         if self._replicas is not None:
             train_data = self._replicas.begin_epoch(train_data)
         start = perf_counter()
-        with session.meter.window("train"), rows_wait(self._lazy_tables(), self.optimizer):
+        with session.meter.window("train"), rows_wait(self._lazy_tables(), self.optimizer) as waiting:
+            if self._replicas is not None:
+                self._replicas.read_by_rows(waiting)
             losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
             if self._replicas is not None:
                 losses = self._replicas.end_epoch(losses)
@@ -161,7 +163,7 @@ class MaskAwareTrainer(Resumable, _Trainer):
 
     def _lazy_tables(self) -> list[LazyTable]:
         """Those whose rows may wait: nothing but the loss of a batch and the optimizer sees them in an epoch."""
-        seen = self._replicas or self.session.parts or self.clip_grad_norm or self.enable_amp or self.enable_scaler
+        seen = self.session.parts or self.clip_grad_norm or self.enable_amp or self.enable_scaler
         if seen or not self.session.fused or len(set(map(id, states.optimizers_of(self).values()))) > 1:
             return []
         return lazy_tables(self.model, self.optimizer, self.config["train_batch_size"], self.model.masked_parameters)
