@@ -7,7 +7,7 @@ that they have read. All of them add in the order of the processes, so that ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -16,10 +16,29 @@ from recbole_prune.ranks.exchange import Exchange
 
 _LEAST_ENTRIES = 1 << 14  # a smaller tensor goes as it is
 _MOST_POSITIONS = 2**31
+_MOST_CARRIED = 1 << 23  # more numbers go through gloo, which divides the work
 _DENSEST = 0.4  # an entry with its position takes two numbers
 _ABSENT, _WHOLE, _OF_ROWS = range(3)  # what a process has of a gradient
 
 Entries = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Said(NamedTuple):
+    """What the processes have told each other.
+
+    Attributes:
+        all_finite: whether every loss is.
+        kinds: of every parameter, what each process has of its gradient.
+        entries: of every process, positions and values.
+        rows: of every process, ids and rows of each table.
+        carried: of every process, whole gradients.
+    """
+
+    all_finite: bool
+    kinds: list[tuple[int, ...]]
+    entries: list[tuple[torch.Tensor, torch.Tensor]]
+    rows: list[list[torch.Tensor]]
+    carried: list[list[torch.Tensor]]
 
 
 class RowTable(Protocol):
@@ -58,7 +77,7 @@ class GradientSums:
         positions = 0
         for parameter in self._all:
             size = parameter.numel()
-            fits = parameter.dtype == torch.float32 and parameter.device.type == "cpu" and parameter.is_contiguous()
+            fits = _is_on_cpu(parameter) and parameter.is_contiguous()
             if id(parameter) in wanted and fits and size >= _LEAST_ENTRIES and positions + size < _MOST_POSITIONS:
                 self._sparse.append(parameter)
                 positions += size
@@ -78,19 +97,19 @@ class GradientSums:
         Returns:
             whether all of them said so.
         """
-        heads, entries, rows = self._of_all(is_finite)
-        kinds = list(zip(*heads))[1:]
-        if self._make_whole(kinds):  # where one process has rows of a gradient, and another all of it
-            heads, entries, rows = self._of_all(is_finite)
-            kinds = list(zip(*heads))[1:]
-        self._add_rows(rows, {id(each): kind for each, kind in zip(self._all, kinds)})
+        said = self._of_all(is_finite)
+        if self._make_whole(said.kinds):  # where one process has rows of a gradient, and another all of it
+            said = self._of_all(is_finite)
+        self._add_rows(said.rows, {id(each): kind for each, kind in zip(self._all, said.kinds)})
+        whole = [each for each, kind in zip(self._all, said.kinds) if _WHOLE in kind]
+        self._add_carried(said.carried, set(map(id, whole)))
+        carried, entries = set(map(id, self._carried())), said.entries
         if max(len(positions) for positions, _ in entries) > _DENSEST * sum(table.numel() for table in self._sparse):
             self._sparse = []  # a graph spreads gradients over whole tables
-        whole = [each for each, kind in zip(self._all, kinds) if _WHOLE in kind]
         self._add_sparse(entries, set(map(id, whole)))
-        sparse = set(map(id, self._sparse))
-        self._add_dense([each for each in whole if id(each) not in sparse])
-        return all(head[0] for head in heads)
+        done = {*carried, *map(id, self._sparse)}
+        self._add_dense([each for each in whole if id(each) not in done])
+        return said.all_finite
 
     def _kind(self, parameter: torch.Tensor) -> int:
         if parameter.grad is None:
@@ -104,19 +123,23 @@ class GradientSums:
                 _dense(parameter)
         return bool(mixed)
 
-    def _of_all(
-        self, is_finite: bool
-    ) -> tuple[list[list[int]], list[tuple[torch.Tensor, torch.Tensor]], list[list[torch.Tensor]]]:
-        """Of every process whether its loss is finite and what it has of gradients; entries; ids and rows of tables."""
+    def _of_all(self, is_finite: bool) -> _Said:
         head = torch.tensor([int(is_finite), *map(self._kind, self._all)], dtype=torch.int32)
         parts = [head, *self._entries()]
         for table in self._by_rows.values():
             parts += self._rows_of(table)
+        behind_rows = len(parts)
+        for parameter in self._carried():
+            is_whole = self._kind(parameter) == _WHOLE
+            parts.append(_dense(parameter).reshape(-1) if is_whole else torch.zeros(0))
         messages = self._exchange.of_all(parts)
-        return (
-            [message[0].tolist() for message in messages],
+        heads = [message[0].tolist() for message in messages]
+        return _Said(
+            all(head[0] for head in heads),
+            list(zip(*heads))[1:],
             [(message[1], message[2].view(torch.float32)) for message in messages],
-            [message[3:] for message in messages],
+            [message[3:behind_rows] for message in messages],
+            [message[behind_rows:] for message in messages],
         )
 
     # ---- rows --------------------------------------------------------------------------------------------------------
@@ -178,6 +201,22 @@ class GradientSums:
 
     # ---- whole tensors -----------------------------------------------------------------------------------------------
 
+    def _carried(self) -> list[torch.Tensor]:
+        """Parameters whose whole gradients go with the message, if there are any."""
+        sparse = set(map(id, self._sparse))
+        found = [each for each in self._all if id(each) not in sparse and _is_on_cpu(each)]
+        numbers = sum(each.numel() for each in found) * (group.count() - 1)
+        return found if group.have_wires() and numbers <= _MOST_CARRIED else []
+
+    def _add_carried(self, of_processes: Sequence[Sequence[torch.Tensor]], present: set[int]) -> None:
+        for number, parameter in enumerate(self._carried()):
+            if id(parameter) in present:
+                parts = [message[number].view(torch.float32) for message in of_processes]
+                total = torch.zeros(parameter.numel())
+                for part in parts:
+                    total += part if len(part) else 0.0
+                parameter.grad = total.view_as(parameter)
+
     def _add_dense(self, parameters: Sequence[torch.Tensor]) -> None:
         kinds = dict.fromkeys((each.dtype, each.device) for each in parameters)
         for kind in kinds:
@@ -194,6 +233,10 @@ class GradientSums:
             group.add_up(buffer)
             for each, total in zip(same, buffer.split([each.numel() for each in same])):
                 each.grad = total.view_as(each)
+
+
+def _is_on_cpu(parameter: torch.Tensor) -> bool:
+    return parameter.dtype == torch.float32 and parameter.device.type == "cpu"
 
 
 def _dense(parameter: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Who this process is among those of a run, and what they tell each other; a process of its own is the first of one.
 
 The environment says it, in the words of ``torchrun``: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Messages
-go through gloo, and no pickle is among them.
+go through gloo, those of every batch over wires of their own on one machine, and no pickle is among them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import distributed
 
 from recbole_prune import errors
 from recbole_prune.errors import ConfigError, PruneError
+from recbole_prune.ranks.wires import Numbers, Wires, connect
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,6 +47,7 @@ class _Place:
 _place = _Place()
 _alone = False
 _on_devices: Any = None
+_wires: Wires | None = None
 
 
 def rank() -> int:
@@ -79,7 +81,7 @@ def join() -> None:
     Raises:
         ConfigError: the environment is not whole, or nobody can be met.
     """
-    global _place
+    global _place, _wires
     if _place.count > 1 or os.environ.get("WORLD_SIZE", "1") == "1":
         return
     said = {name: os.environ.get(name, "") for name in VARIABLES}
@@ -98,16 +100,19 @@ def join() -> None:
         where, why = f"{said['MASTER_ADDR']}:{said['MASTER_PORT']}", " ".join(str(error).split())
         raise ConfigError(f"the {place.count} processes cannot meet at {where}: {why}") from error
     _place = place
+    _wires = connect(place.rank, place.count, gather)
 
 
 def leave() -> None:
     """Part, once all are ready to."""
-    global _place, _on_devices
+    global _place, _on_devices, _wires
     if _place.count > 1:
         with _others_are_there():
             distributed.barrier()
         distributed.destroy_process_group()
-        _place, _on_devices = _Place(), None
+        if _wires is not None:
+            _wires.close()
+        _place, _on_devices, _wires = _Place(), None, None
 
 
 @contextmanager
@@ -115,7 +120,7 @@ def _others_are_there() -> Iterator[None]:
     """Turn the loss of a connection into an error that the one who started the processes forestalls."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError) as error:
         time.sleep(_SECONDS_TO_BE_ENDED)
         raise RankLostError(
             f"another of the {_place.count} processes of this run ended; what is finished is kept, and the same "
@@ -272,6 +277,18 @@ def add_up(tensor: torch.Tensor) -> None:
     """Put into a tensor the sum of everybody's, in place, bit for bit the same everywhere."""
     with _others_are_there():
         distributed.all_reduce(tensor, group=_group_of(tensor))
+
+
+def have_wires() -> bool:
+    """Whether all processes are on one machine, and :func:`exchange` is for them."""
+    return _wires is not None
+
+
+def exchange(own: Numbers) -> list[Numbers]:
+    """Everybody's numbers on a CPU, in the order of the processes; the next exchange overwrites them."""
+    assert _wires is not None, "there are wires"
+    with _others_are_there():
+        return _wires.exchange(own)
 
 
 def gather_tensors(parts: Sequence[torch.Tensor], own: torch.Tensor) -> None:
