@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from recbole_prune import garbage
 from recbole_prune.signals import end_on_signals, end_with_parent
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         end_on_signals()
         end_with_parent()
+        garbage.own_process()
     from recbole_prune import commands
 
     return commands.main(argv)

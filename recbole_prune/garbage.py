@@ -10,20 +10,28 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_process_is_ours = False
+
+
+def own_process() -> None:
+    """Say that this process is a command of this package, and no program that calls it."""
+    global _process_is_ours
+    _process_is_ours = True
+
 
 @contextmanager
 def not_searched(forever: bool = False) -> Iterator[None]:
     """No search while much is made that stays; also a decorator. What was off before stays off.
 
     Args:
-        forever: later searches pass over what is there by the end. Only for a process of ours: garbage stays, too.
+        forever: in a process of our own later searches pass over what is there by the end, garbage too.
     """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if forever:
+        if forever and _process_is_ours:
             gc.freeze()
         if was_on:
             gc.enable()

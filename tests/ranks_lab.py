@@ -151,12 +151,12 @@ def sums_of_rows_are_right() -> bool:
 
 def main(cases: list[dict[str, Any]], out: Path) -> None:
     """Run every case; the notes are a JSON file for each process."""
-    torch.set_num_threads(1)
     _watch()
     notes = []
     for case in cases:
         _epochs.clear()
         settings = dict(case)
+        torch.set_num_threads(settings.pop("threads", [1, 1])[group.rank()])
         try:
             found = run_recbole_prune(settings.pop("model"), settings.pop("dataset"), config_dict=settings)
             tickets = [

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import shutil
+import tracemalloc
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marks import slow_but
-from recbole.data.interaction import Interaction
+from recbole.data.dataset import Dataset
 from recbole.utils import FeatureSource, FeatureType
 from safetensors.numpy import load, load_file, save
 from test_plain_equality import our_run
@@ -41,6 +42,10 @@ OF_EVERY_CLASS = {
     "KSR": "KSRDataset",
 }
 RUN = ("config", "logger")
+ALWAYS = (
+    "inter_feat", "user_feat", "item_feat", "feat_name_list", "field2type", "field2seqlen", "field2source",
+    "field2id_token", "field2token_id", "benchmark_filename_list", "uid_field", "alias", "dataset_name",
+)  # fmt: skip
 
 
 def config_of(model: str, data: Path, **changes: Any) -> PruneConfig:
@@ -70,8 +75,6 @@ def assert_same(one: Any, other: Any, place: str = "") -> None:
         pd.testing.assert_frame_equal(one, other, check_exact=True, check_column_type="exact")
     elif isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other), place
-    elif isinstance(one, Interaction):
-        assert_same(one.interaction, other.interaction, place)
     else:
         assert one == other or (one != one and other != other), place
 
@@ -251,6 +254,19 @@ def _drop(pairs: list[list[Any]], name: str) -> None:
     pairs[:] = [pair for pair in pairs if pair[0] != name]
 
 
+def _set(record: dict[str, Any], name: str, node: Any) -> None:
+    for pair in record["dataset"][1]:
+        if pair[0] == name:
+            pair[1] = node
+
+
+def _set_in(record: dict[str, Any], name: str, key: str, node: Any) -> None:
+    """Another value in a dict, as pairs whatever it was written as."""
+    fields = ["user_id", "item_id"]
+    others = {"field2seqlen": 1, "field2type": ["enum", "FeatureType", "TOKEN", 10**6 + 1]}
+    _set(record, name, ["dict", [[each, node if each == key else others[name]] for each in fields], 10**6 + 2])
+
+
 def _put(array: np.ndarray, value: int) -> None:
     array[0] = value
 
@@ -258,13 +274,23 @@ def _put(array: np.ndarray, value: int) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r, a: _put(a[ids_of(r, "user_id")], 10**6), "inter_feat has ids from 1 to 1000000 of"),
-        (lambda r, a: _put(a[ids_of(r, "item_id")], -1), "inter_feat has ids from -1 to"),
+        (lambda r, a: _put(a[ids_of(r, "user_id")], 10**6), "user_id has ids from 1 to 1000000, and there are 121"),
+        (lambda r, a: _put(a[ids_of(r, "item_id")], -1), "item_id has ids from -1 to 240, and there are 241"),
         (lambda r, a: r.update(dataset=["array", "0", 1]), "cannot be read"),
         (lambda r, a: r.update(dataset=["os.system", "true", 1]), "KeyError: 'os.system'"),
-        (lambda r, a: r.update(dataset=["dict", [["field2type", ["dict", [], 1]]] * 2, 0]), "has no attribute"),
-        (lambda r, a: _drop(r["dataset"][1], "inter_feat"), "has no attribute 'inter_feat'"),
-        (lambda r, a: _drop(r["dataset"][1], "field2type"), "has no attribute 'field2type'"),
+        (lambda r, a: r.update(dataset=["dict", [["field2type", ["dict", [], 1]]] * 2, 0]), "KeyError"),
+        *((lambda r, a, name=name: _drop(r["dataset"][1], name), "cannot be read") for name in ALWAYS),
+        (
+            lambda r, a: _drop(dict(map(tuple, r["dataset"][1]))["inter_feat"][2], "user_id"),
+            "inter_feat has no user_id",
+        ),
+        (lambda r, a: r["dataset"][1].append(["build", "x"]), "build cannot be"),
+        (lambda r, a: r["dataset"][1].append(["config", "x"]), "config cannot be"),
+        (lambda r, a: _set(r, "feat_name_list", ["list", [], 10**6]), "feat_name_list cannot be"),
+        (lambda r, a: _set(r, "uid_field", "item_id"), "uid_field is not what the settings say"),
+        (lambda r, a: _set(r, "dataset_path", "/"), "dataset_path is not what the settings say"),
+        (lambda r, a: _set_in(r, "field2seqlen", "item_id", 10**11), "item_id has sequences of 100000000000"),
+        (lambda r, a: _set_in(r, "field2type", "item_id", ["enum", "FeatureType", "FLOAT", 10**6]), "has no item_id"),
         (lambda r, a: r.update(origin=None), "cannot be read"),
     ],
 )
@@ -316,7 +342,6 @@ LEAVES = (
     | st.sampled_from([FeatureType.TOKEN_SEQ, FeatureSource.ITEM_ID, np.float32(0.5), np.int64(3)])
     | TEXTS.map(lambda texts: {text: number for number, text in enumerate(texts)})
     | ARRAYS.map(lambda array: pd.DataFrame({"a": array, "b": array[::-1]}, index=np.arange(len(array)) * 2))
-    | st.integers(1, 4).map(lambda size: Interaction({"a": torch.arange(size)}))
 )
 VALUES = st.recursive(
     LEAVES,
@@ -355,28 +380,83 @@ def test_other_values_are_refused(value: object) -> None:
         Encoder().encode(value)
 
 
+KINDS = "list tuple set dict counts ids array unicode texts ragged tensor frame number again enum".split()
 NODES = st.recursive(
-    st.none() | st.integers(-2, 3) | st.sampled_from(["0", "1", "again", "x"]),
-    lambda inner: st.lists(
-        inner | st.sampled_from(["list", "dict", "frame", "ragged", "texts", "unicode"]), max_size=5
-    ),
+    st.none() | st.integers(-2, 3) | st.sampled_from([*"0123x", 1 << 40]),
+    lambda inner: st.lists(inner, max_size=4) | st.builds(lambda kind, parts: [kind, *parts, 7], st.sampled_from(KINDS),
+                                                          st.lists(inner, max_size=3)),
     max_leaves=12,
-)
+)  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(node=NODES)
 def test_any_node_is_a_value_or_refused(node: Any) -> None:
+    arrays = {"0": np.arange(4), "1": np.array([1, 2, 1]), "2": np.zeros((10**9, 0)), "3": np.array([-3, 3, 4])}
+    tracemalloc.start()
     with suppress(NotPlain):
-        Decoder({"0": np.arange(4), "1": np.array([1, 2, 1])}).decode(node)
+        Decoder(arrays).decode(node)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
-def test_a_small_file_does_not_become_large() -> None:
-    arrays = {"0": np.zeros(0, np.uint8), "1": np.zeros(1000, np.int64)}
-    with pytest.raises(NotPlain, match="out of all proportion"):
-        Decoder(arrays).decode(["unicode", ["0", "1"], 1 << 40, 0])
-    frame = ["frame", 4, [["a", ["array", "0", 1]], ["b", ["again", 1]]], None, 2]
-    with pytest.raises(NotPlain, match="several places"):
-        Decoder({"0": np.arange(4)}).decode(frame)
-    with pytest.raises(NotPlain, match="KeyError"):
-        Decoder({"0": np.arange(4)}).decode(["list", [["array", "0", 1], ["array", "0", 2]], 3])
+ONE = np.arange(4)
+EMPTY = np.zeros(0, np.uint8)
+GROWING = {
+    "texts of no bytes, but wide": (["unicode", ["a", "b"], 1 << 40, 0], {"a": EMPTY, "b": np.zeros(1000, np.int64)}),
+    "a width that numpy chooses": (["unicode", ["a", "b"], 0, 0], {"a": np.full(9, 65, np.uint8), "b": np.array([9])}),
+    "texts that overlap": (["texts", ["a", "b"], 0], {"a": np.full(9, 65, np.uint8), "b": np.array([9, -9, 9])}),
+    "sequences that overlap": (["ragged", "a", "b", 0], {"a": ONE, "b": np.array([4, -4, 4])}),
+    "more than there is": (["ragged", "a", "b", 0], {"a": ONE, "b": np.array([4, 1])}),
+    "a scalar as a column": (["frame", 1 << 40, [["a", "x"]], None, 0], {}),
+    "a number as a column": (["frame", 1 << 40, [["a", ["number", "a"]]], None, 0], {"a": ONE[:1]}),
+    "a dict as a column": (["frame", 1 << 40, [["a", ["dict", [], 1]]], None, 0], {}),
+    "a column twice": (["frame", 4, [["a", ["array", "a", 1]], ["b", ["again", 1]]], None, 2], {"a": ONE}),
+    "rows without columns": (["frame", 1 << 40, [], None, 0], {}),
+    "an array twice": (["list", [["array", "a", 1], ["array", "a", 2]], 3], {"a": ONE}),
+    "an array of no bytes": (["array", "a", 1], {"a": np.zeros((1 << 40, 0))}),
+    "a key that is a tuple": (["dict", [[["tuple", [], 1], 1]], 0], {}),
+    "a tuple in a set": (["set", [["tuple", [], 1]], 0], {}),
+    "keys of counts": (["counts", ["list", [["tuple", [1, 2], 1]], 2], 0], {}),
+}
+
+
+@pytest.mark.parametrize(("node", "arrays"), GROWING.values(), ids=GROWING)
+def test_nothing_grows_beyond_its_file(node: Any, arrays: dict[str, np.ndarray]) -> None:
+    with pytest.raises(NotPlain):
+        Decoder(dict(arrays)).decode(node)
+
+
+def test_what_would_be_refused_is_not_written() -> None:
+    with pytest.raises(NotPlain, match="few of them so long"):
+        Encoder().encode(np.array(["x" * 20_000, *"abcdefgh" * 1000]))
+
+
+def test_files_that_change_while_they_are_read_are_not_kept(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tiny_data, tmp_path / "data")
+    atomic = tmp_path / "data" / DATASET / f"{DATASET}.inter"
+    config = config_of("BPR", tmp_path / "data")
+    read = Dataset._load_data
+
+    def read_and_lose_a_line(self: Dataset, *args: Any) -> None:
+        read(self, *args)
+        atomic.write_text("".join(atomic.read_text().splitlines(keepends=True)[:-1]))
+
+    monkeypatch.setattr(Dataset, "_load_data", read_and_lose_a_line)
+    cached_dataset(config, tmp_path / "cache")
+    assert "the dataset is not kept: its files changed while it was built" in caplog.text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_memory_that_does_not_suffice_is_no_reason_to_end(
+    kept: tuple[PruneConfig, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(Decoder, "decode", fail)
+    assert "cannot be read (MemoryError: )" in refusal(kept, caplog)

@@ -126,7 +126,7 @@ def test_a_finished_command_reads_the_data_once_and_opens_no_teacher(
     reads = []
     for module in (recbole_prune.run.workshop, recbole_prune.run.rebuild):
         read = module.create_dataset
-        monkeypatch.setattr(module, "create_dataset", lambda config, read=read: reads.append(config) or read(config))
+        monkeypatch.setattr(module, "create_dataset", lambda *args, read=read: reads.append(args) or read(*args))
     monkeypatch.setattr(MaskAwareTrainer, "_train_epoch", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(teacher_sources, "read_artifact", lambda *_: pytest.fail("opened"))
     assert taught(tiny_data, folder, monkeypatch) == first

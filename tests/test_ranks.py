@@ -50,6 +50,8 @@ def cases(data: Path) -> list[dict[str, Any]]:
     found.append({**settings_of("imp", "BPR", data), "model": "BPR", "clip_grad_norm": {"max_norm": 0.01}})
     for model in ROWS_WAIT:  # small batches of large tables
         found.append({**settings_of("omp", model, data), "model": model, "train_batch_size": 16, "epochs": 3})
+    # rows wait where torch has few threads, and so in one of them only
+    found.append({**settings_of("omp", "BPR", data), "model": "BPR", "train_batch_size": 16, "threads": [1, 4]})
     return [{**case, "dataset": DATASET, "measure_latency_users": 0} for case in found]
 
 
@@ -89,7 +91,7 @@ def of_case(notes: dict[str, list[Any]], number: int) -> list[dict[str, Any]]:
 
 def labels() -> list[str]:
     by_rows = [f"{model} by rows" for model in ROWS_WAIT]
-    return [*PRUNERS, "LightGCN", *OWN_DRAWS, "late rewinding", "clipping", *by_rows]
+    return [*PRUNERS, "LightGCN", *OWN_DRAWS, "late rewinding", "clipping", *by_rows, "other threads"]
 
 
 @pytest.mark.multiprocess
@@ -98,6 +100,9 @@ def test_processes_are_equal_to_each_other_and_to_one(label: str, notes: dict[st
     """Weights, moments, masks and losses after every epoch, bit for bit; metrics; up to rounding those of one."""
     one, first, second = of_case(notes, labels().index(label))
     assert "error" not in first, first
+    if label == "other threads":
+        waited = [[epoch.pop("waited") for epoch in found["epochs"]] for found in (first, second)]
+        assert waited[0][0] > 0 and not any(waited[1])
     assert first["epochs"] == second["epochs"] and first["tickets"] == second["tickets"]
     assert first["folder"].replace("of_2", "of_1") != one["folder"]  # another hash
     if label in OWN_DRAWS or (label in PRUNERS and get_pruner(label).distiller):  # attention is within a batch

@@ -176,7 +176,6 @@ class _Propagation:
             table.flags.writeable = False  # whoever asks gets the same
         return found
 
-    @cached_property
     def user_scores(self) -> UserScores:
         """What a user's vector and those of all items score, without any of them."""
         return UserScores(*self._parts)
@@ -240,7 +239,7 @@ def scores_without_vectors(users: object, items: object) -> UserScores | None:
     if not (isinstance(users, PropagatedTable) and isinstance(items, PropagatedTable)):
         return None
     of_one_graph = users.propagation is items.propagation and (users.side, items.side) == (0, 1)
-    return users.propagation.user_scores if of_one_graph else None
+    return users.propagation.user_scores() if of_one_graph else None
 
 
 def read_propagated(

@@ -2,8 +2,10 @@
 
 RecBole's ``save_dataset`` pickles them. Here a file is safetensors: arrays, and JSON that says what they are
 (:mod:`recbole_prune.data.plain_values`). It is believed only if the data's files, every setting that building the
-dataset asked for, and the versions of RecBole, pandas and numpy are those it was made from; otherwise the dataset is
-built, and the file replaced. Where anything is wrong with a file, that is said and the dataset is built.
+dataset asked for, and the versions of RecBole, pandas, numpy and this package are those it was made from; otherwise the
+dataset is built, and the file replaced. Where a file is damaged, or not such as is written here, that is said and the
+dataset is built. Hashes show damage, not forgery: who can write the file can put other data in it, but nothing that
+runs, grows out of proportion, or has ids that are no rows.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from recbole.utils import FeatureType, ModelType
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
@@ -28,6 +31,7 @@ from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.disk.files import read_file, write_atomic
 from recbole_prune.disk.seals import read_json, sha256
 from recbole_prune.errors import StoreError, printable
+from recbole_prune.ranks import group
 
 if TYPE_CHECKING:
     from recbole.config import Config
@@ -41,9 +45,14 @@ _DIGITS = 64
 _CLASSES = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
 # attributes that every run has its own of
 _OF_A_RUN = ("config", "logger")
-_TOKENS = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+# what SequentialDataset takes from settings
+_OF_SETTINGS = {"max_item_list_len": "MAX_ITEM_LIST_LENGTH", "item_list_length_field": "ITEM_LIST_LENGTH_FIELD"}
+# that are kept, of fields whose longest sequences were filtered out
+_LONGEST_SEQUENCE = 1 << 16
 # what a file may lead to whatever is in it
-_UNREADABLE = (ValueError, StoreError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+_UNREADABLE = (
+    ValueError, StoreError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError, MemoryError,
+)  # fmt: skip
 
 
 class _Outdated(Exception):
@@ -69,15 +78,17 @@ def cached_dataset(config: Config, folder: Path) -> Dataset:
         except _UNREADABLE as error:
             what = error if isinstance(error, NotPlain) else f"{type(error).__name__}: {error}"
             _say(f"{path} cannot be read ({what}): the dataset is built, and the file replaced", WARNING)
-    streams, asked = random_state(), _Asked(config)
+    streams, asked, origin = random_state(), _Asked(config), _origin(config, kind)
     dataset = kind(asked)
     dataset.config = config
     try:
         if have_moved(streams):
             raise NotPlain("building it draws random numbers")
-        # RecBole may have downloaded the data meanwhile
-        write_atomic(path, _to_bytes(dataset, {**_origin(config, kind), "settings": asked.answers()}))
-        _say(f"the dataset is kept in {path}")
+        if _origin(config, kind) != origin:
+            raise NotPlain("its files changed while it was built")
+        if group.is_first():
+            write_atomic(path, _to_bytes(dataset, {**origin, "settings": asked.answers()}))
+            _say(f"the dataset is kept in {path}")
     except (NotPlain, StoreError) as error:
         _say(f"the dataset is not kept: {error}", WARNING)
     return dataset
@@ -104,7 +115,7 @@ def _class_of(config: Config) -> type[Dataset]:
 
 def _origin(config: Config, kind: type[Dataset]) -> dict[str, Any]:
     """What a dataset is built from beside settings."""
-    libraries = {name: version(name) for name in ("recbole", "pandas", "numpy")}
+    libraries = {name: version(name) for name in ("recbole", "pandas", "numpy", "recbole-prune")}
     data = data_digest(Path(config["data_path"]), config["dataset"])
     return {"format": _FORMAT, "class": f"{kind.__module__}.{kind.__qualname__}", "data": data, "versions": libraries}
 
@@ -173,7 +184,7 @@ def _read(path: Path, kind: type[Dataset], config: Config) -> Dataset:
         raise NotPlain("it is damaged")
     answers = record["origin"].pop("settings")
     if record["origin"] != _origin(config, kind):
-        raise _Outdated("it was made from other files, or by other versions of RecBole, pandas or numpy")
+        raise _Outdated("it was made from other files, or by other versions of RecBole, pandas, numpy or recbole_prune")
     for name, answer in answers.items():
         if _answer(config, name) != answer:
             raise _Outdated(f"it was made with {name}={answer}, and here it is {_answer(config, name)}")
@@ -189,24 +200,56 @@ def _load(data: bytes) -> dict[str, Array]:
         raise NotPlain(str(error)) from error
 
 
-def _restore(kind: type[Dataset], attributes: dict[str, Any], config: Config) -> Dataset:
+def _restore(kind: type[Dataset], given: dict[str, Any], config: Config) -> Dataset:
+    """A dataset with the attributes that were kept; refused where they are not such as RecBole leaves."""
+    _require_what_settings_say(kind, given, config)
+    for name, setting in _OF_SETTINGS.items():
+        if name in given and given[name] != config[setting]:
+            raise NotPlain(f"{name} is not {setting}")
+    wrong = [name for name in given if name in _OF_A_RUN or hasattr(kind, name)]
+    frames = [name for name, value in given.items() if isinstance(value, pd.DataFrame)]
+    if wrong or set(given["feat_name_list"]) != set(frames) or not {"user_feat", "item_feat"} <= set(given):
+        raise NotPlain(f"{', '.join(wrong) or 'feat_name_list'} cannot be")
     dataset = object.__new__(kind)
-    vars(dataset).update(attributes, config=config, logger=getLogger())
-    tokens = {field for field, of_type in dataset.field2type.items() if of_type in _TOKENS}
-    for field in {*tokens, dataset.uid_field, dataset.iid_field} - {None}:
-        _check_ids(dataset, field)
+    vars(dataset).update(given, config=config, logger=getLogger())
+    for field in filter(None, (dataset.uid_field, dataset.iid_field)):
+        if field not in dataset.inter_feat or dataset.field2type[field] != FeatureType.TOKEN:
+            raise NotPlain(f"inter_feat has no {field}")
+    for name in frames:
+        for field in given[name]:
+            _check_column(dataset, field, given[name][field].to_numpy())
     return dataset
 
 
-def _check_ids(dataset: Dataset, field: str) -> None:
-    """Refuse ids that a table of the field's tokens has no row for."""
-    for name in dataset.feat_name_list:
-        frame = getattr(dataset, name)
-        if field in frame:
-            ids = frame[field].to_numpy()
-            ids = np.concatenate(list(ids)) if ids.dtype == object and len(ids) else ids
-            if len(ids) and not 0 <= ids.min() <= ids.max() < dataset.num(field):
-                raise NotPlain(f"{name} has ids from {ids.min()} to {ids.max()} of {dataset.num(field)} in {field}")
+def _require_what_settings_say(kind: type[Dataset], given: dict[str, Any], config: Config) -> None:
+    """Compare attributes with those that a dataset has before it has read anything."""
+    begun = object.__new__(kind)
+    vars(begun).update(config=config, logger=getLogger(), dataset_name=config["dataset"])
+    begun._get_preset()
+    begun._get_field_from_config()
+    for name, value in vars(begun).items():
+        if name in _OF_A_RUN:
+            continue
+        kept = given[name]
+        if isinstance(value, dict) and isinstance(kept, dict):
+            kept = {key: kept[key] for key in value}
+        if type(kept) is not type(value) or kept != value:
+            raise NotPlain(f"{name} is not what the settings say")
+
+
+def _check_column(dataset: Dataset, field: str, column: Array) -> None:
+    """Refuse ids that a table of the field's tokens has no row for, and what is of another kind than its field."""
+    of_type = dataset.field2type[field]
+    if (column.dtype == object) != (of_type in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ)):
+        raise NotPlain(f"{field} is no {of_type}")
+    longest = max([1, *map(len, column)]) if column.dtype == object else 1
+    asked = dataset.config["seq_len"] or {}
+    if not 0 <= dataset.field2seqlen[field] <= max(longest, asked.get(field, 0), _LONGEST_SEQUENCE):
+        raise NotPlain(f"{field} has sequences of {dataset.field2seqlen[field]}")
+    if of_type in (FeatureType.TOKEN, FeatureType.TOKEN_SEQ):
+        ids = np.concatenate([*column, np.zeros(0, np.int64)]) if column.dtype == object else column
+        if len(ids) and not 0 <= ids.min() <= ids.max() < dataset.num(field):
+            raise NotPlain(f"{field} has ids from {ids.min()} to {ids.max()}, and there are {dataset.num(field)}")
 
 
 def _say(text: str, level: int = INFO) -> None:

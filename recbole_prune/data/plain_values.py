@@ -1,7 +1,7 @@
 """What a RecBole dataset consists of as JSON and arrays, and back: nothing that is read can name code to run.
 
 Values are None, booleans, numbers, texts, lists, tuples, sets, dicts, RecBole's two enumerations of fields, numpy
-arrays of numbers or texts, tensors, interactions and data frames. An object that stands in several places does so
+arrays of numbers or texts, tensors and data frames. An object that stands in several places does so
 again; numpy's single texts become Python's.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 Array = NDArray[Any]
@@ -25,6 +24,7 @@ _ENUMS = {kind.__name__: kind for kind in (FeatureType, FeatureSource)}
 _SCALARS = (bool, int, float, str, type(None))
 _NUMBERS = "biuf"
 _MOST_GROWTH = 1024
+_OF_COLUMNS = ("array", "unicode", "texts", "ragged")
 
 
 class NotPlain(ValueError):
@@ -67,6 +67,8 @@ class Encoder:
         kind = type(value)
         if kind in _ENUMS.values():
             return ["enum", kind.__name__, value.name]  # type: ignore[attr-defined]
+        if kind is set and not all(type(each) in _SCALARS for each in value):  # type: ignore[attr-defined]
+            raise NotPlain("a set of other things than numbers and texts")
         if kind in (list, tuple, set):
             return [kind.__name__, [self.encode(each) for each in value]]  # type: ignore[attr-defined]
         if isinstance(value, dict) and kind is dict:
@@ -77,8 +79,6 @@ class Encoder:
             return self._ndarray(value)
         if isinstance(value, torch.Tensor) and kind is torch.Tensor and value.device.type == "cpu":
             return ["tensor", self._array(value.detach().numpy())]
-        if isinstance(value, Interaction) and kind is Interaction:
-            return ["interaction", self.encode(dict(value.interaction))]
         if isinstance(value, pd.DataFrame) and kind is pd.DataFrame:
             columns = [[self.encode(name), self._column(value[name])] for name in value.columns]
             return ["frame", len(value), columns, self._index(value.index)]
@@ -88,18 +88,26 @@ class Encoder:
         """A dict; one from many tokens to their ids takes two arrays."""
         if value and all(isinstance(key, str) and type(each) is int for key, each in value.items()):
             return ["ids", self._texts(value), self._array(np.fromiter(value.values(), np.int64, len(value)))]
+        if not all(type(key) in (*_SCALARS, np.str_) for key in value):
+            raise NotPlain("a dict with other keys than numbers and texts")
         return ["dict", [[self.encode(key), self.encode(each)] for key, each in value.items()]]
 
     def _ndarray(self, value: Array) -> list[Node]:
         if value.dtype.kind in _NUMBERS:
             return ["array", self._array(value)]
         if value.ndim == 1 and value.dtype.kind == "U":
-            return ["unicode", self._texts(value.tolist()), value.dtype.itemsize]
+            return self._unicode(value)
         if value.ndim == 1 and value.dtype == object:
             if all(type(each) is str for each in value):
                 return ["texts", self._texts(value)]
             return self._ragged(value)
         raise NotPlain(f"an array of {value.dtype}")
+
+    def _unicode(self, value: Array) -> list[Node]:
+        names = self._texts(value.tolist())
+        if value.nbytes > _MOST_GROWTH * sum(self.arrays[name].nbytes for name in names):
+            raise NotPlain(f"{len(value)} texts of {value.dtype.itemsize} bytes each, few of them so long")
+        return ["unicode", names, value.dtype.itemsize]
 
     def _ragged(self, value: Array) -> list[Node]:
         """Arrays of one dtype and of any lengths, as a column of sequences has them."""
@@ -147,16 +155,15 @@ class Decoder:
             "enum": lambda kind, name: _ENUMS[kind][name],
             "list": lambda nodes: [self.decode(node) for node in nodes],
             "tuple": lambda nodes: tuple(self.decode(node) for node in nodes),
-            "set": lambda nodes: {self.decode(node) for node in nodes},
-            "dict": lambda pairs: {self.decode(key): self.decode(node) for key, node in pairs},
-            "counts": lambda node: defaultdict(int, self.decode(node)),
-            "ids": lambda texts, ids: dict(zip(self._texts(texts), self._array(ids).tolist())),
+            "set": lambda nodes: {_scalar(node) for node in nodes},
+            "dict": lambda pairs: {_scalar(key): self.decode(node) for key, node in pairs},
+            "counts": self._counts,
+            "ids": lambda texts, ids: dict(zip(self._texts(texts), self._vector(ids).tolist())),
             "array": self._array,
             "unicode": self._unicode,
             "texts": lambda texts: _of_objects(self._texts(texts)),
-            "ragged": lambda array, lengths: _of_objects(np.split(self._array(array), self._cuts(lengths))),
+            "ragged": self._ragged,
             "tensor": lambda array: torch.from_numpy(self._array(array)),
-            "interaction": lambda node: Interaction(self.decode(node)),
             "frame": self._frame,
         }
 
@@ -171,7 +178,7 @@ class Decoder:
         try:
             kind, *parts = node
             if kind == "number":
-                return self._array(parts[0])[0]
+                return self._vector(parts[0])[0]
             if kind == "again":
                 return self._values[parts[0]]
             *parts, number = parts
@@ -181,31 +188,70 @@ class Decoder:
         return value
 
     def _array(self, name: str) -> Array:
-        return self._arrays.pop(name).copy()
+        found = self._arrays.pop(name)
+        if found.ndim != 1 and not found.size:  # no bytes, and any number of rows
+            raise NotPlain(f"an array of shape {list(found.shape)}")
+        return found.copy()
 
-    def _cuts(self, lengths: str) -> Array:
-        return np.cumsum(self._array(lengths))[:-1]
+    def _vector(self, name: str) -> Array:
+        found = self._array(name)
+        if found.ndim != 1:
+            raise NotPlain(f"an array of shape {list(found.shape)} where a list is needed")
+        return found
+
+    def _ends(self, lengths: str, total: int) -> NDArray[np.int64]:
+        """Where parts end of which an array says the lengths."""
+        found = self._vector(lengths)
+        if found.dtype != np.int64 or (found < 0).any() or (found > total).any() or int(found.sum()) != total:
+            raise NotPlain(f"lengths of parts that do not make {total}")
+        return np.cumsum(found)
 
     def _texts(self, names: list[str]) -> list[str]:
-        data, end, texts = self._array(names[0]).tobytes(), 0, []
-        for length in self._array(names[1]).tolist():
-            texts.append(data[end : end + length].decode("utf-8", "surrogatepass"))
-            end += length
+        data = self._vector(names[0]).tobytes()
+        start, texts = 0, []
+        for end in self._ends(names[1], len(data)).tolist():
+            texts.append(data[start:end].decode("utf-8", "surrogatepass"))
+            start = end
         return texts
 
     def _unicode(self, names: list[str], itemsize: int) -> Array:
         stored = sum(self._arrays[name].nbytes for name in names)
         texts = self._texts(names)
-        if itemsize * len(texts) > _MOST_GROWTH * stored:
+        if itemsize < 4 or itemsize % 4 or itemsize * len(texts) > _MOST_GROWTH * stored:
             raise NotPlain(f"{len(texts)} texts of {itemsize} bytes, out of all proportion")
         return np.array(texts, f"U{itemsize // 4}")
 
+    def _ragged(self, array: str, lengths: str) -> Array:
+        numbers = self._vector(array)
+        return _of_objects(np.split(numbers, self._ends(lengths, len(numbers))[:-1]))
+
+    def _counts(self, node: Node) -> defaultdict[Any, int]:
+        found = self.decode(node)
+        if type(found) is not dict:
+            raise NotPlain("counts that are no dict")
+        return defaultdict(int, found)
+
     def _frame(self, rows: int, columns: list[tuple[Node, Node]], index: Node) -> pd.DataFrame:
-        if any(kind == "again" for _, (kind, *_) in columns):
-            raise NotPlain("a column that stands in several places")
-        named = {self.decode(name): self.decode(column) for name, column in columns}
+        named = {}
+        for name, column in columns:
+            if column[0] not in _OF_COLUMNS:
+                raise NotPlain(f"a column that is {column[0]}")
+            values = named[name] = self.decode(column)
+            if type(name) is not str or values.shape != (rows,):
+                raise NotPlain(f"column {name} of shape {list(values.shape)} in a table of {rows} rows")
+        if not named or (index is not None and (index[0] != "array" or len(index) != 3)):
+            raise NotPlain("a table without columns, or with other numbers of rows")
         return pd.DataFrame(named, index=pd.RangeIndex(rows) if index is None else pd.Index(self.decode(index)))
 
 
+def _scalar(node: Node) -> Any:
+    if type(node) not in _SCALARS:
+        raise NotPlain("a key that is no number and no text")
+    return node
+
+
 def _of_objects(values: list[Any]) -> Array:
-    return np.fromiter(values, dtype=object, count=len(values))
+    found = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        found[place] = value
+    return found

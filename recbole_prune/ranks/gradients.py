@@ -16,7 +16,7 @@ from recbole_prune.ranks.exchange import Exchange
 
 _LEAST_ENTRIES = 1 << 14  # a smaller tensor goes as it is
 _MOST_POSITIONS = 2**31
-_MOST_CARRIED = 1 << 23  # more numbers go through gloo, which divides the work
+_MOST_CARRIED = 1 << 20  # more numbers go through gloo, which divides the work
 _DENSEST = 0.4  # an entry with its position takes two numbers
 _ABSENT, _WHOLE, _OF_ROWS = range(3)  # what a process has of a gradient
 
@@ -28,6 +28,7 @@ class _Said(NamedTuple):
 
     Attributes:
         all_finite: whether every loss is.
+        are_dense: whether some process has too many entries that are not 0 to send them.
         kinds: of every parameter, what each process has of its gradient.
         entries: of every process, positions and values.
         rows: of every process, ids and rows of each table.
@@ -35,6 +36,7 @@ class _Said(NamedTuple):
     """
 
     all_finite: bool
+    are_dense: bool
     kinds: list[tuple[int, ...]]
     entries: list[tuple[torch.Tensor, torch.Tensor]]
     rows: list[list[torch.Tensor]]
@@ -103,11 +105,11 @@ class GradientSums:
         self._add_rows(said.rows, {id(each): kind for each, kind in zip(self._all, said.kinds)})
         whole = [each for each, kind in zip(self._all, said.kinds) if _WHOLE in kind]
         self._add_carried(said.carried, set(map(id, whole)))
-        carried, entries = set(map(id, self._carried())), said.entries
-        if max(len(positions) for positions, _ in entries) > _DENSEST * sum(table.numel() for table in self._sparse):
+        done = set(map(id, self._carried()))
+        if said.are_dense:
             self._sparse = []  # a graph spreads gradients over whole tables
-        self._add_sparse(entries, set(map(id, whole)))
-        done = {*carried, *map(id, self._sparse)}
+        self._add_sparse(said.entries, set(map(id, whole)))
+        done.update(map(id, self._sparse))
         self._add_dense([each for each in whole if id(each) not in done])
         return said.all_finite
 
@@ -124,8 +126,12 @@ class GradientSums:
         return bool(mixed)
 
     def _of_all(self, is_finite: bool) -> _Said:
-        head = torch.tensor([int(is_finite), *map(self._kind, self._all)], dtype=torch.int32)
-        parts = [head, *self._entries()]
+        positions, values = self._entries()
+        are_dense = len(positions) > _DENSEST * sum(table.numel() for table in self._sparse)
+        if are_dense:  # they are not sent as entries, not even once
+            positions, values = positions[:0], values[:0]
+        head = torch.tensor([int(is_finite), int(are_dense), *map(self._kind, self._all)], dtype=torch.int32)
+        parts = [head, positions, values]
         for table in self._by_rows.values():
             parts += self._rows_of(table)
         behind_rows = len(parts)
@@ -136,7 +142,8 @@ class GradientSums:
         heads = [message[0].tolist() for message in messages]
         return _Said(
             all(head[0] for head in heads),
-            list(zip(*heads))[1:],
+            any(head[1] for head in heads),
+            list(zip(*heads))[2:],
             [(message[1], message[2].view(torch.float32)) for message in messages],
             [message[3:behind_rows] for message in messages],
             [message[behind_rows:] for message in messages],

@@ -141,7 +141,7 @@ def connect(rank: int, count: int, gather: Callable[[bytes], list[bytes]]) -> Wi
     """
     with ExitStack() as opened, _listening() as (listener, path):
         token = secrets.token_bytes(_TOKEN)
-        met = [(said[:_TOKEN], said[_TOKEN:].decode()) for said in gather(token + path.encode())]
+        met = [(said[:_TOKEN], os.fsdecode(said[_TOKEN:])) for said in gather(token + os.fsencode(path))]
         sockets: dict[int, socket.socket] = {}
         if all(place for _, place in met):
             with suppress(OSError):

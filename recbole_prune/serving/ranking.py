@@ -99,16 +99,18 @@ class _Graph:
     def __init__(
         self, scores: UserScores, users: ServedTable, items: ServedTable, artifact: Artifact, scale: float
     ) -> None:
-        self._scores, self._tables, self._artifact, self._scale = scores, (users, items), artifact, scale
+        self._scores: UserScores | None = scores
+        self._tables, self._artifact, self._scale = (users, items), artifact, scale
         self._ranked = 0
 
     @cached_property
     def _vectors(self) -> _DenseTables:
+        self._scores = None  # from now on it would only take memory
         return _dense(*self._tables, self._artifact, self._scale)
 
     def top_k(self, users: NDArray[np.int64], k: int, seen_pointers: Array, seen_items: Array, threads: int) -> TopK:
         self._ranked += len(users)
-        if self._ranked > _USERS_WITHOUT_VECTORS * self._tables[0].columns:
+        if self._scores is None or self._ranked > _USERS_WITHOUT_VECTORS * self._tables[0].columns:
             return self._vectors.top_k(users, k, seen_pointers, seen_items, threads)
         found = TopK.empty(len(users), k)
         for row, user in enumerate(users.tolist()):

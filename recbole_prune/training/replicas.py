@@ -8,7 +8,7 @@ a replica of the same training, and the sum of gradients is the one thing that i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 import torch
@@ -69,6 +69,7 @@ class Replicas:
     def __init__(self, trainer: Replicated, added: Iterable[nn.Parameter]) -> None:
         self._trainer, self._added = trainer, list(added)
         self._sums: GradientSums | None = None
+        self._names: list[tuple[str, nn.Parameter]] = []
         self._rows: OwnRows | None = None
         self._is_finite = True
 
@@ -85,6 +86,7 @@ class Replicas:
     def begin_epoch(self, loader: AbstractDataLoader) -> OwnRows:
         """The part of the epoch's batches that is this process's; parameters are those of now."""
         model = self._trainer.model
+        self._names = list(model.named_parameters())
         tables = [module.weight for module in model.modules() if type(module) is nn.Embedding]
         tables += [module.values for _, module in compact_modules(model)]
         # an optimizer may have what the model shows nobody
@@ -98,9 +100,15 @@ class Replicas:
         self._rows = OwnRows(loader, group.rank(), group.count(), sums=self._sums_rows)
         return self._rows
 
-    def read_by_rows(self, tables: Iterable[LazyTable]) -> None:
-        """What rows of tables wait in this epoch, in every process."""
+    def read_by_rows(self, tables: Sequence[LazyTable]) -> None:
+        """The tables whose rows wait in this epoch; none do where the processes, with other threads, do not agree."""
         assert self._sums is not None, "the epoch has begun"
+        names = {id(parameter): name for name, parameter in self._names}
+        found = group.gather(" ".join(names[id(table.parameter)] for table in tables).encode())
+        if len(set(found)) > 1:
+            for table in tables:
+                table.close()
+            return
         self._sums.read_by_rows(tables)
 
     def watch(self, loss: torch.Tensor) -> None:
