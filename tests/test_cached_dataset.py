@@ -25,6 +25,7 @@ from safetensors.numpy import load, load_file, save
 from test_plain_equality import our_run
 from zoo import DATASET, config_for
 
+import recbole_prune
 from recbole_prune import PruneConfig, run_recbole_prune
 from recbole_prune.data import cached
 from recbole_prune.data.cached import cached_dataset
@@ -187,7 +188,7 @@ def test_other_settings_data_and_versions_are_built_anew(
     assert "was read from" in messages(user_inter_num_interval="[4,inf)")
     atomic.write_text("".join(atomic.read_text().splitlines(keepends=True)[:-1]))
     assert "is replaced: it was made from other files" in messages(user_inter_num_interval="[4,inf)")
-    monkeypatch.setattr(cached, "version", lambda name: "0.0")
+    monkeypatch.setattr(recbole_prune, "__version__", "0.0")
     assert "or by other versions of RecBole" in messages(user_inter_num_interval="[4,inf)")
     assert "was read from" in messages(user_inter_num_interval="[4,inf)")
 

@@ -14,18 +14,19 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import recbole
 from recbole.utils import FeatureType, ModelType
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+import recbole_prune
 from recbole_prune.data.plain_values import Array, Decoder, Encoder, NotPlain
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.disk.files import read_file, write_atomic
@@ -115,7 +116,7 @@ def _class_of(config: Config) -> type[Dataset]:
 
 def _origin(config: Config, kind: type[Dataset]) -> dict[str, Any]:
     """What a dataset is built from beside settings."""
-    libraries = {name: version(name) for name in ("recbole", "pandas", "numpy", "recbole-prune")}
+    libraries = {module.__name__: module.__version__ for module in (recbole, recbole_prune, pd, np)}
     data = data_digest(Path(config["data_path"]), config["dataset"])
     return {"format": _FORMAT, "class": f"{kind.__module__}.{kind.__qualname__}", "data": data, "versions": libraries}
 
