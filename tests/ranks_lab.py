@@ -85,6 +85,8 @@ def sums_are_right() -> bool:
         for parameter, gradient in zip(parameters, made[group.rank()]):
             parameter.grad = None if gradient is None else gradient.clone()
         finite = sums.add_up(is_finite=(batch, group.rank()) != (2, 1))
+        if density == 0.9 and len(sums._exchange._own) > 60_000:  # so dense a gradient is not sent as entries
+            return False
         if finite == (batch == 2) or parameters[4].grad is not None:
             return False
         for parameter, *gradients in zip(parameters[:4], *made):

@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,7 @@ from recbole_prune.errors import ArtifactError, ConfigError
 from recbole_prune.run.rebuild import load_ticket
 from recbole_prune.scoring.probe import disagreement
 from recbole_prune.serving import Recommender, ranking
-from recbole_prune.sparse import bipartite
-from recbole_prune.sparse.bipartite import Neighbours, UserScores, mean_of_layers
-from recbole_prune.sparse.compiling import available
+from recbole_prune.sparse.bipartite import mean_of_layers
 
 K = 10
 
@@ -393,75 +390,11 @@ def columns(pairs: Any) -> tuple[np.ndarray, np.ndarray]:
 # ---- the mean of layers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pays", [False, pytest.param(True, marks=pytest.mark.skipif(not available(), reason="numba"))])
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 99),
-    users=st.integers(0, 9),
-    items=st.integers(0, 30),
-    layers=st.integers(1, 4),
-    width=st.integers(0, 5),
-)
-def test_mean_of_layers_is_that_of_the_matrix(
-    pays: bool, seed: int, users: int, items: int, layers: int, width: int
-) -> None:
-    random = np.random.default_rng(seed)
-    adjacency = random.random((users, items)) < random.random()
-    tables = [random.standard_normal((count, width)).astype(np.float32) for count in (users, items)]
-    matrix = np.block([[np.zeros((users, users)), adjacency], [adjacency.T, np.zeros((items, items))]])
-    factors = np.diag((matrix.sum(axis=1) + 1e-7) ** -0.5)
-    layer = np.concatenate(tables).astype(np.float64)
-    total = layer.copy()
-    for _ in range(layers):
-        layer = factors @ matrix @ factors @ layer
-        total += layer
-    neighbours = Neighbours(np.concatenate([[0], np.cumsum(adjacency.sum(axis=1))]), np.nonzero(adjacency)[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bipartite, "pays", lambda seconds: pays)
-        patch.setattr(bipartite, "_EDGES_AT_ONCE", 4)
-        patch.setattr(bipartite, "_ROWS_AT_ONCE", 4)
-        found = mean_of_layers(neighbours, tables[0], tables[1], layers)
-    assert all(table.dtype == np.float32 for table in found)
-    mean = total / (layers + 1)
-    assert np.allclose(np.concatenate(found), mean, rtol=1e-5, atol=1e-6)
-    of_user = UserScores(neighbours, tables[0], tables[1], layers)
-    for user in range(users):
-        assert np.allclose(of_user.of(user), mean[users:] @ mean[user], rtol=1e-12, atol=1e-12)
-
-
 def test_what_is_computed_once_cannot_be_changed(tiny_data: Path, tmp_path: Path) -> None:
     tiny("LightGCN", tiny_data).export(tmp_path / "artifact")
     vectors = read_artifact(tmp_path / "artifact").tensor("restore_user_e")
     with pytest.raises(ValueError, match="read-only"):
         vectors[:] = 7
-
-
-def test_few_wide_rows_take_no_more_memory_than_many_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bipartite, "pays", lambda seconds: False)
-    users, width = 130, 5000
-    pairs = np.meshgrid(np.arange(users), np.arange(users), indexing="ij")
-    neighbours = Neighbours(np.arange(0, users * users + 1, users), pairs[1].ravel())
-    tables = [np.ones((users, width), np.float32)] * 2
-    tracemalloc.start()
-    bipartite.mean_of_layers(neighbours, *tables, 1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2 * (40 * users * width + 32 * (users + users * users)) + (40 << 20)
-
-
-def test_tables_in_the_order_of_columns_are_propagated_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(1)
-    neighbours = Neighbours(np.array([0, 2, 3]), np.array([0, 2, 1]))
-    users, items = (random.normal(size=(rows, 40)).astype(np.float32) for rows in (2, 3))
-    for seconds in (False, True):
-        monkeypatch.setattr(bipartite, "pays", lambda saved, answer=seconds: answer)
-        expected = bipartite.mean_of_layers(neighbours, users, items, 2)
-        found = bipartite.mean_of_layers(neighbours, np.asfortranarray(users), np.asfortranarray(items), 2)
-        monkeypatch.setattr(bipartite, "_NUMBERS_AT_ONCE", 7 * bipartite._EDGES_AT_ONCE)
-        in_blocks = bipartite.mean_of_layers(neighbours, users, items, 2)
-        for one, other, third in zip(expected, found, in_blocks):
-            np.testing.assert_allclose(one, other, rtol=1e-6)
-            np.testing.assert_allclose(one, third, rtol=1e-6)
 
 
 def test_a_few_users_are_ranked_without_vectors_and_more_with_them(tiny_data: Path, tmp_path: Path) -> None:
@@ -484,6 +417,7 @@ def test_a_few_users_are_ranked_without_vectors_and_more_with_them(tiny_data: Pa
     while "_vectors" not in vars(few._ranking):  # one that is asked again and again computes them in the end
         assert few._ranking._ranked < len(users)
         few.top_k(users[:2], K)
+    assert few._ranking._scores is None, "it would only take memory"
 
 
 def test_propagated_tables_are_computed_once_and_only_when_asked_for(

@@ -122,6 +122,18 @@ def test_a_place_whose_name_is_too_long(tmp_path: Path, monkeypatch: pytest.Monk
     assert together(2, lambda rank, gather: connect(rank, 2, gather)) == [None] * 2
 
 
+def test_a_place_whose_name_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="rbp", dir="/tmp" if os.path.isdir("/tmp") else None) as folder:
+        place = os.path.join(folder, os.fsdecode(b"\xff"))
+        try:
+            os.mkdir(place)
+        except OSError:
+            pytest.skip("this file system has no such names")
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        for end in connected(2):
+            end.close()
+
+
 def test_nothing_is_left_and_nobody_else_may_call(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[int] = []
     with tempfile.TemporaryDirectory(prefix="rbp", dir="/tmp" if os.path.isdir("/tmp") else None) as place:

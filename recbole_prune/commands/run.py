@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from recbole_prune import garbage
@@ -28,7 +29,7 @@ def main(words: Sequence[str]) -> int:
             print(printable(f"recbole-prune: {why}"), file=sys.stderr)
         return status
     with garbage.not_searched(forever=True):
-        from recbole_prune import quick_start  # noqa: F401  # with it comes whatever else a run imports
+        import_module("recbole_prune.quick_start")  # with it comes whatever else a run imports
         from recbole_prune.config.prune_config import PruneConfig
         from recbole_prune.ranks import group
 

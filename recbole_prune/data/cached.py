@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Mapping
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
@@ -30,7 +29,7 @@ import recbole_prune
 from recbole_prune.data.plain_values import Array, Decoder, Encoder, NotPlain
 from recbole_prune.data.random_streams import have_moved, random_state
 from recbole_prune.disk.files import read_file, write_atomic
-from recbole_prune.disk.seals import read_json, sha256
+from recbole_prune.disk.seals import seal, unseal
 from recbole_prune.errors import StoreError, printable
 from recbole_prune.ranks import group
 
@@ -42,7 +41,6 @@ SUFFIX = ".dataset.safetensors"
 _FORMAT = 1
 _DESCRIPTION = "description"
 _LONGEST_HEADER = 1 << 24
-_DIGITS = 64
 _CLASSES = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
 # attributes that every run has its own of
 _OF_A_RUN = ("config", "logger")
@@ -90,7 +88,7 @@ def cached_dataset(config: Config, folder: Path) -> Dataset:
         if group.is_first():
             write_atomic(path, _to_bytes(dataset, {**origin, "settings": asked.answers()}))
             _say(f"the dataset is kept in {path}")
-    except (NotPlain, StoreError) as error:
+    except (ValueError, StoreError) as error:  # JSON lacks some numbers
         _say(f"the dataset is not kept: {error}", WARNING)
     return dataset
 
@@ -110,8 +108,9 @@ def data_digest(folder: Path, dataset: str) -> str:
 def _class_of(config: Config) -> type[Dataset]:
     """RecBole's choice: a class that is named as the model, else that of the model's kind."""
     classes = importlib.import_module("recbole.data.dataset")
-    own = getattr(classes, f"{config['model']}Dataset", None)
-    return own or getattr(classes, _CLASSES.get(config["MODEL_TYPE"], "Dataset"))  # type: ignore[no-any-return]
+    of_kind = getattr(classes, _CLASSES.get(config["MODEL_TYPE"], "Dataset"))
+    found: type[Dataset] = getattr(classes, f"{config['model']}Dataset", of_kind)
+    return found
 
 
 def _origin(config: Config, kind: type[Dataset]) -> dict[str, Any]:
@@ -164,9 +163,7 @@ def _to_bytes(dataset: Dataset, origin: Mapping[str, Any]) -> bytes:
     encoder = Encoder()
     node = encoder.encode({name: value for name, value in vars(dataset).items() if name not in _OF_A_RUN})
     record = {"origin": origin, "dataset": node, "arrays": _digest(encoder.arrays)}
-    text = json.dumps(record).encode()
-    sealed = sha256(text).encode() + text
-    return save_safetensors({**encoder.arrays, _DESCRIPTION: np.frombuffer(sealed, np.uint8)})
+    return save_safetensors({**encoder.arrays, _DESCRIPTION: np.frombuffer(seal(record), np.uint8)})
 
 
 def _digest(arrays: Mapping[str, Array]) -> str:
@@ -179,9 +176,8 @@ def _digest(arrays: Mapping[str, Array]) -> str:
 
 def _read(path: Path, kind: type[Dataset], config: Config) -> Dataset:
     arrays = _load(read_file(path))
-    sealed = arrays.pop(_DESCRIPTION).tobytes()
-    record = read_json(sealed[_DIGITS:])
-    if sha256(sealed[_DIGITS:]).encode() != sealed[:_DIGITS] or record["arrays"] != _digest(arrays):
+    record = unseal(arrays.pop(_DESCRIPTION).tobytes())
+    if record is None or record["arrays"] != _digest(arrays):
         raise NotPlain("it is damaged")
     answers = record["origin"].pop("settings")
     if record["origin"] != _origin(config, kind):

@@ -1,7 +1,7 @@
 """What a RecBole dataset consists of as JSON and arrays, and back: nothing that is read can name code to run.
 
-Values are None, booleans, numbers, texts, lists, tuples, sets, dicts, RecBole's two enumerations of fields, numpy
-arrays of numbers or texts, tensors and data frames. An object that stands in several places does so
+Values are None, booleans, numbers, texts, lists, dicts, RecBole's two enumerations of fields, numpy arrays of numbers,
+of texts or of sequences, and data frames: nothing else is in a dataset. An object that stands in several places does so
 again; numpy's single texts become Python's.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from recbole.utils import FeatureSource, FeatureType
 
@@ -24,7 +23,7 @@ _ENUMS = {kind.__name__: kind for kind in (FeatureType, FeatureSource)}
 _SCALARS = (bool, int, float, str, type(None))
 _NUMBERS = "biuf"
 _MOST_GROWTH = 1024
-_OF_COLUMNS = ("array", "unicode", "texts", "ragged")
+_OF_COLUMNS = ("array", "ragged")
 
 
 class NotPlain(ValueError):
@@ -53,8 +52,6 @@ class Encoder:
             return value
         if isinstance(value, np.str_):
             return str(value)
-        if isinstance(value, np.generic):
-            return ["number", self._array(np.asarray(value)[None])]
         if id(value) in self._nodes:
             return ["again", self._nodes[id(value)]]
         number = len(self._kept)
@@ -65,20 +62,16 @@ class Encoder:
 
     def _compound(self, value: object) -> list[Node]:
         kind = type(value)
-        if kind in _ENUMS.values():
-            return ["enum", kind.__name__, value.name]  # type: ignore[attr-defined]
-        if kind is set and not all(type(each) in _SCALARS for each in value):  # type: ignore[attr-defined]
-            raise NotPlain("a set of other things than numbers and texts")
-        if kind in (list, tuple, set):
-            return [kind.__name__, [self.encode(each) for each in value]]  # type: ignore[attr-defined]
+        if isinstance(value, (FeatureType, FeatureSource)):
+            return ["enum", kind.__name__, value.name]
+        if isinstance(value, list) and kind is list:
+            return ["list", [self.encode(each) for each in value]]
         if isinstance(value, dict) and kind is dict:
             return self._mapping(value)
         if isinstance(value, defaultdict) and value.default_factory is int:
             return ["counts", self.encode(dict(value))]
         if isinstance(value, np.ndarray) and kind is np.ndarray:
             return self._ndarray(value)
-        if isinstance(value, torch.Tensor) and kind is torch.Tensor and value.device.type == "cpu":
-            return ["tensor", self._array(value.detach().numpy())]
         if isinstance(value, pd.DataFrame) and kind is pd.DataFrame:
             columns = [[self.encode(name), self._column(value[name])] for name in value.columns]
             return ["frame", len(value), columns, self._index(value.index)]
@@ -98,8 +91,6 @@ class Encoder:
         if value.ndim == 1 and value.dtype.kind == "U":
             return self._unicode(value)
         if value.ndim == 1 and value.dtype == object:
-            if all(type(each) is str for each in value):
-                return ["texts", self._texts(value)]
             return self._ragged(value)
         raise NotPlain(f"an array of {value.dtype}")
 
@@ -113,6 +104,8 @@ class Encoder:
         """Arrays of one dtype and of any lengths, as a column of sequences has them."""
         if not all(type(each) is np.ndarray and each.ndim == 1 and each.dtype == value[0].dtype for each in value):
             raise NotPlain("an array of objects")
+        if not len(value):
+            raise NotPlain("a column of no sequences")
         lengths = np.fromiter(map(len, value), np.int64, len(value))
         return ["ragged", self._array(np.concatenate(value)), self._array(lengths)]
 
@@ -154,16 +147,12 @@ class Decoder:
         self._kinds: dict[str, Callable[..., object]] = {
             "enum": lambda kind, name: _ENUMS[kind][name],
             "list": lambda nodes: [self.decode(node) for node in nodes],
-            "tuple": lambda nodes: tuple(self.decode(node) for node in nodes),
-            "set": lambda nodes: {_scalar(node) for node in nodes},
             "dict": lambda pairs: {_scalar(key): self.decode(node) for key, node in pairs},
             "counts": self._counts,
             "ids": lambda texts, ids: dict(zip(self._texts(texts), self._vector(ids).tolist())),
             "array": self._array,
             "unicode": self._unicode,
-            "texts": lambda texts: _of_objects(self._texts(texts)),
             "ragged": self._ragged,
-            "tensor": lambda array: torch.from_numpy(self._array(array)),
             "frame": self._frame,
         }
 
@@ -177,8 +166,6 @@ class Decoder:
             return node
         try:
             kind, *parts = node
-            if kind == "number":
-                return self._vector(parts[0])[0]
             if kind == "again":
                 return self._values[parts[0]]
             *parts, number = parts
@@ -223,7 +210,11 @@ class Decoder:
 
     def _ragged(self, array: str, lengths: str) -> Array:
         numbers = self._vector(array)
-        return _of_objects(np.split(numbers, self._ends(lengths, len(numbers))[:-1]))
+        parts = np.split(numbers, self._ends(lengths, len(numbers))[:-1])
+        found = np.empty(len(parts), dtype=object)
+        for place, part in enumerate(parts):
+            found[place] = part
+        return found
 
     def _counts(self, node: Node) -> defaultdict[Any, int]:
         found = self.decode(node)
@@ -248,10 +239,3 @@ def _scalar(node: Node) -> Any:
     if type(node) not in _SCALARS:
         raise NotPlain("a key that is no number and no text")
     return node
-
-
-def _of_objects(values: list[Any]) -> Array:
-    found = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):
-        found[place] = value
-    return found

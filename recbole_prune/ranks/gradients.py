@@ -83,6 +83,7 @@ class GradientSums:
             if id(parameter) in wanted and fits and size >= _LEAST_ENTRIES and positions + size < _MOST_POSITIONS:
                 self._sparse.append(parameter)
                 positions += size
+        self._carried = self._few_enough()
 
     def read_by_rows(self, tables: Iterable[RowTable]) -> None:
         """From now on the sums for these tables, float32 on a CPU, are gradients of rows too."""
@@ -104,12 +105,13 @@ class GradientSums:
             said = self._of_all(is_finite)
         self._add_rows(said.rows, {id(each): kind for each, kind in zip(self._all, said.kinds)})
         whole = [each for each, kind in zip(self._all, said.kinds) if _WHOLE in kind]
-        self._add_carried(said.carried, set(map(id, whole)))
-        done = set(map(id, self._carried()))
+        present, sent = set(map(id, whole)), list(self._carried)
+        self._add_carried(said.carried, present)
         if said.are_dense:
             self._sparse = []  # a graph spreads gradients over whole tables
-        self._add_sparse(said.entries, set(map(id, whole)))
-        done.update(map(id, self._sparse))
+            self._carried = self._few_enough()
+        self._add_sparse(said.entries, present)
+        done = set(map(id, [*sent, *self._sparse]))
         self._add_dense([each for each in whole if id(each) not in done])
         return said.all_finite
 
@@ -135,7 +137,7 @@ class GradientSums:
         for table in self._by_rows.values():
             parts += self._rows_of(table)
         behind_rows = len(parts)
-        for parameter in self._carried():
+        for parameter in self._carried:
             is_whole = self._kind(parameter) == _WHOLE
             parts.append(_dense(parameter).reshape(-1) if is_whole else torch.zeros(0))
         messages = self._exchange.of_all(parts)
@@ -208,15 +210,15 @@ class GradientSums:
 
     # ---- whole tensors -----------------------------------------------------------------------------------------------
 
-    def _carried(self) -> list[torch.Tensor]:
-        """Parameters whose whole gradients go with the message, if there are any."""
+    def _few_enough(self) -> list[torch.Tensor]:
+        """The parameters whose whole gradients go with the message: all others on a CPU, if they are small."""
         sparse = set(map(id, self._sparse))
         found = [each for each in self._all if id(each) not in sparse and _is_on_cpu(each)]
         numbers = sum(each.numel() for each in found) * (group.count() - 1)
         return found if group.have_wires() and numbers <= _MOST_CARRIED else []
 
     def _add_carried(self, of_processes: Sequence[Sequence[torch.Tensor]], present: set[int]) -> None:
-        for number, parameter in enumerate(self._carried()):
+        for number, parameter in enumerate(self._carried):
             if id(parameter) in present:
                 parts = [message[number].view(torch.float32) for message in of_processes]
                 total = torch.zeros(parameter.numel())
